@@ -1,0 +1,100 @@
+/* data.h - from a dataset file to shards of token ids, packed into micro-batches.
+ *
+ * A *shard* is `shard_samples` consecutive dataset rows, the unit of commit and resume; numbers are
+ * global: shard k holds rows [k*shard_samples, (k+1)*shard_samples), cut by max_samples and the end
+ * of the file. A row gives one sample, none (overflow = skip), or several (overflow = split).
+ * Memory is bounded by one row and one shard, never by the file.
+ *
+ * One thread owns a td_source. A td_shard is immutable once returned.
+ */
+#ifndef TDGEN_DATA_H
+#define TDGEN_DATA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "tdgen/config.h"
+#include "tdgen/status.h"
+#include "tdgen/tokenizer.h"
+
+typedef struct td_sample {
+    int64_t row;          /* dataset row, from 0 */
+    int64_t start;        /* token offset within the row's tokens (split), else 0 */
+    int64_t token_offset; /* into the shard's arrays */
+    int32_t n_tokens;     /* 0 .. max_length */
+    int32_t n_rows;       /* positions to record: tokens t >= 1 with loss_mask 1 */
+    int64_t row_offset;   /* of its first recorded row within the shard */
+} td_sample;
+
+typedef struct td_micro_batch {
+    const int32_t *samples; /* indices into the shard's samples */
+    int32_t n_samples, n_tokens, n_rows;
+} td_micro_batch;
+
+typedef struct td_shard {
+    int64_t number;
+    int64_t row_begin, row_end;  /* dataset rows */
+    int32_t *ids;                /* [n_tokens] */
+    uint8_t *loss_mask;          /* [n_tokens], 0 at each sample's first token */
+    int64_t n_tokens, n_rows;
+    td_sample *samples;          /* [n_samples], in dataset order */
+    int32_t n_samples;
+    /* id_field: UTF-8 of sample i at id_bytes[id_offsets[i] .. id_offsets[i+1]); NULL without. */
+    char *id_bytes;
+    int64_t *id_offsets;         /* [n_samples + 1] */
+    uint64_t source_hash;        /* xxh3 of the rows' raw bytes in the file, in order */
+    int32_t n_bad_rows;          /* rows left out under on_bad_sample = skip */
+    int32_t n_overflow_rows;     /* rows cut, split or skipped because of max_length */
+    /* Samples with n_rows > 0, longest first, packed up to batch_tokens; a longer sample is a
+     * micro-batch of its own. Samples without rows are in none: nothing has to be computed. */
+    td_micro_batch *batches;
+    int32_t n_batches;
+    int32_t *batch_samples;      /* backing store of the lists */
+} td_shard;
+
+void td_shard_free(td_shard *s); /* NULL allowed */
+
+typedef struct td_source td_source;
+
+typedef struct td_source_limits {
+    int32_t n_vocab;     /* ids of tokenised rows must be below it (the model's padded vocabulary) */
+    int32_t eos_id;      /* for append_eos; -1: none known, then append_eos is refused by name */
+    int32_t max_positions; /* the model's own limit, for the warning; 0 = unknown */
+} td_source_limits;
+
+/* Resolves format = auto by extension and first bytes, checks that the file is there and readable
+ * and, for JSONL, that the first row has the configured fields. `tok` may be NULL when the rows are
+ * already tokenised. cfg and tok are borrowed. */
+td_status td_source_open(const td_config *cfg, const td_tokenizer *tok,
+                         const td_source_limits *lim, td_source **out, td_error *err);
+void td_source_close(td_source *s);
+
+/* Does this configuration need a tokenizer (text), or does it bring ids? The format is resolved. */
+td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *err);
+
+/* The next shard in file order, or NULL in *out at the end of the data (or of max_samples).
+ * tokenise = false: only row_begin, row_end, source_hash and number are filled (rows are scanned,
+ * not parsed), for shards that are finished or belong to another worker. */
+td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *err);
+/* Number of the shard that the next td_source_next would return. */
+int64_t td_source_next_number(const td_source *s);
+/* Can be called from any thread. */
+void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *bytes_total);
+
+/* Identity of the dataset file: size and xxh3 over its first and last MiB (the rows themselves are
+ * covered by each shard's source_hash). */
+td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash, td_error *err);
+
+/* What the planner wants to know. Small files are read whole (estimated = false); of large ones
+ * some thousand rows spread over the file are tokenised and scaled up. Without a tokenizer
+ * (tok == NULL though text needs one) token counts are estimated at 4 bytes a token and
+ * `tokens_from_bytes` says so. */
+typedef struct td_dataset_stats {
+    int64_t n_dataset_rows, n_samples, n_tokens, n_record_rows;
+    int32_t max_tokens; /* longest sample met */
+    bool estimated, tokens_from_bytes;
+} td_dataset_stats;
+td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
+                                  const td_source_limits *lim, td_dataset_stats *out, td_error *err);
+
+#endif

@@ -1,0 +1,235 @@
+/* device.h - the device API: one table of functions per device kind.
+ *
+ * A *device* holds memory and runs kernels: "cpu:0", "cuda:3". Everything that computes goes through
+ * this table; the forward pass (src/model) is written once over it and includes no backend header.
+ *
+ * Order of use: td_device_enumerate -> td_device_open -> alloc / weight_prepare -> stream_create ->
+ * enqueue operations -> event_record -> event_sync -> ... -> destroy in reverse -> close.
+ *
+ * Asynchrony. Operations that take a td_stream only enqueue: they run in stream order, later, and
+ * read their host-side argument structs before they return, but the arrays the arguments point to
+ * when they run. The first failure of a stream sticks: later operations of that stream are skipped,
+ * and event_sync returns the failure with a text that names device and operation. The caller then
+ * destroys the stream. td_event orders streams of any devices of one process with each other.
+ *
+ * Memory. Pointers are device pointers; only copy_in / copy_out cross to the host. Devices with the
+ * same info.domain share an address space (all CPU devices do): weights prepared on one may be used
+ * on the others. alloc is aligned to at least 64 bytes.
+ *
+ * Threads. Enqueue calls on one stream come from one thread at a time; different streams may be
+ * driven by different threads. Weights are read-only after preparation and shared freely.
+ *
+ * Determinism (DESIGN section 2): for every operation, the bits of a row of the result depend only
+ * on that row's inputs (for attention: on its sequence up to that row), never on its position in
+ * the batch, on neighbours, on the number of rows or on the number of threads.
+ *
+ * Letters: T tokens of a micro-batch, B sequences, C hidden, H / Hkv heads, D head dim, F ffn,
+ * V vocabulary, K stored top-k, R rows.
+ */
+#ifndef TDGEN_DEVICE_H
+#define TDGEN_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "tdgen/dtype.h"
+#include "tdgen/status.h"
+
+typedef struct td_device td_device;
+typedef struct td_stream td_stream;
+typedef struct td_event td_event;
+typedef struct td_weight td_weight;
+
+typedef struct td_device_info {
+    char name[32];   /* "cpu:0", "cuda:3" */
+    char model[128]; /* what a person calls it: "NVIDIA A100-SXM4-80GB", "Intel Xeon ..." */
+    char kind[160];  /* device kind of the record: model or instruction set + library versions */
+    int32_t index;   /* number within its backend */
+    int32_t domain;  /* devices with equal domain share weights */
+    int32_t n_threads; /* CPU devices: worker threads, else 0 */
+    uint64_t memory_total_bytes, memory_free_bytes;
+    bool has_f32, has_bf16, has_f16; /* compute modes its GEMM offers */
+} td_device_info;
+
+/* A host tensor of a checkpoint, row-major, as stored. Borrowed. */
+typedef struct td_host_matrix {
+    const void *data;
+    td_dtype dtype; /* TD_F32, TD_BF16 or TD_F16 */
+    int64_t n_rows, n_cols;
+} td_host_matrix;
+
+/* --- arguments of the operations ------------------------------------------------------------- */
+
+/* x[t, :] = table[ids[t], :] as f32. ids are checked by the caller: 0 <= id < V. */
+typedef struct td_embed_args {
+    const int32_t *ids;  /* device I32 [T] */
+    const void *table;   /* device [V, C], table_dtype */
+    td_dtype table_dtype;
+    float *out;          /* device F32 [T, C] */
+    int32_t n_tokens, n_cols;
+} td_embed_args;
+
+/* RMSNorm (Zhang & Sennrich 2019): out = x / sqrt(mean(x^2) + eps) * weight, per row. Rows may be
+ * strided, and `rows` are gathered when row_index is given. in == out is allowed when out_dtype is
+ * TD_F32 and row_index is NULL (used for q/k norm in place). */
+typedef struct td_rmsnorm_args {
+    const float *in;           /* device F32; row r starts at in + index(r) * in_stride */
+    const int32_t *row_index;  /* device I32 [n_rows] or NULL for the identity */
+    const float *weight;       /* device F32 [n_cols] */
+    void *out;                 /* device [n_rows, n_cols], row stride out_stride elements */
+    td_dtype out_dtype;        /* the compute dtype, or TD_F32 */
+    int32_t n_rows, n_cols;
+    /* n_inner > 1: each row holds n_inner consecutive vectors of n_cols (heads), all normalised. */
+    int32_t n_inner;
+    int64_t in_stride, out_stride; /* elements between rows */
+    float eps;
+} td_rmsnorm_args;
+
+/* out[M, N] = in[M, K] * W[N, K]^T (+ bias[N]); accumulate: out += that product. */
+typedef struct td_gemm_args {
+    const td_weight *weight;
+    const void *in;     /* device [M, K], in the compute dtype of the weight, dense */
+    const float *bias;  /* device F32 [N] or NULL */
+    float *out;         /* device F32 [M, N], dense */
+    int32_t n_rows;     /* M */
+    bool accumulate;    /* residual connection; not together with bias */
+} td_gemm_args;
+
+/* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each head:
+ * (a, b) = (x[i], x[i + rotary_dim/2]) -> (a cos - b sin, b cos + a sin). */
+typedef struct td_rope_args {
+    float *x;                 /* device F32, row t starts at x + t * stride; n_heads of head_dim */
+    const int32_t *positions; /* device I32 [T] */
+    const float *cos_table;   /* device F32 [n_positions, rotary_dim / 2] */
+    const float *sin_table;
+    int32_t n_tokens, n_heads, head_dim, rotary_dim;
+    int64_t stride;
+} td_rope_args;
+
+/* Causal grouped-query attention over packed sequences: softmax(scale * q k^T) v. Query head h uses
+ * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i. */
+typedef struct td_attention_args {
+    const float *q, *k, *v;      /* device F32; row t at base + t * stride */
+    int64_t stride;              /* of q, k and v alike: they are slices of one qkv buffer */
+    void *out;                   /* device [T, H * D], out_dtype, dense */
+    td_dtype out_dtype;          /* the compute dtype */
+    const int32_t *seq_offsets;  /* device I32 [B + 1] */
+    const int32_t *seq_offsets_host; /* the same on the host, for the launch shape */
+    int32_t n_seqs, n_heads, n_kv_heads, head_dim;
+    int32_t window;              /* 0 = full */
+    float scale;
+} td_attention_args;
+
+/* out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f] */
+typedef struct td_gated_act_args {
+    const float *gate_up; /* device F32 [T, 2F] */
+    void *out;            /* device [T, F], out_dtype */
+    td_dtype out_dtype;
+    int32_t n_tokens, n_cols; /* F */
+} td_gated_act_args;
+
+/* Capture over a chunk of rows of logits, one pass for the sums, one for the selection.
+ * Definitions, all natural logarithms, per row with logits z[0..V):
+ *   m = max z; S = sum exp(z - m) accumulated in f64; logsumexp = f32(m + log S)
+ *   logprob(v) = fl32(fl32(z[v] - m) - fl32(log S)), the one order of everything:
+ *   topk: by logprob descending, ties by the lower id; entries with z = -inf are never taken, free
+ *         places hold id -1 and logprob -inf
+ *   tail_mass = sum over ids not taken of exp(z - m) / S, summed from those terms in f64
+ *   target_logprob = logprob(target); target_rank = number of ids before it in that order
+ *   entropy = log S - (1/S) sum exp(z - m) (z - m)
+ *   logsumexp_t[i] = f32 of log sum exp(z / T_i)
+ * A row with a NaN or +inf logit (or no finite one) gets logsumexp = NaN and zeros elsewhere; the
+ * caller treats its sample as failed. target = -1: target_logprob = -inf, rank = -1. */
+typedef struct td_capture_args {
+    const float *logits;    /* device F32 [n_rows, V], dense */
+    const int32_t *targets; /* device I32 [n_rows] */
+    int32_t n_rows, n_vocab, top_k, n_temperatures;
+    const float *temperatures; /* HOST F32 [n_temperatures], copied at the call (at most 16) */
+    /* outputs, device, already offset to the chunk's first row */
+    int32_t *topk_ids;      /* I32 [n_rows, top_k] */
+    float *topk_logprobs;   /* F32 [n_rows, top_k] */
+    float *logsumexp;       /* F32 [n_rows] */
+    float *logsumexp_t;     /* F32 [n_rows, n_temperatures] or NULL */
+    float *tail_mass;       /* F32 [n_rows] */
+    float *target_logprob;  /* F32 [n_rows] */
+    int32_t *target_rank;   /* I32 [n_rows] */
+    float *entropy;         /* F32 [n_rows] */
+} td_capture_args;
+
+/* --- the table ------------------------------------------------------------------------------- */
+
+typedef struct td_device_ops {
+    const char *backend; /* "cpu", "cuda" */
+
+    void (*close)(td_device *dev);
+
+    /* size_bytes of uninitialised memory (NaN-filled in the TDGEN_DEBUG_ALLOC build). */
+    td_status (*alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
+    void (*free)(td_device *dev, void *ptr);
+    /* Host memory from which copies run at full speed; plain memory on CPU devices. */
+    td_status (*host_alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
+    void (*host_free)(td_device *dev, void *ptr);
+
+    td_status (*stream_create)(td_device *dev, td_stream **out, td_error *err);
+    /* Waits for what is enqueued, then frees. NULL is allowed. */
+    void (*stream_destroy)(td_stream *s);
+    td_status (*event_create)(td_device *dev, td_event **out, td_error *err);
+    void (*event_destroy)(td_event *e);
+    /* The event completes when all that is now enqueued on s has run. Re-recording re-arms it. */
+    td_status (*event_record)(td_event *e, td_stream *s, td_error *err);
+    /* Later operations of s wait for the event's latest record. A failed stream behind the event
+     * makes s fail too. */
+    td_status (*stream_wait)(td_stream *s, td_event *e, td_error *err);
+    /* Blocks the calling host thread; returns the stream's sticky failure. timeout_s <= 0: no
+     * limit; on expiry TD_E_DEVICE. */
+    td_status (*event_sync)(td_event *e, double timeout_s, td_error *err);
+
+    td_status (*copy_in)(td_stream *s, void *dst_device, const void *src_host, size_t size_bytes, td_error *err);
+    td_status (*copy_out)(td_stream *s, void *dst_host, const void *src_device, size_t size_bytes, td_error *err);
+    /* From another device of the same backend; s belongs to the destination's device. */
+    td_status (*copy_peer)(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t size_bytes, td_error *err);
+
+    /* Packs the rows of `parts`, one after the other, as one [N, K] GEMM weight for `compute`
+     * (TD_F32, TD_BF16, TD_F16). Synchronous; the host data may go away afterwards. */
+    td_status (*weight_prepare)(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
+                                td_dtype compute, td_weight **out, td_error *err);
+    void (*weight_destroy)(td_weight *w);
+
+    td_status (*embed)(td_stream *s, const td_embed_args *a, td_error *err);
+    td_status (*rmsnorm)(td_stream *s, const td_rmsnorm_args *a, td_error *err);
+    td_status (*gemm)(td_stream *s, const td_gemm_args *a, td_error *err);
+    td_status (*rope)(td_stream *s, const td_rope_args *a, td_error *err);
+    td_status (*attention)(td_stream *s, const td_attention_args *a, td_error *err);
+    td_status (*gated_act)(td_stream *s, const td_gated_act_args *a, td_error *err);
+    td_status (*capture)(td_stream *s, const td_capture_args *a, td_error *err);
+
+    /* Seconds the stream has spent executing operations since it was made (for busy shares). */
+    double (*stream_busy_s)(const td_stream *s);
+} td_device_ops;
+
+/* Backends embed this as their first member; likewise td_weight. */
+struct td_device {
+    const td_device_ops *ops;
+    td_device_info info;
+};
+struct td_weight {
+    const td_device_ops *ops;
+    int64_t n_rows, n_cols; /* N, K */
+    td_dtype compute;
+    size_t size_bytes;      /* device memory held */
+};
+
+/* --- the registry (device.c): the only place that asks which backends are compiled in ---------- */
+
+/* The machine's devices of a backend. "cpu": `n_cpu_devices` devices that split the cores (0 = 1).
+ * "cuda": as CUDA numbers them; none when there is no driver (not an error). Creates no context.
+ * *out is freed by the caller with free(). */
+td_status td_device_enumerate(const char *backend, int32_t n_cpu_devices, td_device_info **out,
+                              int32_t *n_out, td_error *err);
+/* Opens the device that an enumeration described. */
+td_status td_device_open(const td_device_info *info, td_device **out, td_error *err);
+void td_device_close(td_device *dev); /* NULL allowed */
+/* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
+const char *td_device_backends(void);
+
+#endif

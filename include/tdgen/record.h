@@ -1,0 +1,97 @@
+/* record.h - what is on disk: output folder, shard files, manifest, resume, verify, inspect.
+ *
+ * OUT/manifest.json          identity of the run, written once
+ * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there
+ * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
+ * OUT/status.json, OUT/tdgen.log   written by sched
+ *
+ * The layout of a shard is known before anything is computed (how many samples, tokens, rows), so
+ * the writer makes the temp file at its full size and each sample's rows go to their place as they
+ * arrive: host memory does not grow with the shard. Commit = data hash, header, fsync, rename,
+ * fsync of the folder, index line.
+ */
+#ifndef TDGEN_RECORD_H
+#define TDGEN_RECORD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "tdgen/config.h"
+#include "tdgen/data.h"
+#include "tdgen/model.h"
+#include "tdgen/status.h"
+#include "tdgen/tokenizer.h"
+
+#define TD_RECORD_SCHEMA 1
+
+/* Mean bytes a recorded row costs on disk, all row tensors, for this configuration (pure). */
+double td_record_bytes_per_row(const td_config *cfg);
+/* Bytes per token (input_ids, loss_mask) beside the rows. */
+double td_record_bytes_per_token(const td_config *cfg);
+
+/* What makes two runs the same run, beside the config's own keys. */
+typedef struct td_identity {
+    const td_model_config *model;
+    td_dtype compute;
+    bool has_tokenizer;
+    uint64_t tokenizer_hash;
+    int32_t tokenizer_n_vocab;
+    uint64_t dataset_size_bytes, dataset_hash;
+    td_data_format format;  /* resolved */
+    bool append_eos;        /* resolved */
+} td_identity;
+
+typedef struct td_output td_output;
+
+/* Makes or opens the output folder, takes its lock (a second process gets a clear error), removes
+ * temp files of a crash, reads manifest and index (rebuilding the index from the shards where it is
+ * missing or short), and compares identities: a key that differs is TD_E_OUTPUT with a message that
+ * shows both sides and what may be done. Free to differ: gpus, groups, batch_tokens, worker_id,
+ * total_workers; max_samples may grow. */
+td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out, td_error *err);
+void td_output_close(td_output *o);
+/* After the weights were read: writes the manifest of a new run, or compares the hash. */
+td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err);
+
+/* Is this shard finished? Compares row range and source_hash; a finished shard is re-read and its
+ * hash checked once. A shard that is damaged, or that an earlier max_samples cut short, counts as
+ * not done (with a warning that says why). A differing source_hash is TD_E_OUTPUT: the dataset
+ * changed under the run. */
+td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, int64_t row_end,
+                               uint64_t source_hash, bool *done, td_error *err);
+
+typedef struct td_output_totals {
+    int64_t n_shards, n_samples, n_tokens, n_rows, n_skipped;
+    uint64_t size_bytes;
+} td_output_totals;
+/* Of all committed shards of the folder. Any thread. */
+void td_output_totals_get(td_output *o, td_output_totals *t);
+
+typedef struct td_shard_writer td_shard_writer;
+
+/* Reserves the file at its full size (a full disk is reported here), writes tokens and tables.
+ * `shard` is borrowed until commit or abort. device_kinds: those of the run's groups, in order. */
+td_status td_shard_writer_open(td_output *o, const td_shard *shard, const char *const *device_kinds,
+                               int32_t n_kinds, td_shard_writer **out, td_error *err);
+/* Rows of one sample, starting at first_row of `cap`. Threads may put different samples at once. */
+td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device_kind,
+                              const td_captured *cap, int32_t first_row, td_error *err);
+/* The sample stays in the shard (its tokens, its index) but has no rows and a zero loss mask. */
+td_status td_shard_writer_skip(td_shard_writer *w, int32_t sample, td_error *err);
+/* All samples with rows were put or skipped. Ends the writer, also on failure. */
+td_status td_shard_writer_commit(td_shard_writer *w, td_error *err);
+void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL allowed */
+
+/* Checks every byte of DIR; prints one line a shard that fails and a summary. TD_E_VERIFY when
+ * anything is wrong. */
+td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
+
+typedef struct td_inspect_options {
+    int64_t sample;       /* -1 = the first sample with rows */
+    int32_t n_positions;  /* rows of the table, default 24 */
+    int32_t n_candidates; /* top candidates a row, default 5 */
+    const char *model_dir; /* for token texts; NULL = the manifest's, when it still exists */
+} td_inspect_options;
+td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
+
+#endif

@@ -1,0 +1,53 @@
+/* tokenizer.h - Hugging Face tokenizer.json (BPE), exact.
+ *
+ * A td_tokenizer is read-only after load and shared by threads; each thread encodes through a
+ * td_tok_scratch of its own. Text may hold any byte, U+0000 included; invalid UTF-8 is replaced by
+ * U+FFFD as Python's errors="replace" does. What tokenizer.json asks for and we do not implement is
+ * refused by name at load (TD_E_MODEL).
+ */
+#ifndef TDGEN_TOKENIZER_H
+#define TDGEN_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "tdgen/status.h"
+#include "tdgen/util.h"
+
+typedef struct td_tokenizer td_tokenizer;
+typedef struct td_tok_scratch td_tok_scratch;
+
+typedef struct td_ids {
+    int32_t *ids;
+    size_t n, cap;
+} td_ids;
+void td_ids_free(td_ids *ids);
+
+/* Reads MODEL_DIR/tokenizer.json (and tokenizer_config.json beside it, when there, for bos/eos). */
+td_status td_tokenizer_load(const char *model_dir, td_tokenizer **out, td_error *err);
+void td_tokenizer_free(td_tokenizer *tok);
+
+td_status td_tok_scratch_create(const td_tokenizer *tok, td_tok_scratch **out, td_error *err);
+void td_tok_scratch_free(td_tok_scratch *s);
+
+/* Appends the ids of text[0..n) to *out. add_special: run the post-processor's template. On failure
+ * *out is as before. */
+td_status td_tokenizer_encode(const td_tokenizer *tok, td_tok_scratch *s, const char *text, size_t n,
+                              bool add_special, td_ids *out, td_error *err);
+
+/* Appends the text of ids to *out through the decoder of tokenizer.json. Unknown ids give nothing. */
+td_status td_tokenizer_decode(const td_tokenizer *tok, const int32_t *ids, size_t n,
+                              bool skip_special, td_strbuf *out, td_error *err);
+/* Appends the text of one token as it stands inside a line (leading space kept, bytes that are no
+ * UTF-8 by themselves as \xNN): for tables a person reads. */
+void td_tokenizer_token_text(const td_tokenizer *tok, int32_t id, td_strbuf *out);
+
+/* 1 + the highest id (added tokens included). */
+int32_t td_tokenizer_n_vocab(const td_tokenizer *tok);
+/* From tokenizer_config.json (string or object form), -1 when absent. */
+int32_t td_tokenizer_bos_id(const td_tokenizer *tok);
+int32_t td_tokenizer_eos_id(const td_tokenizer *tok);
+/* xxh3 of tokenizer.json's bytes. */
+uint64_t td_tokenizer_hash(const td_tokenizer *tok);
+
+#endif

@@ -1,0 +1,1 @@
+td_test(test_common SOURCES unit/test_common.c LIBS td_common)
