@@ -40,8 +40,13 @@ td_status td_error_prefix(td_error *err, const char *fmt, ...) {
     va_start(ap, fmt);
     int n = vsnprintf(err->text, sizeof err->text, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof err->text)
-        snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old);
+    size_t at = n < 0 ? 0 : (size_t)n;
+    if (at + 3 < sizeof err->text) {
+        size_t room = sizeof err->text - at - 3, len = strnlen(old, room);
+        memcpy(err->text + at, ": ", 2);
+        memcpy(err->text + at + 2, old, len);
+        err->text[at + 2 + len] = '\0';
+    }
     return err->code;
 }
 

@@ -1,0 +1,2 @@
+add_library(td_queue STATIC sched/queue.c)
+target_link_libraries(td_queue PUBLIC td_common)

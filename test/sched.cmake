@@ -1,0 +1,1 @@
+td_test(stress_queue PLAIN SOURCES stress/stress_queue.c LIBS td_queue LABELS stress)

@@ -1,0 +1,153 @@
+/* Far more threads than cores claim, commit, fail, release and retire at random. Every item must be
+ * committed exactly once, by one owner, and the queue must finish exactly then.
+ *
+ * Usage: stress_queue [items] [threads] [seed]
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sched.h>
+
+#include "sched/queue.h"
+#include "tdgen/util.h"
+
+#define CHECK(x)                                                                                   \
+    do {                                                                                           \
+        if (!(x)) {                                                                                \
+            fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #x);                  \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+typedef struct item {
+    _Atomic uint32_t commits;
+    uint32_t scribble; /* plain: written inside begin_commit..done, TSan sees a second writer */
+    uint64_t number;
+} item;
+
+typedef struct shared {
+    td_queue *q;
+    item *items;
+    uint64_t n_items;
+    uint32_t n_threads;
+    uint64_t seed;
+    _Atomic uint64_t n_claims, n_fails, n_releases, n_late, n_retired_items;
+    _Atomic uint32_t n_retired;
+} shared;
+
+typedef struct worker {
+    shared *sh;
+    uint32_t owner;
+    pthread_t thread;
+} worker;
+
+static uint64_t rng_next(uint64_t *s) {
+    *s ^= *s << 13;
+    *s ^= *s >> 7;
+    *s ^= *s << 17;
+    return *s;
+}
+
+static void *produce(void *arg) {
+    shared *sh = arg;
+    for (uint64_t i = 0; i < sh->n_items; i++) {
+        sh->items[i].number = i;
+        while (!td_queue_publish(sh->q, &sh->items[i]))
+            sched_yield();
+    }
+    td_queue_close(sh->q);
+    return NULL;
+}
+
+static void *work(void *arg) {
+    worker *me = arg;
+    shared *sh = me->sh;
+    uint64_t rng = sh->seed * 0x9e3779b97f4a7c15ull + me->owner + 1;
+    td_claim c[16];
+    while (!td_queue_finished(sh->q)) {
+        uint32_t n = td_queue_claim(sh->q, me->owner, 1 + (uint32_t)(rng_next(&rng) % 16), c);
+        if (n == 0) {
+            sched_yield();
+            continue;
+        }
+        atomic_fetch_add(&sh->n_claims, n);
+        for (uint32_t i = 0; i < n; i++) {
+            item *it = c[i].item;
+            CHECK(it->number == c[i].number);
+            /* Be descheduled while holding claims, or nobody's retirement would hit any. */
+            if (rng_next(&rng) % 8 == 0)
+                sched_yield();
+            uint32_t dice = (uint32_t)(rng_next(&rng) % 100);
+            if (dice < 10 && c[i].tries < 20) {
+                uint32_t before = c[i].tries;
+                uint32_t tries = td_queue_fail(sh->q, me->owner, c[i].number);
+                CHECK(tries == 0 || tries == before + 1);
+                atomic_fetch_add(tries ? &sh->n_fails : &sh->n_late, 1);
+                continue;
+            }
+            if (dice < 15) {
+                td_queue_release(sh->q, me->owner, c[i].number);
+                atomic_fetch_add(&sh->n_releases, 1);
+                continue;
+            }
+            /* Somebody declares a random peer dead, possibly ourselves, in the middle of its work;
+             * spread over the run: owner 0 survives, half of the owners go. */
+            uint32_t dead = atomic_load(&sh->n_retired);
+            if (c[i].number > (dead + 1) * (sh->n_items / sh->n_threads) &&
+                dead < sh->n_threads / 2 &&
+                atomic_compare_exchange_strong(&sh->n_retired, &dead, dead + 1)) {
+                uint32_t victim = 1 + (uint32_t)(rng_next(&rng) % (sh->n_threads - 1));
+                atomic_fetch_add(&sh->n_retired_items, td_queue_retire(sh->q, victim));
+            }
+            if (!td_queue_begin_commit(sh->q, me->owner, c[i].number)) {
+                atomic_fetch_add(&sh->n_late, 1);
+                continue;
+            }
+            it->scribble++;
+            CHECK(atomic_fetch_add(&it->commits, 1) == 0);
+            td_queue_done(sh->q, me->owner, c[i].number);
+        }
+    }
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    uint64_t n_items = argc > 1 ? strtoull(argv[1], NULL, 10) : 1000000;
+    uint32_t n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 32;
+    uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
+    td_error err;
+    for (uint32_t round = 0; round < 4; round++) {
+        /* A small ring makes reuse of slots and back-pressure frequent. */
+        uint32_t capacity = round % 2 ? 64 : 4096;
+        shared sh = {.n_items = n_items / 4, .n_threads = n_threads, .seed = seed + round};
+        CHECK(td_queue_create(capacity, n_threads, &sh.q, &err) == TD_OK);
+        sh.items = td_calloc(sh.n_items, sizeof *sh.items);
+        worker *w = td_calloc(n_threads, sizeof *w);
+        CHECK(sh.items && w);
+        pthread_t producer;
+        CHECK(pthread_create(&producer, NULL, produce, &sh) == 0);
+        for (uint32_t i = 0; i < n_threads; i++) {
+            w[i] = (worker){.sh = &sh, .owner = i};
+            CHECK(pthread_create(&w[i].thread, NULL, work, &w[i]) == 0);
+        }
+        pthread_join(producer, NULL);
+        for (uint32_t i = 0; i < n_threads; i++)
+            pthread_join(w[i].thread, NULL);
+        for (uint64_t i = 0; i < sh.n_items; i++)
+            CHECK(atomic_load(&sh.items[i].commits) == 1 && sh.items[i].scribble == 1);
+        td_claim c;
+        CHECK(td_queue_claim(sh.q, 0, 1, &c) == 0);
+        CHECK(td_queue_finished(sh.q));
+        printf("round %u: %llu items, %llu claims, %llu failed, %llu released, %u retirements "
+               "(%llu items taken back), %llu late answers discarded\n",
+               round, (unsigned long long)sh.n_items, (unsigned long long)sh.n_claims,
+               (unsigned long long)sh.n_fails, (unsigned long long)sh.n_releases, sh.n_retired,
+               (unsigned long long)sh.n_retired_items, (unsigned long long)sh.n_late);
+        td_queue_destroy(sh.q);
+        free(sh.items);
+        free(w);
+    }
+    return 0;
+}
