@@ -1,0 +1,6 @@
+add_library(td_safetensors STATIC model/safetensors.c)
+target_link_libraries(td_safetensors PUBLIC td_common)
+
+# Pure: what the planner needs of a model.
+add_library(td_model_config STATIC model/hf_config.c model/memory.c)
+target_link_libraries(td_model_config PUBLIC td_common)

@@ -1,0 +1,48 @@
+/* stage_buffers.h - the one list of what a session allocates on a stage's device.
+ *
+ * td_stage_memory_estimate adds it up, td_session_create allocates it: the planner's figures are
+ * the allocations by construction. Letters as in device.h; cs = bytes of the compute dtype.
+ */
+#ifndef TDGEN_MODEL_STAGE_BUFFERS_H
+#define TDGEN_MODEL_STAGE_BUFFERS_H
+
+#include <stdint.h>
+#include "tdgen/model.h"
+
+typedef enum td_stage_buffer {
+    /* activations */
+    TD_BUF_INTS,   /* I32: ids, positions, sequence offsets, rows, targets of a micro-batch */
+    TD_BUF_X0,     /* F32 [T, C] residual stream */
+    TD_BUF_X1,     /* its double, so that a stage runs ahead while the next still copies */
+    TD_BUF_NARROW, /* compute dtype [T, max(C, H*D, F)]: GEMM inputs, one live at a time */
+    TD_BUF_WIDE,   /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up */
+    TD_BUF_COS,    /* F32 [T, D/2]: positions of a sequence never pass the micro-batch */
+    TD_BUF_SIN,
+    /* capture workspace, last stage only */
+    TD_BUF_HIDDEN, /* compute dtype [Rc, C]: normalised rows of one chunk */
+    TD_BUF_LOGITS, /* F32 [Rc, V] */
+    TD_BUF_OUT,    /* captured values of a micro-batch, td_capture_layout of max_rows */
+    TD_BUF_COUNT,
+    TD_BUF_FIRST_WORKSPACE = TD_BUF_HIDDEN
+} td_stage_buffer;
+
+/* size_bytes[b] of each buffer of a stage that holds items [item_begin, item_end); 0 = not there.
+ * Values from a validated config and limits cannot overflow 64 bits. */
+void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
+                           const td_session_limits *lim, int32_t item_begin, int32_t item_end,
+                           uint64_t size_bytes[TD_BUF_COUNT]);
+
+/* Where each part lies in the block of one micro-batch's integers or captured values. Parts are
+ * packed for the actual counts, each from a multiple of 64 bytes, so that one copy moves them. */
+typedef struct td_ints_layout {
+    uint64_t ids, positions, seq_offsets, rows, targets, size_bytes; /* byte offsets */
+} td_ints_layout;
+td_ints_layout td_ints_layout_of(int64_t n_tokens, int64_t n_seqs, int64_t n_rows);
+
+typedef struct td_capture_layout {
+    uint64_t topk_ids, topk_logprobs, logsumexp_t, logsumexp, tail_mass, target_logprob, entropy,
+        target_rank, size_bytes; /* byte offsets */
+} td_capture_layout;
+td_capture_layout td_capture_layout_of(int64_t n_rows, int64_t top_k, int64_t n_temperatures);
+
+#endif
