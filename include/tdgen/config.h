@@ -6,6 +6,10 @@
  * settings that contradict each other. Messages name file, line, key and what was expected; for an
  * override they name the argument.
  *
+ * In the file: `key = value` lines under [section] headings, comments on lines that start with ';'
+ * or '#' and behind a value after ' ;'; a line has at most 198 characters, an override any number.
+ * Relative paths are relative to the folder the program is started in, not to the file.
+ *
  * Strings are owned by the struct; absent strings are NULL. Plain data after loading: read-only,
  * shared by all threads.
  */
@@ -15,6 +19,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include "tdgen/dtype.h"
 #include "tdgen/status.h"
 
@@ -43,7 +48,7 @@ typedef struct td_config {
         char *path; /* dataset file, required */
         td_data_format format;
         td_text_unit text_unit;
-        char *text_field;       /* "text" */
+        char *text_field;       /* "text"; not looked at when prompt_field or ids_field is set */
         char *prompt_field;     /* with completion_field: loss on the completion only */
         char *completion_field;
         char *separator;        /* between prompt and completion, ""; C escapes \n \t \\ decoded */
@@ -92,12 +97,16 @@ typedef struct td_config {
     } run;
 } td_config;
 
-/* Reads `path`, then applies overrides "section.key=value". On success the caller owns *out and
+/* Reads `path`, then applies overrides "section.key=value" in order: they win over the file, and
+ * the last one of a key over those before it. On success the caller owns *out and
  * ends it with td_config_free. Notes worth telling the user (a key that the mode does not use) are
  * logged as warnings. */
 td_status td_config_load(const char *path, const char *const *overrides, size_t n_overrides,
                          td_config *out, td_error *err);
-void td_config_free(td_config *cfg);
+void td_config_free(td_config *cfg); /* {0} and NULL allowed */
+
+/* Every section and key with its default, meaning and range, for --help. */
+void td_config_print_keys(FILE *out);
 
 /* Names as written in the INI file, for messages and the manifest. */
 const char *td_compute_name(td_compute c);
