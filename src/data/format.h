@@ -1,0 +1,12 @@
+/* format.h - which kind of dataset a file is. */
+#ifndef TDGEN_DATA_FORMAT_H
+#define TDGEN_DATA_FORMAT_H
+
+#include "tdgen/config.h"
+#include "tdgen/status.h"
+
+/* cfg->data.format, or what extension and first bytes say when it is auto. Refuses what cannot be
+ * read (folders, devices, compressed files) and keys that the format cannot serve. */
+td_status td_format_resolve(const td_config *cfg, td_data_format *out, td_error *err);
+
+#endif

@@ -1,0 +1,153 @@
+#include "lines.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tdgen/util.h"
+
+td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", path);
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        td_status rc = td_error_errno(err, TD_E_DATA, errno, "cannot look at the dataset %s", path);
+        close(fd);
+        return rc;
+    }
+    char bom[3];
+    bool has_bom = pread(fd, bom, 3, 0) == 3 && memcmp(bom, "\xef\xbb\xbf", 3) == 0;
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* a hint; failure changes nothing */
+    *l = (td_lines){.path = path,
+                    .fd = fd,
+                    .whole = whole,
+                    .read_bytes = TD_ROW_MAX_BYTES,
+                    .file_pos = has_bom ? 3 : 0,
+                    .start = has_bom ? 3 : 0,
+                    .size_bytes = (uint64_t)st.st_size};
+    return TD_OK;
+}
+
+void td_lines_close(td_lines *l) {
+    free(l->buf);
+    if (l->fd >= 0)
+        close(l->fd);
+    *l = (td_lines){.fd = -1};
+}
+
+/* Reads more of the file behind `end`; needs file_pos < size_bytes. */
+static td_status fill(td_lines *l, td_error *err) {
+    if (l->begin > 0) {
+        memmove(l->buf, l->buf + l->begin, l->end - l->begin);
+        l->end -= l->begin;
+        l->begin = 0;
+    }
+    if (l->end == l->cap) {
+        if (l->cap >= TD_ROW_MAX_BYTES)
+            return td_error_set(err, TD_E_DATA,
+                                "%s: the row that starts at byte %llu (after line %lld) is longer "
+                                "than %zu bytes; cut it into rows of sensible length",
+                                l->path, (unsigned long long)(l->file_pos - l->end),
+                                (long long)l->line_no, TD_ROW_MAX_BYTES);
+        size_t cap = l->cap ? l->cap * 2 : TD_LINES_BUF_BYTES;
+        char *p = realloc(l->buf, cap);
+        if (!p)
+            return td_error_nomem(err, "a dataset row", cap);
+        l->buf = p;
+        l->cap = cap;
+    }
+    uint64_t left = l->size_bytes - l->file_pos;
+    size_t want = l->cap - l->end;
+    if (want > l->read_bytes)
+        want = l->read_bytes;
+    if (want > left)
+        want = (size_t)left;
+    ssize_t n;
+    do
+        n = pread(l->fd, l->buf + l->end, want, (off_t)l->file_pos);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return td_error_errno(err, TD_E_DATA, errno, "cannot read the dataset %s at byte %llu",
+                              l->path, (unsigned long long)l->file_pos);
+    if (n == 0)
+        return td_error_set(err, TD_E_DATA,
+                            "%s: ends at byte %llu, but had %llu bytes when it was opened; do not "
+                            "change a dataset while it is read",
+                            l->path, (unsigned long long)l->file_pos,
+                            (unsigned long long)l->size_bytes);
+    l->end += (size_t)n;
+    l->file_pos += (uint64_t)n;
+    return TD_OK;
+}
+
+td_status td_lines_next(td_lines *l, const char **line, size_t *n_bytes, td_error *err) {
+    size_t scanned = 0; /* bytes from `begin` on that hold no LF */
+    for (;;) {
+        size_t have = l->end - l->begin;
+        const char *lf = l->whole || have == scanned
+                             ? NULL
+                             : memchr(l->buf + l->begin + scanned, '\n', have - scanned);
+        bool at_end = l->file_pos >= l->size_bytes;
+        if (lf || at_end) {
+            size_t n = lf ? (size_t)(lf + 1 - (l->buf + l->begin)) : have;
+            bool one_more = n > 0 || (l->whole && !l->given_whole && l->size_bytes > 0);
+            *line = one_more ? (n ? l->buf + l->begin : "") : NULL;
+            *n_bytes = n;
+            l->begin += n;
+            l->given_whole = true;
+            if (one_more && l->line_no >= 0)
+                l->line_no++;
+            return TD_OK;
+        }
+        scanned = have;
+        td_status rc = fill(l, err);
+        if (rc != TD_OK)
+            return rc;
+    }
+}
+
+td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err) {
+    l->begin = l->end = 0;
+    l->line_no = -1;
+    l->file_pos = l->start;
+    if (offset <= l->start)
+        return TD_OK;
+    /* From the byte before: a line that starts exactly at `offset` is found whole. */
+    l->file_pos = TD_MIN(offset - 1, l->size_bytes);
+    const char *line;
+    size_t n;
+    return td_lines_next(l, &line, &n, err);
+}
+
+uint64_t td_lines_offset(const td_lines *l) {
+    return l->file_pos - (l->end - l->begin);
+}
+
+td_status td_dataset_pread(int fd, void *data, size_t n_bytes, uint64_t pos, const char *path,
+                           td_error *err) {
+    td_status rc = td_pread_all(fd, data, n_bytes, pos, path, err);
+    if (rc == TD_OK)
+        return TD_OK;
+    if (err)
+        err->code = TD_E_DATA;
+    return TD_E_DATA;
+}
+
+bool td_line_is_blank(const char *line, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i++)
+        if (line[i] != ' ' && line[i] != '\t' && line[i] != '\r' && line[i] != '\n')
+            return false;
+    return true;
+}
+
+size_t td_line_content(const char *line, size_t n_bytes) {
+    if (n_bytes > 0 && line[n_bytes - 1] == '\n') {
+        n_bytes--;
+        if (n_bytes > 0 && line[n_bytes - 1] == '\r')
+            n_bytes--;
+    }
+    return n_bytes;
+}

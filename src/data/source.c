@@ -1,0 +1,414 @@
+/* A td_source walks the dataset once, front to back. Lines and token rows give "raw rows"; whether
+ * a row is then parsed or not, the same bytes are counted and hashed, so a scanned shard has the
+ * row range and source_hash of a tokenised one.
+ *
+ * Threads: everything belongs to the caller's one thread but the two progress counters, which are
+ * atomics that any thread reads. They order nothing, so relaxed is enough.
+ */
+#include "source.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include "format.h"
+#include "lines.h"
+#include "row.h"
+#include "shard.h"
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+#include "tokens.h"
+
+enum { FIRST_ROWS = 100, BAD_ROWS_LISTED = 10, FINGERPRINT_BYTES = 1 << 20 };
+
+struct td_source {
+    const td_config *cfg; /* borrowed */
+    td_data_format format;
+    bool whole_file, silent, at_end, failed;
+    td_lines lines;    /* jsonl, text; fd -1 otherwise */
+    td_tokens *tokens; /* tokens, else NULL */
+    td_row_maker maker;
+    XXH3_state_t *hash;
+    char *where; /* "path:line" of the row in hand */
+    size_t where_cap;
+    int64_t next_row, row_limit, next_number;
+    int64_t n_bad_rows;
+    uint64_t payload_read; /* tokens */
+    _Atomic uint64_t bytes_read, bytes_total;
+};
+
+/* One row as it lies in the file. */
+typedef struct {
+    const char *line; /* jsonl, text */
+    size_t n_bytes;
+    td_tokens_row tokens;
+} raw_row;
+
+bool td_format_needs_tokenizer(const td_config *cfg, td_data_format format) {
+    return format == TD_FORMAT_TEXT || (format == TD_FORMAT_JSONL && !cfg->data.ids_field);
+}
+
+td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *err) {
+    td_data_format format;
+    td_status rc = td_format_resolve(cfg, &format, err);
+    if (rc == TD_OK)
+        *out = td_format_needs_tokenizer(cfg, format);
+    return rc;
+}
+
+static void set_where(td_source *s) {
+    if (s->tokens)
+        snprintf(s->where, s->where_cap, "%s: row %" PRId64, s->cfg->data.path, s->next_row);
+    else if (s->whole_file)
+        snprintf(s->where, s->where_cap, "%s", s->cfg->data.path);
+    else
+        snprintf(s->where, s->where_cap, "%s:%" PRId64, s->cfg->data.path, s->lines.line_no);
+}
+
+/* `*end` at the end of the file. Failures here are the file's, not a row's. */
+static td_status next_raw(td_source *s, raw_row *r, bool *end, td_error *err) {
+    *end = false;
+    if (s->tokens) {
+        *end = s->next_row >= td_tokens_n_rows(s->tokens);
+        return *end ? TD_OK : td_tokens_row_read(s->tokens, s->next_row, &r->tokens, err);
+    }
+    do {
+        td_status rc = td_lines_next(&s->lines, &r->line, &r->n_bytes, err);
+        if (rc != TD_OK)
+            return rc;
+        if (!r->line) {
+            *end = true;
+            return TD_OK;
+        }
+    } while (s->format == TD_FORMAT_JSONL && td_line_is_blank(r->line, r->n_bytes));
+    return TD_OK;
+}
+
+static void hash_raw(td_source *s, const raw_row *r) {
+    if (s->tokens) {
+        uint64_t n = r->tokens.n;
+        XXH3_64bits_update(s->hash, &n, sizeof n);
+        XXH3_64bits_update(s->hash, r->tokens.ids, r->tokens.ids_bytes);
+        if (r->tokens.mask)
+            XXH3_64bits_update(s->hash, r->tokens.mask, r->tokens.n);
+        s->payload_read += r->tokens.ids_bytes + (r->tokens.mask ? r->tokens.n : 0);
+        return;
+    }
+    XXH3_64bits_update(s->hash, r->line, r->n_bytes);
+    /* A last line hashes the same with and without its LF: it is the same row. */
+    if (!s->whole_file && (r->n_bytes == 0 || r->line[r->n_bytes - 1] != '\n'))
+        XXH3_64bits_update(s->hash, "\n", 1);
+}
+
+static td_status make_row(td_source *s, const raw_row *r, td_error *err) {
+    set_where(s);
+    switch (s->format) {
+    case TD_FORMAT_JSONL:
+        return td_row_from_json(&s->maker, r->line, r->n_bytes, s->where, err);
+    case TD_FORMAT_TEXT:
+        return td_row_from_text(&s->maker, r->line,
+                                s->whole_file ? r->n_bytes : td_line_content(r->line, r->n_bytes),
+                                s->where, err);
+    case TD_FORMAT_TOKENS:
+        return td_row_from_ids(&s->maker, r->tokens.ids, r->tokens.kind, r->tokens.mask,
+                               r->tokens.n, s->where, err);
+    case TD_FORMAT_AUTO:
+        break;
+    }
+    return td_error_set(err, TD_E_INTERNAL, "%s: data.format was not resolved", s->where);
+}
+
+static void count_bad_row(td_source *s, td_shard *shard, const td_error *e) {
+    shard->n_bad_rows++;
+    int64_t n = ++s->n_bad_rows, power = 1;
+    if (s->silent)
+        return;
+    while (power < n)
+        power *= 10;
+    if (n <= BAD_ROWS_LISTED)
+        td_log_warn("bad row left out: %s%s", e->text,
+                    n == BAD_ROWS_LISTED ? " (further ones are counted, few are listed)" : "");
+    else if (n == power)
+        td_log_warn("bad row left out, the %" PRId64 "th: %s", n, e->text);
+}
+
+static uint64_t position(const td_source *s) {
+    return s->tokens ? s->payload_read : td_lines_offset(&s->lines);
+}
+
+static td_status read_shard(td_source *s, bool tokenise, int64_t row_stop, td_shard_builder *b,
+                            td_error *err) {
+    XXH3_64bits_reset(s->hash);
+    while (s->next_row < row_stop) {
+        raw_row r = {0};
+        td_status rc = next_raw(s, &r, &s->at_end, err);
+        if (rc != TD_OK)
+            return rc;
+        if (s->at_end)
+            break;
+        hash_raw(s, &r);
+        if (tokenise) {
+            td_error e;
+            rc = make_row(s, &r, &e);
+            if (rc == TD_OK)
+                rc = td_shard_builder_add(b, &s->maker, s->next_row, &e);
+            else if (rc == TD_E_DATA && s->cfg->run.on_bad_sample == TD_BAD_SKIP) {
+                count_bad_row(s, b->shard, &e);
+                rc = TD_OK;
+            }
+            if (rc != TD_OK) {
+                if (err)
+                    *err = e;
+                return rc;
+            }
+        }
+        s->next_row++;
+        atomic_store_explicit(&s->bytes_read, position(s), memory_order_relaxed);
+    }
+    b->shard->row_end = s->next_row;
+    b->shard->source_hash = XXH3_64bits_digest(s->hash);
+    return TD_OK;
+}
+
+td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *err) {
+    if (s->failed)
+        return td_error_set(err, TD_E_INTERNAL, "%s: read on after an error", s->cfg->data.path);
+    int64_t row_stop;
+    if (__builtin_add_overflow(s->next_row, s->cfg->output.shard_samples, &row_stop) ||
+        row_stop > s->row_limit)
+        row_stop = s->row_limit;
+    if (s->at_end || s->next_row >= row_stop)
+        goto end_of_data;
+
+    td_shard_builder b;
+    td_shard *shard = NULL;
+    td_status rc =
+        td_shard_builder_init(&b, s->next_number, s->next_row, s->cfg->data.id_field != NULL, err);
+    if (rc != TD_OK)
+        goto fail;
+    rc = read_shard(s, tokenise, row_stop, &b, err);
+    if (rc != TD_OK)
+        goto fail_builder;
+    if (b.shard->row_end == b.shard->row_begin) {
+        td_shard_builder_free(&b);
+        goto end_of_data;
+    }
+    if (tokenise) {
+        rc = td_shard_builder_finish(&b, s->cfg->run.batch_tokens, &shard, err);
+        if (rc != TD_OK)
+            goto fail_builder;
+    } else {
+        shard = b.shard;
+    }
+    s->next_number++;
+    *out = shard;
+    return TD_OK;
+
+end_of_data:
+    s->at_end = true;
+    atomic_store_explicit(&s->bytes_total, position(s), memory_order_relaxed);
+    *out = NULL;
+    return TD_OK;
+
+fail_builder:
+    td_shard_builder_free(&b);
+fail:
+    s->failed = true;
+    return rc;
+}
+
+int64_t td_source_next_number(const td_source *s) {
+    return s->next_number;
+}
+
+td_data_format td_source_format(const td_source *s) {
+    return s->format;
+}
+
+void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *bytes_total) {
+    *bytes_read = atomic_load_explicit(&s->bytes_read, memory_order_relaxed);
+    *bytes_total = atomic_load_explicit(&s->bytes_total, memory_order_relaxed);
+}
+
+td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash,
+                                td_error *err) {
+    int fd = s->tokens ? td_tokens_fd(s->tokens) : s->lines.fd;
+    uint64_t size = s->tokens ? td_tokens_size_bytes(s->tokens) : s->lines.size_bytes;
+    size_t head = (size_t)TD_MIN(size, (uint64_t)FINGERPRINT_BYTES);
+    size_t tail = (size_t)TD_MIN(size - head, (uint64_t)FINGERPRINT_BYTES);
+    char *buf = malloc(2 * FINGERPRINT_BYTES);
+    if (!buf)
+        return td_error_nomem(err, "the dataset's fingerprint", 2 * FINGERPRINT_BYTES);
+    td_status rc = td_dataset_pread(fd, buf, head, 0, s->cfg->data.path, err);
+    if (rc == TD_OK)
+        rc = td_dataset_pread(fd, buf + head, tail, size - tail, s->cfg->data.path, err);
+    if (rc == TD_OK) {
+        *size_bytes = size;
+        *hash = td_hash64(buf, head + tail);
+    }
+    free(buf);
+    return rc;
+}
+
+/* A hint for the commonest wrong .json files, or "". */
+static const char *document_hint(const char *line, size_t n_bytes) {
+    size_t i = 0, n = n_bytes;
+    while (i < n && strchr(" \t\r\n", line[i]))
+        i++;
+    while (n > i && strchr(" \t\r\n", line[n - 1]))
+        n--;
+    if (i < n && line[i] == '[')
+        return "; the file looks like one JSON array, but one object a line is expected: convert "
+               "it "
+               "with jq -c '.[]' FILE";
+    if (n == i + 1 && line[i] == '{')
+        return "; the file looks like one JSON document over several lines, but one object a line "
+               "is expected: convert it with jq -c . FILE";
+    return "";
+}
+
+/* Are there rows, and have they the configured fields? With on_bad_sample = skip one good row among
+ * the first suffices. */
+static td_status check_first_rows(const td_source *s, td_error *err) {
+    td_lines l;
+    td_status rc = td_lines_open(&l, s->cfg->data.path, s->whole_file, err);
+    if (rc != TD_OK)
+        return rc;
+    int want = s->cfg->run.on_bad_sample == TD_BAD_SKIP ? FIRST_ROWS : 1, n = 0;
+    td_error first = {0};
+    while (n < want) {
+        const char *line;
+        size_t n_bytes;
+        rc = td_lines_next(&l, &line, &n_bytes, err);
+        if (rc != TD_OK)
+            goto done;
+        if (!line)
+            break;
+        if (s->format == TD_FORMAT_JSONL) {
+            if (td_line_is_blank(line, n_bytes))
+                continue;
+            td_error e;
+            snprintf(s->where, s->where_cap, "%s:%" PRId64, s->cfg->data.path, l.line_no);
+            rc = td_row_check_json(s->cfg, line, n_bytes, s->where, &e);
+            if (rc != TD_OK && n == 0) {
+                first = e;
+                size_t len = strlen(first.text);
+                snprintf(first.text + len, sizeof first.text - len, "%s",
+                         document_hint(line, n_bytes));
+            }
+        }
+        n++;
+        if (rc == TD_OK)
+            goto done;
+    }
+    if (n == 0) {
+        rc = td_error_set(err, TD_E_DATA, "data.path: %s has no rows", s->cfg->data.path);
+    } else {
+        rc = first.code;
+        if (err)
+            *err = first;
+    }
+done:
+    td_lines_close(&l);
+    return rc;
+}
+
+static td_status check_limits(const td_config *cfg, const td_tokenizer *tok,
+                              const td_source_limits *lim, td_data_format format, td_error *err) {
+    if (!tok && td_format_needs_tokenizer(cfg, format))
+        return td_error_set(err, TD_E_MODEL,
+                            "the rows of %s are text: the model's tokenizer.json is needed",
+                            cfg->data.path);
+    if (cfg->data.append_eos && lim->eos_id < 0)
+        return td_error_set(err, TD_E_CONFIG,
+                            "data.append_eos = true, but the model names no end-of-sequence token "
+                            "(eos_token in tokenizer_config.json); set data.append_eos = false");
+    if (cfg->data.append_eos && lim->n_vocab > 0 && lim->eos_id >= lim->n_vocab)
+        return td_error_set(
+            err, TD_E_CONFIG,
+            "data.append_eos = true, but the end-of-sequence id %d is not below the "
+            "model's vocabulary of %d; set data.append_eos = false",
+            (int)lim->eos_id, (int)lim->n_vocab);
+    if (lim->max_positions > 0 && cfg->data.max_length > lim->max_positions)
+        td_log_warn("data.max_length = %d is above the model's own limit of %d positions; tokens "
+                    "beyond it get predictions of unknown quality",
+                    (int)cfg->data.max_length, (int)lim->max_positions);
+    return TD_OK;
+}
+
+td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
+                             const td_source_limits *lim, bool estimating, td_source **out,
+                             td_error *err) {
+    static const td_source_limits unknown = {.eos_id = -1};
+    if (!lim)
+        lim = &unknown;
+    if (cfg->data.max_length < 1 || cfg->output.shard_samples < 1 || cfg->data.max_samples < 0)
+        return td_error_set(err, TD_E_CONFIG,
+                            "data.max_length and output.shard_samples must be at least 1, "
+                            "data.max_samples at least 0");
+    td_data_format format;
+    td_status rc = td_format_resolve(cfg, &format, err);
+    if (rc == TD_OK && !estimating)
+        rc = check_limits(cfg, tok, lim, format, err);
+    if (rc != TD_OK)
+        return rc;
+
+    td_source *s = td_calloc(1, sizeof *s);
+    if (!s)
+        return td_error_nomem(err, "the dataset", sizeof *s);
+    s->cfg = cfg;
+    s->format = format;
+    s->silent = estimating;
+    s->whole_file = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
+    s->lines.fd = -1;
+    s->row_limit = cfg->data.max_samples ? cfg->data.max_samples : INT64_MAX;
+    s->where_cap = strlen(cfg->data.path) + 64;
+    s->where = td_calloc(s->where_cap, 1);
+    s->hash = XXH3_createState();
+    if (!s->where || !s->hash) {
+        rc = td_error_nomem(err, "the dataset", s->where_cap);
+        goto fail;
+    }
+    rc = td_row_maker_init(&s->maker, cfg, td_format_needs_tokenizer(cfg, format) ? tok : NULL, lim,
+                           err);
+    if (rc != TD_OK)
+        goto fail;
+    if (format == TD_FORMAT_TOKENS) {
+        rc = td_tokens_open(cfg->data.path, &s->tokens, err);
+        if (rc != TD_OK)
+            goto fail;
+        s->bytes_total = td_tokens_payload_bytes(s->tokens);
+    } else {
+        rc = check_first_rows(s, err);
+        if (rc == TD_OK)
+            rc = td_lines_open(&s->lines, cfg->data.path, s->whole_file, err);
+        if (rc != TD_OK)
+            goto fail;
+        s->bytes_total = s->lines.size_bytes;
+    }
+    *out = s;
+    return TD_OK;
+fail:
+    td_source_close(s);
+    return rc;
+}
+
+td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
+                         td_source **out, td_error *err) {
+    return td_source_open_for(cfg, tok, lim, false, out, err);
+}
+
+void td_source_close(td_source *s) {
+    if (!s)
+        return;
+    td_lines_close(&s->lines);
+    td_tokens_close(s->tokens);
+    td_row_maker_free(&s->maker);
+    XXH3_freeState(s->hash);
+    free(s->where);
+    free(s);
+}

@@ -1,0 +1,237 @@
+/* Dataset statistics for the planner: exact for small inputs, sampled for large ones. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "format.h"
+#include "lines.h"
+#include "row.h"
+#include "shard.h"
+#include "source.h"
+#include "tdgen/util.h"
+#include "tokens.h"
+
+enum {
+    SMALL_FILE_BYTES = 16 << 20,
+    SAMPLED_ROWS = 2000,
+    SAMPLED_BYTES = 16 << 20, /* enough rows or enough bytes, whatever comes first */
+    SEEK_READ_BYTES = 16 << 10,
+    PIECES = 32,
+    PIECE_BYTES = 64 << 10
+};
+
+/* i-th of n places, in an order that is evenly spread wherever it is stopped. */
+static double place(int i) {
+    double x = 0.5 + 0.6180339887498949 * i;
+    return x - floor(x);
+}
+
+static td_status count_all(td_source *s, td_dataset_stats *st, td_error *err) {
+    for (;;) {
+        td_shard *shard;
+        td_status rc = td_source_next(s, true, &shard, err);
+        if (rc != TD_OK || !shard)
+            return rc;
+        st->n_dataset_rows = shard->row_end;
+        st->n_samples += shard->n_samples;
+        st->n_tokens += shard->n_tokens;
+        st->n_record_rows += shard->n_rows;
+        for (int32_t i = 0; i < shard->n_samples; i++)
+            st->max_tokens = TD_MAX(st->max_tokens, shard->samples[i].n_tokens);
+        td_shard_free(shard);
+    }
+}
+
+/* What `seen` rows gave, scaled to n_rows. */
+static void scale(td_dataset_stats *st, const td_shard *sampled, int64_t seen, double n_rows) {
+    double f = seen ? n_rows / (double)seen : 0;
+    st->estimated = true;
+    st->n_dataset_rows = llround(n_rows);
+    st->n_samples = llround(f * sampled->n_samples);
+    st->n_tokens = llround(f * (double)sampled->n_tokens);
+    st->n_record_rows = llround(f * (double)sampled->n_rows);
+    for (int32_t i = 0; i < sampled->n_samples; i++)
+        st->max_tokens = TD_MAX(st->max_tokens, sampled->samples[i].n_tokens);
+}
+
+static double cut_rows(const td_config *cfg, double n_rows) {
+    return cfg->data.max_samples ? fmin(n_rows, (double)cfg->data.max_samples) : n_rows;
+}
+
+/* Adds the row that was just made, unless it is bad. */
+static td_status take(td_shard_builder *b, td_row_maker *m, td_status made, td_error *e) {
+    if (made == TD_OK)
+        return td_shard_builder_add(b, m, 0, e);
+    return made == TD_E_DATA ? TD_OK : made;
+}
+
+static td_status sample_lines(const td_config *cfg, td_data_format format, td_row_maker *m,
+                              td_shard_builder *b, td_dataset_stats *st, td_error *err) {
+    td_lines l;
+    td_status rc = td_lines_open(&l, cfg->data.path, false, err);
+    if (rc != TD_OK)
+        return rc;
+    l.read_bytes = SEEK_READ_BYTES;
+    double bytes = 0;
+    int64_t seen = 0;
+    for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
+        const char *line;
+        size_t n;
+        uint64_t at = l.start + (uint64_t)(place(i) * (double)(l.size_bytes - l.start));
+        rc = td_lines_seek(&l, at, err);
+        if (rc != TD_OK)
+            goto done;
+        uint64_t begin = td_lines_offset(&l);
+        do
+            rc = td_lines_next(&l, &line, &n, err);
+        while (rc == TD_OK && line && format == TD_FORMAT_JSONL && td_line_is_blank(line, n));
+        if (rc != TD_OK)
+            goto done;
+        if (!line)
+            continue; /* behind the start of the last line */
+        bytes += (double)(td_lines_offset(&l) - begin);
+        seen++;
+        td_error e;
+        rc = take(b, m,
+                  format == TD_FORMAT_JSONL
+                      ? td_row_from_json(m, line, n, cfg->data.path, &e)
+                      : td_row_from_text(m, line, td_line_content(line, n), cfg->data.path, &e),
+                  &e);
+        if (rc != TD_OK) {
+            if (err)
+                *err = e;
+            goto done;
+        }
+    }
+    /* No line start was met but the first: a few giant rows. */
+    double n_rows = seen ? (double)(l.size_bytes - l.start) / (bytes / (double)seen) : 1;
+    if (!seen) {
+        double n_tokens = (double)l.size_bytes / 4;
+        *st = (td_dataset_stats){.n_dataset_rows = 1,
+                                 .n_samples = 1,
+                                 .n_tokens = llround(fmin(n_tokens, cfg->data.max_length)),
+                                 .max_tokens = cfg->data.max_length,
+                                 .tokens_from_bytes = true,
+                                 .estimated = true};
+        st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
+    } else {
+        scale(st, b->shard, seen, cut_rows(cfg, n_rows));
+    }
+done:
+    td_lines_close(&l);
+    return rc;
+}
+
+static td_status sample_tokens(const td_config *cfg, td_row_maker *m, td_shard_builder *b,
+                               td_dataset_stats *st, td_error *err) {
+    td_tokens *t = NULL;
+    td_status rc = td_tokens_open(cfg->data.path, &t, err);
+    if (rc != TD_OK)
+        return rc;
+    double n_rows = cut_rows(cfg, (double)td_tokens_n_rows(t)), bytes = 0;
+    int64_t seen = 0;
+    for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
+        td_tokens_row r;
+        rc = td_tokens_row_read(t, (int64_t)(place(i) * n_rows), &r, err);
+        if (rc != TD_OK)
+            goto done;
+        bytes += (double)(r.ids_bytes + 1);
+        seen++;
+        td_error e;
+        rc = take(b, m, td_row_from_ids(m, r.ids, r.kind, r.mask, r.n, cfg->data.path, &e), &e);
+        if (rc != TD_OK) {
+            if (err)
+                *err = e;
+            goto done;
+        }
+    }
+    scale(st, b->shard, seen, n_rows);
+done:
+    td_tokens_close(t);
+    return rc;
+}
+
+/* A large text that is one row: tokens per byte of pieces, then what overflow makes of the sum. */
+static td_status sample_whole_file(const td_config *cfg, td_row_maker *m, td_dataset_stats *st,
+                                   td_error *err) {
+    td_lines l;
+    td_status rc = td_lines_open(&l, cfg->data.path, true, err);
+    if (rc != TD_OK)
+        return rc;
+    char *buf = malloc(PIECE_BYTES);
+    double n_tokens = 0;
+    if (!buf)
+        rc = td_error_nomem(err, "a piece of the dataset", PIECE_BYTES);
+    for (int i = 0; i < PIECES && rc == TD_OK; i++) {
+        uint64_t at = (uint64_t)(place(i) * (double)(l.size_bytes - PIECE_BYTES));
+        rc = td_dataset_pread(l.fd, buf, PIECE_BYTES, at, cfg->data.path, err);
+        if (rc == TD_OK)
+            rc = td_row_from_text(m, buf, PIECE_BYTES, cfg->data.path, err);
+        if (rc == TD_OK)
+            n_tokens += (double)m->ids.n;
+    }
+    if (rc == TD_OK) {
+        double all = n_tokens * (double)l.size_bytes / ((double)PIECES * PIECE_BYTES);
+        double max = cfg->data.max_length, n_samples = 1;
+        if (all > max && cfg->data.overflow == TD_OVERFLOW_SKIP)
+            all = n_samples = 0;
+        else if (all > max && cfg->data.overflow == TD_OVERFLOW_TRUNCATE)
+            all = max;
+        else
+            n_samples = ceil(all / max);
+        *st = (td_dataset_stats){.n_dataset_rows = 1,
+                                 .n_samples = llround(n_samples),
+                                 .n_tokens = llround(all),
+                                 .n_record_rows = llround(fmax(all - n_samples, 0)),
+                                 .max_tokens = (int32_t)fmin(all, max),
+                                 .estimated = true};
+    }
+    free(buf);
+    td_lines_close(&l);
+    return rc;
+}
+
+td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
+                                  const td_source_limits *lim, td_dataset_stats *out,
+                                  td_error *err) {
+    static const td_source_limits unknown = {.eos_id = -1};
+    td_source *s = NULL;
+    td_row_maker m = {0};
+    td_shard_builder b = {0};
+    td_dataset_stats st = {0};
+    /* Opening checks the file and its first rows. */
+    td_status rc = td_source_open_for(cfg, tok, lim, true, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    td_data_format format = td_source_format(s);
+    bool needs_tok = td_format_needs_tokenizer(cfg, format);
+    bool whole = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
+    uint64_t read, total;
+    td_source_progress(s, &read, &total);
+    if (total <= SMALL_FILE_BYTES ||
+        (!whole && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
+        rc = count_all(s, &st, err);
+        goto done;
+    }
+    rc = td_row_maker_init(&m, cfg, needs_tok ? tok : NULL, lim ? lim : &unknown, err);
+    if (rc == TD_OK)
+        rc = td_shard_builder_init(&b, 0, 0, false, err);
+    if (rc != TD_OK)
+        goto done;
+    if (format == TD_FORMAT_TOKENS)
+        rc = sample_tokens(cfg, &m, &b, &st, err);
+    else if (whole)
+        rc = sample_whole_file(cfg, &m, &st, err);
+    else
+        rc = sample_lines(cfg, format, &m, &b, &st, err);
+done:
+    if (rc == TD_OK) {
+        st.tokens_from_bytes |= needs_tok && !tok;
+        *out = st;
+    }
+    td_shard_builder_free(&b);
+    td_row_maker_free(&m);
+    td_source_close(s);
+    return rc;
+}
