@@ -1,0 +1,64 @@
+/* run.h - the life of a run: feeder, group threads, writer, progress, shutdown.
+ *
+ * Threads of a run:
+ *   main      starts and joins the others, shows progress, watches for signals
+ *   feeder    reads rows, tokenises, packs, opens shard files, publishes micro-batches
+ *   group g   claims micro-batches, drives its session (its devices, its streams), puts the rows
+ *             into the shard files
+ *   writer    commits shards whose last micro-batch is done (fsync keeps no group waiting)
+ * and, below the device API, whatever threads the devices use.
+ */
+#ifndef TDGEN_RUN_H
+#define TDGEN_RUN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "tdgen/config.h"
+#include "tdgen/data.h"
+#include "tdgen/model.h"
+#include "tdgen/plan.h"
+#include "tdgen/record.h"
+#include "tdgen/status.h"
+
+typedef struct td_run_input {
+    td_config *cfg; /* run.batch_tokens is lowered when the devices have not enough memory */
+    const td_plan *plan;
+    const td_weights *weights; /* loaded for all stages of the plan */
+    td_device *const *devices; /* opened, indexed like plan->inventory.devices */
+    td_source *source;         /* at its beginning */
+    td_output *output;         /* weights bound */
+} td_run_input;
+
+typedef struct td_group_summary {
+    int64_t n_tokens, n_rows, n_samples, n_batches;
+    double wait_s;     /* nothing to claim */
+    double finished_s; /* after the start of the run */
+    double stage_busy_s[64];
+    int32_t n_stages;
+    bool retired;
+    char retired_why[256];
+} td_group_summary;
+
+typedef struct td_run_summary {
+    double wall_s;
+    int64_t n_tokens, n_samples, n_rows; /* computed in this run */
+    int64_t n_shards_written, n_shards_kept;
+    int64_t n_bad_samples; /* skipped in this run: samples and rows */
+    int64_t n_overflow_rows;
+    int32_t n_groups, n_retired;
+    td_group_summary *groups; /* freed by td_run_summary_free */
+    bool stopped;             /* by a signal */
+} td_run_summary;
+
+/* Runs to the end of the data. TD_OK also when samples were skipped or groups retired: the summary
+ * says so. TD_E_STOPPED after a signal (SIGINT or SIGTERM are caught while this runs; a second one
+ * ends the process at once). On any failure what was committed stays, *out is valid all the same.
+ */
+td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err);
+void td_run_summary_free(td_run_summary *s);
+/* What a person reads at the end, on `out`. */
+void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
+                          FILE *out);
+
+#endif

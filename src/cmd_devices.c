@@ -1,0 +1,58 @@
+#include "cmd_devices.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tdgen/device.h"
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+
+static const char HELP[] =
+    "usage: tdgen devices\n"
+    "\n"
+    "Lists what this machine offers to a run: each device's name as used in [devices] gpus, its\n"
+    "memory, and the compute modes of its matrix products. The last column is the device kind "
+    "that\n"
+    "records carry: output is byte-identical between runs on one kind.\n"
+    "\n"
+    "  devices.gpus = cpu     one CPU device with all cores\n"
+    "  devices.gpus = cpu*4   four CPU devices that split the cores\n"
+    "\n"
+    "exit codes: 0 done, 2 usage, 5 a device could not be asked\n";
+
+static void print_device(const td_device_info *d) {
+    char total[32], free_[32], modes[32];
+    snprintf(modes, sizeof modes, "%s%s%s", d->has_f32 ? "f32 " : "", d->has_bf16 ? "bf16 " : "",
+             d->has_f16 ? "f16" : "");
+    printf("%-8s %-42.42s %10s %10s  %-13s %s\n", d->name, d->model,
+           td_human_bytes(d->memory_total_bytes, total, sizeof total),
+           td_human_bytes(d->memory_free_bytes, free_, sizeof free_), modes, d->kind);
+}
+
+int td_cmd_devices(int argc, char **argv) {
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        fputs(HELP, stdout);
+        return TD_EXIT_OK;
+    }
+    if (argc > 1) {
+        td_log_error("tdgen devices takes no argument \"%s\"; see tdgen devices --help", argv[1]);
+        return TD_EXIT_CONFIG;
+    }
+    static const char *const backends[] = {"cuda", "cpu"};
+    printf("%-8s %-42s %10s %10s  %-13s %s\n", "DEVICE", "MODEL", "MEMORY", "FREE", "COMPUTE",
+           "KIND");
+    for (size_t b = 0; b < TD_ARRAY_LEN(backends); b++) {
+        td_device_info *info = NULL;
+        int32_t n = 0;
+        td_error err = {0};
+        if (td_device_enumerate(backends[b], 1, &info, &n, &err) != TD_OK) {
+            td_log_error("%s", err.text);
+            return td_status_exit_code(err.code);
+        }
+        for (int32_t i = 0; i < n; i++)
+            print_device(&info[i]);
+        free(info);
+    }
+    printf("\nThis build computes on: %s\n", td_device_backends());
+    return TD_EXIT_OK;
+}

@@ -1,0 +1,348 @@
+/* The main job from a configuration to a finished folder: everything is checked that can be checked
+ * before weights are read, and the dry run stops at the plan that a real run would execute. */
+#include "cmd_run.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "tdgen/config.h"
+#include "tdgen/data.h"
+#include "tdgen/device.h"
+#include "tdgen/log.h"
+#include "tdgen/model.h"
+#include "tdgen/plan.h"
+#include "tdgen/record.h"
+#include "tdgen/run.h"
+#include "tdgen/tokenizer.h"
+#include "tdgen/util.h"
+
+/* All that a run owns, so that one function can take it down. */
+typedef struct job {
+    td_config cfg;
+    td_model_config model;
+    td_tokenizer *tok;
+    td_source_limits limits;
+    td_device_info *info; /* of the machine's devices; NULL with an inventory file */
+    int32_t n_info;
+    td_inventory inventory;
+    td_dataset_stats stats;
+    td_plan plan;
+    td_device **devices; /* opened, indexed like plan.inventory.devices */
+    td_source *source;
+    td_weights *weights;
+    td_output *output;
+} job;
+
+static void job_free(job *j) {
+    td_output_close(j->output);
+    td_weights_close(j->weights);
+    td_source_close(j->source);
+    for (int32_t i = 0; j->devices && i < j->plan.inventory.n_devices; i++)
+        td_device_close(j->devices[i]);
+    free(j->devices);
+    td_plan_free(&j->plan);
+    td_inventory_free(&j->inventory);
+    free(j->info);
+    td_tokenizer_free(j->tok);
+    td_config_free(&j->cfg);
+    td_log_open_file(NULL, NULL);
+}
+
+/* --- before the plan ----------------------------------------------------------------------------
+ */
+
+static td_status load_tokenizer(job *j, bool dry_run, td_error *err) {
+    bool needed;
+    td_status rc = td_source_needs_tokenizer(&j->cfg, &needed, err);
+    if (rc != TD_OK)
+        return rc;
+    if (!needed)
+        return TD_OK;
+    rc = td_tokenizer_load(j->cfg.model.path, &j->tok, err);
+    if (rc != TD_OK && dry_run) {
+        td_log_warn("%s; token counts are estimated from bytes", err->text);
+        return TD_OK;
+    }
+    return rc;
+}
+
+static td_status look_at_data(job *j, bool dry_run, td_error *err) {
+    int32_t eos = j->tok ? td_tokenizer_eos_id(j->tok) : -1;
+    j->limits = (td_source_limits){.n_vocab = j->model.n_vocab,
+                                   .eos_id = eos >= 0 ? eos : j->model.eos_id,
+                                   .max_positions = j->model.max_positions};
+    td_status rc;
+    if (dry_run && !td_path_exists(j->cfg.data.path)) {
+        td_log_warn("the dataset %s is not there: no estimate of output size and time",
+                    j->cfg.data.path);
+        return TD_OK;
+    }
+    rc = load_tokenizer(j, dry_run, err);
+    if (rc != TD_OK)
+        return rc;
+    if (j->tok && td_tokenizer_n_vocab(j->tok) > j->model.n_vocab)
+        td_log_warn("the tokenizer knows %d ids, the model only %d: texts that use the others will "
+                    "be refused",
+                    td_tokenizer_n_vocab(j->tok), j->model.n_vocab);
+    return td_dataset_stats_sample(&j->cfg, j->tok, &j->limits, &j->stats, err);
+}
+
+/* GPU numbers on a machine without GPUs: enough for a dry run, which then knows neither their
+ * memory nor their speed. */
+static td_status assume_gpus(job *j, td_error *err) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < j->cfg.devices.n_gpus; i++)
+        n = TD_MAX(n, j->cfg.devices.gpus[i] + 1);
+    j->info = td_calloc((size_t)n, sizeof *j->info);
+    if (!j->info)
+        return td_error_nomem(err, "the device list", (size_t)n * sizeof *j->info);
+    j->n_info = n;
+    for (int32_t i = 0; i < n; i++) {
+        j->info[i] = (td_device_info){
+            .index = i, .domain = 1 + i, .has_f32 = true, .has_bf16 = true, .has_f16 = true};
+        snprintf(j->info[i].name, sizeof j->info[i].name, "cuda:%d", i);
+        snprintf(j->info[i].model, sizeof j->info[i].model, "unknown GPU");
+    }
+    td_log_warn("this machine has no GPU: planning for GPUs of unknown memory and speed "
+                "(devices.inventory describes a machine, see conf/inventory)");
+    return td_inventory_from_devices(j->info, n, false, &j->inventory, err);
+}
+
+static td_status find_devices(job *j, bool dry_run, td_error *err) {
+    const td_config *cfg = &j->cfg;
+    if (cfg->devices.inventory) {
+        if (!dry_run)
+            return td_error_set(err, TD_E_CONFIG,
+                                "devices.inventory = %s describes another machine: it goes with "
+                                "--dry-run only",
+                                cfg->devices.inventory);
+        return td_inventory_load(cfg->devices.inventory, &j->inventory, err);
+    }
+    td_status rc;
+    if (cfg->devices.gpus_kind != TD_GPUS_CPU) {
+        rc = td_device_enumerate("cuda", 0, &j->info, &j->n_info, err);
+        if (rc != TD_OK)
+            return rc;
+        if (j->n_info > 0)
+            return td_inventory_from_devices(j->info, j->n_info, false, &j->inventory, err);
+        free(j->info);
+        j->info = NULL;
+        if (cfg->devices.gpus_kind == TD_GPUS_LIST) {
+            if (dry_run)
+                return assume_gpus(j, err);
+            return td_error_set(
+                err, TD_E_DEVICE,
+                "devices.gpus names GPU %d, but there is no GPU that this build can "
+                "use (it computes on: %s); use devices.gpus = cpu, or --dry-run to "
+                "see the plan",
+                cfg->devices.gpus[0], td_device_backends());
+        }
+        td_log_info("No GPU found: running on the CPU (devices.gpus = cpu says so explicitly)");
+    }
+    int32_t n_cpu = cfg->devices.gpus_kind == TD_GPUS_CPU ? cfg->devices.n_gpus : 1;
+    rc = td_device_enumerate("cpu", n_cpu, &j->info, &j->n_info, err);
+    if (rc != TD_OK)
+        return rc;
+    return td_inventory_from_devices(j->info, j->n_info, true, &j->inventory, err);
+}
+
+/* Free bytes where the output folder is or will be; 0 when that cannot be told. */
+static uint64_t free_disk_bytes(const char *dir) {
+    char *p = td_strdup(dir);
+    uint64_t n = 0;
+    struct statvfs vfs;
+    while (p) {
+        if (statvfs(p[0] ? p : "/", &vfs) == 0) {
+            n = (uint64_t)vfs.f_bavail * vfs.f_frsize;
+            break;
+        }
+        char *slash = strrchr(p, '/');
+        if (!slash) {
+            if (strcmp(p, ".") == 0)
+                break;
+            strcpy(p, p[0] ? "." : "");
+            continue;
+        }
+        *slash = '\0';
+    }
+    free(p);
+    return n;
+}
+
+static td_status make_plan(job *j, bool dry_run, td_error *err) {
+    td_status rc = look_at_data(j, dry_run, err);
+    if (rc == TD_OK)
+        rc = find_devices(j, dry_run, err);
+    if (rc == TD_OK)
+        rc = td_plan_make(&j->cfg, &j->inventory, &j->model, &j->stats,
+                          &(td_plan_record_cost){
+                              .bytes_per_row = td_record_bytes_per_row(&j->cfg),
+                              .bytes_per_token = td_record_bytes_per_token(&j->cfg),
+                          },
+                          &j->plan, err);
+    return rc;
+}
+
+/* --- the run ------------------------------------------------------------------------------------
+ */
+
+static const td_device_info *info_of(const job *j, const td_plan_device *d) {
+    for (int32_t i = 0; i < j->n_info; i++)
+        if (j->info[i].index == d->index)
+            return &j->info[i];
+    return NULL;
+}
+
+static td_status open_devices(job *j, td_error *err) {
+    const td_plan *p = &j->plan;
+    j->devices = td_calloc((size_t)p->inventory.n_devices, sizeof *j->devices);
+    if (!j->devices)
+        return td_error_nomem(err, "the devices", (size_t)p->inventory.n_devices * 8);
+    for (int32_t g = 0; g < p->n_groups; g++)
+        for (int32_t s = 0; s < p->groups[g].n_stages; s++) {
+            int32_t d = p->groups[g].stages[s].device;
+            if (j->devices[d])
+                continue;
+            td_status rc =
+                td_device_open(info_of(j, &p->inventory.devices[d]), &j->devices[d], err);
+            if (rc != TD_OK)
+                return rc;
+        }
+    return TD_OK;
+}
+
+static td_status load_weights(job *j, td_error *err) {
+    const td_plan *p = &j->plan;
+    int32_t n = 0, at = 0;
+    for (int32_t g = 0; g < p->n_groups; g++)
+        n += p->groups[g].n_stages;
+    td_stage *stages = td_calloc((size_t)n, sizeof *stages);
+    if (!stages)
+        return td_error_nomem(err, "the stages", (size_t)n * sizeof *stages);
+    for (int32_t g = 0; g < p->n_groups; g++)
+        for (int32_t s = 0; s < p->groups[g].n_stages; s++)
+            stages[at++] = (td_stage){.device = j->devices[p->groups[g].stages[s].device],
+                                      .item_begin = p->groups[g].stages[s].item_begin,
+                                      .item_end = p->groups[g].stages[s].item_end};
+    uint64_t n_bytes = 0;
+    double t0 = td_time_s();
+    td_status rc = td_weights_load(j->weights, stages, n, p->compute, &n_bytes, err);
+    free(stages);
+    if (rc != TD_OK)
+        return rc;
+    double dt = td_time_s() - t0;
+    char size[32];
+    td_log_info("Weights: %s read once in %.1f s (%.2f GB/s) for %d group%s",
+                td_human_bytes(n_bytes, size, sizeof size), dt,
+                dt > 0 ? 1e-9 * (double)n_bytes / dt : 0.0, p->n_groups,
+                p->n_groups == 1 ? "" : "s");
+    return TD_OK;
+}
+
+static td_status open_output(job *j, td_error *err) {
+    td_identity id = {.model = &j->model,
+                      .compute = j->plan.compute,
+                      .has_tokenizer = j->tok != NULL,
+                      .append_eos = j->cfg.data.append_eos};
+    if (j->tok) {
+        id.tokenizer_hash = td_tokenizer_hash(j->tok);
+        id.tokenizer_n_vocab = td_tokenizer_n_vocab(j->tok);
+    }
+    td_status rc = td_source_fingerprint(j->source, &id.dataset_size_bytes, &id.dataset_hash, err);
+    if (rc != TD_OK)
+        return rc;
+    id.format = td_source_format(j->source);
+    rc = td_output_open(&j->cfg, &id, &j->output, err);
+    if (rc != TD_OK)
+        return rc;
+    char *path = td_asprintf("%s/tdgen.log", j->cfg.output.dir);
+    if (!path)
+        return td_error_nomem(err, "a path", strlen(j->cfg.output.dir));
+    rc = td_log_open_file(path, err);
+    free(path);
+    return rc;
+}
+
+static int run(job *j, bool quiet, td_error *err) {
+    td_run_summary summary = {0};
+    td_status rc = td_source_open(&j->cfg, j->tok, &j->limits, &j->source, err);
+    if (rc == TD_OK)
+        rc = td_weights_open(j->cfg.model.path, &j->model, &j->weights, err);
+    if (rc == TD_OK)
+        rc = open_output(j, err);
+    if (rc == TD_OK)
+        rc = open_devices(j, err);
+    if (rc == TD_OK)
+        rc = load_weights(j, err);
+    uint64_t hash = 0;
+    if (rc == TD_OK)
+        rc = td_weights_hash(j->weights, &hash, err);
+    if (rc == TD_OK)
+        rc = td_output_bind_weights(j->output, hash, err);
+    if (rc != TD_OK)
+        return td_status_exit_code(rc);
+
+    td_run_input in = {.cfg = &j->cfg,
+                       .plan = &j->plan,
+                       .weights = j->weights,
+                       .devices = j->devices,
+                       .source = j->source,
+                       .output = j->output};
+    rc = td_run(&in, &summary, err);
+    int code = td_status_exit_code(rc);
+    if (rc == TD_OK || rc == TD_E_STOPPED) {
+        td_output_totals totals;
+        td_output_totals_get(j->output, &totals);
+        if (!quiet)
+            td_run_summary_print(&summary, &j->plan, j->output, stdout);
+        if (rc == TD_OK && (summary.n_bad_samples || summary.n_retired || totals.n_skipped))
+            code = TD_EXIT_PARTIAL;
+        if (rc == TD_OK && !quiet)
+            printf("Look at it with: tdgen inspect %s\n", j->cfg.output.dir);
+    }
+    td_run_summary_free(&summary);
+    return code;
+}
+
+int td_cmd_run(const td_cmd_run_options *opt) {
+    job j = {0};
+    td_error err = {0};
+    int code;
+    td_status rc = td_config_load(opt->config_path, opt->overrides, opt->n_overrides, &j.cfg, &err);
+    if (rc != TD_OK) {
+        td_log_error("%s", err.text);
+        return td_status_exit_code(rc); /* cfg is untouched on failure */
+    }
+    rc = td_model_config_load(j.cfg.model.path, &j.model, &err);
+    if (rc == TD_OK)
+        rc = make_plan(&j, opt->dry_run, &err);
+    if (rc != TD_OK) {
+        code = td_status_exit_code(rc);
+        goto done;
+    }
+    if (opt->dry_run || !opt->quiet) {
+        td_plan_print_assignment(&j.plan, stdout);
+        fflush(stdout);
+    }
+    if (opt->dry_run) {
+        td_plan_print_details(&j.plan, &j.model, free_disk_bytes(j.cfg.output.dir), stdout);
+        code = TD_EXIT_OK;
+        goto done;
+    }
+    for (int32_t i = 0; i < j.plan.n_warnings; i++)
+        td_log_warn("%s", j.plan.warnings[i]);
+    /* What the plan reduced, the packing must obey. */
+    j.cfg.run.batch_tokens = j.plan.batch_tokens;
+    code = run(&j, opt->quiet, &err);
+done:
+    if (err.code != TD_OK) {
+        if (err.code == TD_E_STOPPED)
+            td_log_info("%s", err.text);
+        else
+            td_log_error("%s", err.text);
+    }
+    job_free(&j);
+    return code;
+}

@@ -1,0 +1,188 @@
+/* The feeder reads ahead of the groups: at most max_open shards are open at a time, which bounds
+ * memory and holds the reader back. The writer closes them. */
+#include "sched/run_state.h"
+
+#include <stdlib.h>
+#include <time.h>
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+
+static void nap(void) {
+    struct timespec ts = {.tv_nsec = 1000000};
+    nanosleep(&ts, NULL);
+}
+
+/* A free place for a shard, or NULL when the run stops. */
+static td_open_shard *acquire_place(td_run_state *run) {
+    td_open_shard *o = NULL;
+    pthread_mutex_lock(&run->lock);
+    while (run->n_open == run->max_open && !td_run_stopping(run))
+        pthread_cond_wait(&run->changed, &run->lock);
+    if (!td_run_stopping(run)) {
+        for (int32_t i = 0; i < run->max_open && !o; i++)
+            if (!run->open[i].in_use)
+                o = &run->open[i];
+        o->in_use = true;
+        run->n_open++;
+    }
+    pthread_mutex_unlock(&run->lock);
+    return o;
+}
+
+static void release_place(td_run_state *run, td_open_shard *o) {
+    td_shard_free(o->shard);
+    free(o->work);
+    pthread_mutex_lock(&run->lock);
+    o->shard = NULL;
+    o->work = NULL;
+    o->writer = NULL;
+    o->in_use = false;
+    run->n_open--;
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+/* Is the next shard one that need not be computed? Then it is passed over. */
+static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end, td_error *err) {
+    const td_run_input *in = run->in;
+    int64_t number = td_source_next_number(in->source);
+    bool mine = number % in->cfg->run.total_workers == in->cfg->run.worker_id;
+    td_shard *scanned = NULL;
+    *skipped = *at_end = false;
+    if (mine && !td_output_has_shard(in->output, number))
+        return TD_OK;
+    td_status rc = td_source_next(in->source, false, &scanned, err);
+    if (rc != TD_OK)
+        return rc;
+    if (!scanned) {
+        *at_end = true;
+        return TD_OK;
+    }
+    bool done = !mine;
+    td_shard_totals totals = {0};
+    if (mine) {
+        rc = td_output_shard_done(in->output, scanned->number, scanned->row_begin, scanned->row_end,
+                                  scanned->source_hash, &done, &totals, err);
+        if (rc == TD_OK && done) {
+            atomic_fetch_add(&run->n_shards_kept, 1);
+            atomic_fetch_add(&run->n_tokens_kept, totals.n_tokens);
+            atomic_fetch_add(&run->n_samples_kept, totals.n_samples);
+        }
+    }
+    td_shard_free(scanned);
+    if (rc == TD_OK && !done)
+        rc = td_source_step_back(in->source, err);
+    *skipped = done;
+    return rc;
+}
+
+static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error *err) {
+    td_shard *shard = o->shard;
+    o->work = td_calloc((size_t)shard->n_batches, sizeof *o->work);
+    if (!o->work)
+        return td_error_nomem(err, "the micro-batches of a shard",
+                              (size_t)shard->n_batches * sizeof *o->work);
+    td_status rc =
+        td_shard_writer_open(run->in->output, shard, run->kinds, run->n_kinds, &o->writer, err);
+    if (rc != TD_OK)
+        return rc;
+    atomic_store(&o->n_left, shard->n_batches);
+    if (shard->n_batches == 0)
+        td_run_shard_complete(run, o);
+    /* The shard can be complete, committed and freed as soon as its last micro-batch is published:
+     * from there on neither it nor o->work is touched. */
+    for (int32_t i = 0, n = shard->n_batches; i < n; i++) {
+        o->work[i] = (td_work){.open = o, .batch = i};
+        while (!td_queue_publish(run->queue, &o->work[i])) {
+            if (td_run_stopping(run))
+                return TD_OK;
+            nap();
+        }
+    }
+    return TD_OK;
+}
+
+void *td_feeder_main(void *arg) {
+    td_run_state *run = arg;
+    td_error err = {0};
+    td_status rc = TD_OK;
+    while (!td_run_stopping(run)) {
+        bool skipped, at_end;
+        rc = skip_if_finished(run, &skipped, &at_end, &err);
+        if (rc != TD_OK || at_end)
+            break;
+        if (skipped)
+            continue;
+        td_open_shard *o = acquire_place(run);
+        if (!o)
+            break;
+        rc = td_source_next(run->in->source, true, &o->shard, &err);
+        if (rc != TD_OK || !o->shard) {
+            release_place(run, o);
+            break;
+        }
+        atomic_fetch_add(&run->n_bad, o->shard->n_bad_rows);
+        atomic_fetch_add(&run->n_overflow_rows, o->shard->n_overflow_rows);
+        rc = open_and_publish(run, o, &err);
+        if (rc != TD_OK)
+            break;
+    }
+    if (rc != TD_OK)
+        td_run_fail(run, &err);
+    td_queue_close(run->queue);
+    pthread_mutex_lock(&run->lock);
+    run->feeder_ended = true;
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+    return NULL;
+}
+
+void td_run_shard_complete(td_run_state *run, td_open_shard *o) {
+    pthread_mutex_lock(&run->lock);
+    o->next = NULL;
+    if (run->commit_tail)
+        run->commit_tail->next = o;
+    else
+        run->commit_head = o;
+    run->commit_tail = o;
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+/* Ends when every opened shard is committed, or, when the run stops, as soon as no group can
+ * complete another one; then it drops what is incomplete. */
+void *td_writer_main(void *arg) {
+    td_run_state *run = arg;
+    for (;;) {
+        pthread_mutex_lock(&run->lock);
+        while (!run->commit_head && !(run->feeder_ended && run->n_open == 0) &&
+               !(td_run_stopping(run) && run->feeder_ended && run->n_groups_ended == run->n_groups))
+            pthread_cond_wait(&run->changed, &run->lock);
+        td_open_shard *o = run->commit_head;
+        if (o) {
+            run->commit_head = o->next;
+            if (!run->commit_head)
+                run->commit_tail = NULL;
+        }
+        pthread_mutex_unlock(&run->lock);
+        if (!o)
+            break;
+        td_error err = {0};
+        td_status rc = td_shard_writer_commit(o->writer, &err);
+        if (rc == TD_OK)
+            atomic_fetch_add(&run->n_shards_written, 1);
+        else
+            td_run_fail(run, &err);
+        release_place(run, o);
+    }
+    for (int32_t i = 0; i < run->max_open; i++)
+        if (run->open[i].in_use) {
+            td_shard_writer_abort(run->open[i].writer);
+            release_place(run, &run->open[i]);
+        }
+    pthread_mutex_lock(&run->lock);
+    run->writer_ended = true;
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+    return NULL;
+}

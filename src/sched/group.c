@@ -1,0 +1,324 @@
+/* A group's thread: claims micro-batches, keeps its pipeline full, stores what comes out.
+ *
+ * The claims it holds and has not begun are in `held`; slots[] is a ring of micro-batches in
+ * flight, submitted and waited for in order. Only this thread touches the session.
+ */
+#include "sched/run_state.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+
+enum { MAX_CLAIM = 64, MAX_TRIES = 3 };
+
+typedef struct flight {
+    td_claim claim;
+    td_batch batch;
+    int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
+} flight;
+
+typedef struct loop {
+    td_group *g;
+    flight *slots;
+    int32_t n_slots, head, n_in_flight; /* head: the oldest */
+    td_claim held[MAX_CLAIM];
+    uint32_t n_held, next_held;
+    double seconds_per_batch; /* moving average of completions */
+    double last_completion_s;
+} loop;
+
+static void free_slots(loop *l) {
+    if (l->slots)
+        for (int32_t i = 0; i < l->n_slots; i++) {
+            free(l->slots[i].ids);
+            free(l->slots[i].seq_offsets);
+            free(l->slots[i].row_token);
+            free(l->slots[i].row_target);
+        }
+    free(l->slots);
+}
+
+static td_status make_slots(loop *l, td_error *err) {
+    const td_session_limits *lim = &l->g->run->limits;
+    l->n_slots = lim->n_slots;
+    l->slots = td_calloc((size_t)l->n_slots, sizeof *l->slots);
+    bool ok = l->slots != NULL;
+    for (int32_t i = 0; ok && i < l->n_slots; i++) {
+        flight *f = &l->slots[i];
+        f->ids = td_calloc((size_t)lim->max_tokens, sizeof *f->ids);
+        f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
+        f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
+        f->row_target = td_calloc((size_t)lim->max_rows, sizeof *f->row_target);
+        ok = f->ids && f->seq_offsets && f->row_token && f->row_target;
+    }
+    return ok ? TD_OK
+              : td_error_nomem(err, "the host arrays of a group",
+                               (size_t)lim->max_tokens * (size_t)l->n_slots * 16);
+}
+
+/* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
+ * row is recorded where the loss mask of t + 1 is set. */
+static void fill(flight *f, const td_work *w) {
+    const td_shard *sh = w->open->shard;
+    const td_micro_batch *mb = &sh->batches[w->batch];
+    int32_t n = 0, r = 0;
+    for (int32_t i = 0; i < mb->n_samples; i++) {
+        const td_sample *s = &sh->samples[mb->samples[i]];
+        const int32_t *ids = sh->ids + s->token_offset;
+        const uint8_t *mask = sh->loss_mask + s->token_offset;
+        f->seq_offsets[i] = n;
+        memcpy(f->ids + n, ids, (size_t)s->n_tokens * sizeof *ids);
+        for (int32_t t = 1; t < s->n_tokens; t++)
+            if (mask[t]) {
+                f->row_token[r] = n + t - 1;
+                f->row_target[r] = ids[t];
+                r++;
+            }
+        n += s->n_tokens;
+    }
+    f->seq_offsets[mb->n_samples] = n;
+    f->batch = (td_batch){.n_tokens = n,
+                          .n_seqs = mb->n_samples,
+                          .n_rows = r,
+                          .ids = f->ids,
+                          .seq_offsets = f->seq_offsets,
+                          .row_token = f->row_token,
+                          .row_target = f->row_target};
+}
+
+static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
+    for (int32_t r = first; r < first + n; r++)
+        if (!isfinite(cap->logsumexp[r])) {
+            *bad = r;
+            return false;
+        }
+    return true;
+}
+
+/* Writes the rows of a finished micro-batch and marks it done. */
+static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err) {
+    td_group *g = l->g;
+    td_run_state *run = g->run;
+    td_work *w = f->claim.item;
+    td_open_shard *o = w->open;
+    if (!td_queue_begin_commit(run->queue, g->id, f->claim.number))
+        return TD_OK; /* we were retired meanwhile: the answer is somebody else's to give */
+    const td_shard *sh = o->shard;
+    const td_micro_batch *mb = &sh->batches[w->batch];
+    int32_t row = 0;
+    for (int32_t i = 0; i < mb->n_samples; i++) {
+        int32_t index = mb->samples[i], bad_row = 0;
+        const td_sample *s = &sh->samples[index];
+        td_status rc;
+        if (sample_is_finite(cap, row, s->n_rows, &bad_row)) {
+            rc = td_shard_writer_put(o->writer, index, run->group_kind[g->id], cap, row, err);
+        } else if (run->in->cfg->run.on_bad_sample == TD_BAD_FAIL) {
+            rc =
+                td_error_set(err, TD_E_MODEL,
+                             "dataset row %lld (sample of %d tokens): the teacher's logits are not "
+                             "finite at position %d, computed in %s on group %u; set "
+                             "run.on_bad_sample = skip to leave such samples out, or try "
+                             "model.compute = f32",
+                             (long long)s->row, s->n_tokens,
+                             f->batch.row_token[bad_row] - f->batch.seq_offsets[i],
+                             td_dtype_name(run->in->plan->compute), g->id);
+        } else {
+            td_log_warn("dataset row %lld: logits are not finite, the sample is skipped",
+                        (long long)s->row);
+            atomic_fetch_add(&run->n_bad, 1);
+            rc = td_shard_writer_skip(o->writer, index, err);
+        }
+        if (rc != TD_OK)
+            return rc;
+        row += s->n_rows;
+    }
+    atomic_fetch_add(&g->n_tokens, mb->n_tokens);
+    atomic_fetch_add(&g->n_rows, mb->n_rows);
+    atomic_fetch_add(&g->n_samples, mb->n_samples);
+    atomic_fetch_add(&g->n_batches, 1);
+    td_queue_done(run->queue, g->id, f->claim.number);
+    /* acq_rel: the last one sees the rows of all others written; after it the shard may be freed */
+    if (atomic_fetch_sub_explicit(&o->n_left, 1, memory_order_acq_rel) == 1)
+        td_run_shard_complete(run, o);
+    return TD_OK;
+}
+
+/* About two seconds of work, at most a quarter of what each group can still expect, at least one:
+ * long runs of neighbours while there is much to do, single ones at the end. */
+static uint32_t claim_size(const loop *l) {
+    double share = (double)td_queue_available(l->g->run->queue) / (4.0 * l->g->run->n_groups);
+    double by_time = l->seconds_per_batch > 0 ? 2.0 / l->seconds_per_batch : 1;
+    return (uint32_t)TD_MAX(1.0, TD_MIN(TD_MIN(share, by_time), (double)MAX_CLAIM));
+}
+
+static bool next_claim(loop *l, td_claim *out) {
+    if (l->next_held == l->n_held) {
+        l->next_held = 0;
+        l->n_held = td_queue_claim(l->g->run->queue, l->g->id, claim_size(l), l->held);
+    }
+    if (l->next_held == l->n_held)
+        return false;
+    *out = l->held[l->next_held++];
+    return true;
+}
+
+static td_status submit(loop *l, const td_claim *claim, td_error *err) {
+    int32_t slot = (l->head + l->n_in_flight) % l->n_slots;
+    flight *f = &l->slots[slot];
+    if (l->n_in_flight == 0)
+        l->last_completion_s = td_time_s();
+    f->claim = *claim;
+    fill(f, claim->item);
+    l->n_in_flight++; /* also on failure: the claim is then given back with the others */
+    return td_session_submit(l->g->session, slot, &f->batch, err);
+}
+
+static td_status complete_oldest(loop *l, bool *device_failed, td_error *err) {
+    flight *f = &l->slots[l->head];
+    td_captured cap;
+    td_status rc = td_session_wait(l->g->session, l->head, 0, &cap, err);
+    *device_failed = rc != TD_OK;
+    if (rc == TD_OK)
+        rc = store(l, f, &cap, err);
+    if (rc != TD_OK)
+        return rc;
+    l->head = (l->head + 1) % l->n_slots;
+    l->n_in_flight--;
+    double now = td_time_s(), dt = now - l->last_completion_s;
+    l->last_completion_s = now;
+    l->seconds_per_batch = l->seconds_per_batch > 0 ? 0.8 * l->seconds_per_batch + 0.2 * dt : dt;
+    return TD_OK;
+}
+
+static void wait_for_work(loop *l) {
+    double t0 = td_time_s();
+    struct timespec ts = {.tv_nsec = 500000};
+    nanosleep(&ts, NULL);
+    atomic_fetch_add(&l->g->wait_us, (int64_t)(1e6 * (td_time_s() - t0)));
+}
+
+/* A device of the group failed: its work goes back to the others. Without others, or when a
+ * micro-batch has failed on several groups, the run ends. */
+static void retire(loop *l, const td_error *why) {
+    td_group *g = l->g;
+    td_run_state *run = g->run;
+    const td_claim *poison = NULL;
+    for (int32_t i = 0; i < l->n_in_flight; i++) {
+        const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
+        if (td_queue_fail(run->queue, g->id, c->number) >= MAX_TRIES)
+            poison = c;
+    }
+    while (l->next_held < l->n_held)
+        td_queue_release(run->queue, g->id, l->held[l->next_held++].number);
+    td_queue_retire(run->queue, g->id);
+    l->n_in_flight = 0;
+    td_error e = *why;
+    td_error_prefix(&e, "group %u", g->id);
+    pthread_mutex_lock(&run->lock);
+    g->retired = true;
+    run->n_retired++;
+    snprintf(g->retired_why, sizeof g->retired_why, "%.*s", (int)sizeof g->retired_why - 1, e.text);
+    bool last = run->n_retired == run->n_groups;
+    pthread_mutex_unlock(&run->lock);
+    if (last) {
+        td_run_fail(run, &e);
+    } else if (poison) {
+        const td_work *w = poison->item;
+        td_error_prefix(&e, "a micro-batch of shard %lld failed on %d groups",
+                        (long long)w->open->shard->number, MAX_TRIES);
+        td_run_fail(run, &e);
+    } else {
+        td_log_error("%s; the other groups take over its work", e.text);
+    }
+}
+
+static void work_loop(loop *l) {
+    td_group *g = l->g;
+    td_run_state *run = g->run;
+    td_error err = {0};
+    while (!td_queue_finished(run->queue)) {
+        td_claim claim;
+        bool device_failed = true;
+        td_status rc = TD_OK;
+        while (rc == TD_OK && l->n_in_flight < l->n_slots && !td_run_stopping(run) &&
+               next_claim(l, &claim))
+            rc = submit(l, &claim, &err);
+        if (rc == TD_OK) {
+            if (l->n_in_flight > 0)
+                rc = complete_oldest(l, &device_failed, &err);
+            else if (td_run_stopping(run))
+                return;
+            else
+                wait_for_work(l);
+        }
+        if (rc == TD_OK)
+            continue;
+        if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
+            retire(l, &err);
+        else
+            td_run_fail(run, &err);
+        return;
+    }
+}
+
+static void ack_phase(td_run_state *run, const td_error *err) {
+    pthread_mutex_lock(&run->lock);
+    run->n_acked++;
+    if (err && run->phase_error.code == TD_OK)
+        run->phase_error = *err;
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+static td_phase next_phase(td_run_state *run, int32_t *serial) {
+    pthread_mutex_lock(&run->lock);
+    while (run->phase_serial == *serial)
+        pthread_cond_wait(&run->changed, &run->lock);
+    *serial = run->phase_serial;
+    td_phase phase = run->phase;
+    pthread_mutex_unlock(&run->lock);
+    return phase;
+}
+
+/* The group's devices are driven from this thread alone, session creation included. */
+void *td_group_main(void *arg) {
+    td_group *g = arg;
+    td_run_state *run = g->run;
+    int32_t serial = 0;
+    loop l = {.g = g};
+    for (td_phase phase; (phase = next_phase(run, &serial)) != TD_PHASE_QUIT;) {
+        td_error err = {0};
+        td_status rc = TD_OK;
+        if (phase == TD_PHASE_CREATE) {
+            rc = td_session_create(run->in->weights, g->stages, g->plan->n_stages, &run->limits,
+                                   &g->session, &err);
+            if (rc != TD_OK)
+                td_error_prefix(&err, "group %u", g->id);
+        } else if (phase == TD_PHASE_DESTROY) {
+            td_session_destroy(g->session);
+            g->session = NULL;
+        } else {
+            rc = make_slots(&l, &err);
+            if (rc == TD_OK)
+                work_loop(&l);
+            else
+                td_run_fail(run, &err);
+            pthread_mutex_lock(&run->lock);
+            g->finished_s = td_time_s() - run->start_s;
+            g->ended = true;
+            run->n_groups_ended++;
+            pthread_cond_broadcast(&run->changed);
+            pthread_mutex_unlock(&run->lock);
+            continue;
+        }
+        ack_phase(run, rc == TD_OK ? NULL : &err);
+    }
+    free_slots(&l);
+    td_session_destroy(g->session);
+    g->session = NULL;
+    return NULL;
+}

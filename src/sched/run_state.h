@@ -1,0 +1,95 @@
+/* run_state.h - what the threads of one run share (private to sched). */
+#ifndef TDGEN_SCHED_RUN_STATE_H
+#define TDGEN_SCHED_RUN_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "sched/queue.h"
+#include "tdgen/run.h"
+
+/* A shard between its opening and its commit. Lives in one of run->open. */
+typedef struct td_open_shard {
+    td_shard *shard;
+    td_shard_writer *writer;
+    struct td_work *work; /* [shard->n_batches], the items of the queue */
+    _Atomic int32_t
+        n_left; /* micro-batches not done; the one who takes the last queues the commit */
+    struct td_open_shard *next; /* in the commit list, protected by run->lock */
+    bool in_use;                /* protected by run->lock */
+} td_open_shard;
+
+typedef struct td_work {
+    td_open_shard *open;
+    int32_t batch;
+} td_work;
+
+typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
+
+typedef struct td_group {
+    struct td_run_state *run;
+    uint32_t id;
+    const td_plan_group *plan;
+    td_stage *stages;
+    pthread_t thread;
+    td_session *session;
+    /* Progress, written by the group's thread, read by main. */
+    _Atomic int64_t n_tokens, n_rows, n_samples, n_batches;
+    _Atomic int64_t wait_us;
+    /* Final, protected by run->lock. */
+    bool ended, retired;
+    double finished_s;
+    char retired_why[256];
+} td_group;
+
+typedef struct td_run_state {
+    const td_run_input *in;
+    td_session_limits limits;
+    td_queue *queue;
+    td_group *groups;
+    int32_t n_groups;
+    const char **kinds;  /* device kinds of the groups, without repetition */
+    int32_t *group_kind; /* [n_groups] index into kinds */
+    int32_t n_kinds;
+    double start_s;
+
+    _Atomic bool stop; /* claim nothing more; set on failure and by signals */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* any change of the fields below */
+    td_phase phase;
+    int32_t phase_serial; /* grows with each phase */
+    int32_t n_acked;      /* groups that finished the phase */
+    td_error phase_error; /* first failure in the phase */
+    bool failed;
+    td_error error;      /* first failure of the run */
+    td_open_shard *open; /* [max_open] */
+    int32_t max_open, n_open;
+    td_open_shard *commit_head, *commit_tail;
+    bool feeder_ended, writer_ended;
+    int32_t n_groups_ended, n_retired;
+
+    _Atomic int64_t n_shards_written, n_shards_kept, n_bad, n_overflow_rows;
+    _Atomic int64_t n_tokens_kept, n_samples_kept; /* in shards that were finished before */
+} td_run_state;
+
+/* Records the first failure and stops the run. Any thread. */
+void td_run_fail(td_run_state *run, const td_error *err);
+static inline bool td_run_stopping(const td_run_state *run) {
+    /* relaxed: a hint; what it protects is ordered by the lock or the queue */
+    return atomic_load_explicit(&((td_run_state *)run)->stop, memory_order_relaxed);
+}
+/* Queues a complete shard for the writer. Any thread. */
+void td_run_shard_complete(td_run_state *run, td_open_shard *o);
+
+void *td_feeder_main(void *run);
+void *td_writer_main(void *run);
+void *td_group_main(void *group);
+
+/* progress.c */
+typedef struct td_progress td_progress;
+td_progress *td_progress_create(td_run_state *run); /* NULL when out of memory */
+/* Called often; shows what is due. state: "running", "done", "stopped", "failed". */
+void td_progress_tick(td_progress *p, const char *state, bool final);
+void td_progress_free(td_progress *p);
+
+#endif

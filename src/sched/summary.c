@@ -1,0 +1,53 @@
+/* The closing report of a run. */
+#include "tdgen/run.h"
+
+#include <stdio.h>
+#include "tdgen/util.h"
+
+static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g, FILE *out) {
+    const td_group_summary *grp = &s->groups[g];
+    const td_plan_group *pg = &plan->groups[g];
+    char tokens[16], devices[64];
+    int at = 0;
+    devices[0] = '\0';
+    for (int32_t i = 0; i < pg->n_devices && at >= 0 && at < (int)sizeof devices; i++)
+        at += snprintf(devices + at, sizeof devices - (size_t)at, "%s%s", i ? "," : "",
+                       plan->inventory.devices[pg->devices[i]].label);
+    fprintf(out, "  group %-3d %-16s %8s tokens %5.1f%%   idle %5.1f%%   busy", g, devices,
+            td_human_count((double)grp->n_tokens, tokens, sizeof tokens),
+            s->n_tokens ? 100.0 * (double)grp->n_tokens / (double)s->n_tokens : 0.0,
+            s->wall_s > 0
+                ? 100 * (grp->wait_s + TD_MAX(0.0, s->wall_s - grp->finished_s)) / s->wall_s
+                : 0.0);
+    for (int32_t i = 0; i < grp->n_stages; i++)
+        fprintf(out, " %.0f%%", s->wall_s > 0 ? 100 * grp->stage_busy_s[i] / s->wall_s : 0.0);
+    fputc('\n', out);
+    if (grp->retired)
+        fprintf(out, "    retired: %s\n", grp->retired_why);
+}
+
+void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
+                          FILE *out) {
+    char a[32], b[32], c[32], d[32];
+    td_output_totals t;
+    td_output_totals_get(output, &t);
+    fprintf(out, "%s in %s: %s samples, %s tokens, %s recorded rows, %s tokens/s\n",
+            s->stopped ? "Stopped" : "Done", td_human_seconds(s->wall_s, d, sizeof d),
+            td_human_count((double)s->n_samples, a, sizeof a),
+            td_human_count((double)s->n_tokens, b, sizeof b),
+            td_human_count((double)s->n_rows, c, sizeof c),
+            td_human_count(s->wall_s > 0 ? (double)s->n_tokens / s->wall_s : 0, (char[16]){0}, 16));
+    for (int32_t g = 0; g < s->n_groups; g++)
+        print_group(s, plan, g, out);
+    fprintf(out,
+            "Shards: %lld written, %lld already there; the folder holds %lld shards, %s, "
+            "%.1f bytes per token\n",
+            (long long)s->n_shards_written, (long long)s->n_shards_kept, (long long)t.n_shards,
+            td_human_bytes(t.size_bytes, a, sizeof a),
+            t.n_tokens ? (double)t.size_bytes / (double)t.n_tokens : 0.0);
+    if (s->n_overflow_rows)
+        fprintf(out, "Rows longer than data.max_length: %lld\n", (long long)s->n_overflow_rows);
+    if (t.n_skipped || s->n_bad_samples)
+        fprintf(out, "Skipped samples: %lld in this run, %lld in the folder\n",
+                (long long)s->n_bad_samples, (long long)t.n_skipped);
+}
