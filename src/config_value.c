@@ -284,9 +284,9 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
     void *field = (char *)cfg + key->offset;
     if (!*value) {
         char expected[200];
-        return td_error_set(err, TD_E_CONFIG,
-                            "the value is empty; expected %s (leave the line out for the default)",
-                            td_config_key_expected(key, expected, sizeof expected));
+        return td_error_set(err, TD_E_CONFIG, "the value is empty; expected %s%s",
+                            td_config_key_expected(key, expected, sizeof expected),
+                            key->def ? " (leave the key out for its default)" : "");
     }
     switch (key->type) {
     case TD_KEY_STRING:
