@@ -1,0 +1,479 @@
+/* Groups: which devices hold a copy of the model together, and the placement inside each.
+ *
+ * Explicit groups win; else the chosen devices are cut, in their order, into groups of
+ * gpus_per_model; with `auto` each device type is cut on its own, into the narrowest groups that
+ * hold the model. Devices that remain are `leftover`, reported and never dropped silently.
+ */
+#include "plan_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tdgen/util.h"
+
+char *td_plan_labels(const td_plan *plan, const int32_t *devices, int32_t n, char *buf,
+                     size_t buf_size) {
+    size_t len = 0;
+    buf[0] = '\0';
+    for (int32_t i = 0; i < n; i++) {
+        const char *label = plan->inventory.devices[devices[i]].label;
+        size_t need = strlen(label) + (i ? 1 : 0), reserve = i + 1 < n ? 4 : 0; /* ",..." */
+        if (len + need + reserve >= buf_size) {
+            if (len + 5 <= buf_size)
+                memcpy(buf + len, i ? ",..." : "...", i ? 5 : 4);
+            break;
+        }
+        len += (size_t)snprintf(buf + len, buf_size - len, "%s%s", i ? "," : "", label);
+    }
+    return buf;
+}
+
+/* --- choosing -----------------------------------------------------------------------------------
+ */
+
+static const td_plan_device *find_device(const td_inventory *inv, int32_t number) {
+    for (int32_t i = 0; i < inv->n_devices; i++)
+        if (inv->devices[i].index == number)
+            return &inv->devices[i];
+    return NULL;
+}
+
+/* Position of the device in plan->inventory, -1 when it is not chosen. */
+static int32_t chosen_position(const td_plan *plan, int32_t number) {
+    for (int32_t i = 0; i < plan->inventory.n_devices; i++)
+        if (plan->inventory.devices[i].index == number)
+            return i;
+    return -1;
+}
+
+static td_status unknown_device(const td_planner *pl, const char *key, int32_t number,
+                                const td_inventory *inv) {
+    const char *noun = inv->is_cpu ? "CPU device" : "GPU", *where = "this machine";
+    const char *file = pl->cfg->devices.inventory;
+    if (inv->from_file)
+        where = file ? file : "the inventory";
+    if (inv->n_devices == 1)
+        return td_error_set(pl->err, TD_E_CONFIG, "devices.%s names %s %d, but %s has only %s %d",
+                            key, noun, number, where, noun, inv->devices[0].index);
+    return td_error_set(pl->err, TD_E_CONFIG, "devices.%s names %s %d, but %s has %d: %d to %d",
+                        key, noun, number, where, inv->n_devices, inv->devices[0].index,
+                        inv->devices[inv->n_devices - 1].index);
+}
+
+td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
+    const td_config *cfg = pl->cfg;
+    td_inventory *chosen = &pl->plan->inventory;
+    chosen->from_file = inv->from_file;
+    chosen->is_cpu = inv->is_cpu;
+    if (!inv->n_devices)
+        return td_error_set(
+            pl->err, TD_E_CONFIG,
+            "no GPU was found: set devices.gpus = cpu (or cpu*N), or plan for another "
+            "machine with --dry-run and devices.inventory");
+    if (cfg->devices.gpus_kind == TD_GPUS_CPU && !inv->is_cpu)
+        return td_error_set(pl->err, TD_E_CONFIG,
+                            "devices.gpus = cpu, but the inventory lists GPUs: give a list of GPUs "
+                            "or auto, or leave out devices.inventory");
+    size_t room = (size_t)inv->n_devices;
+    chosen->devices = td_calloc(room, sizeof *chosen->devices);
+    pl->failed_devices = td_calloc(room, sizeof *pl->failed_devices);
+    if (!chosen->devices || !pl->failed_devices)
+        return td_error_nomem(pl->err, "the plan", room * sizeof *chosen->devices);
+
+    if (cfg->devices.gpus_kind == TD_GPUS_LIST) {
+        for (int32_t i = 0; i < cfg->devices.n_gpus; i++) {
+            const td_plan_device *d = find_device(inv, cfg->devices.gpus[i]);
+            if (!d)
+                return unknown_device(pl, "gpus", cfg->devices.gpus[i], inv);
+            if (chosen_position(pl->plan, d->index) >= 0)
+                return td_error_set(
+                    pl->err, TD_E_CONFIG,
+                    "devices.gpus names device %d twice: several copies of the model "
+                    "on one device are made with devices.groups, such as %d | %d",
+                    d->index, d->index, d->index);
+            chosen->devices[chosen->n_devices++] = *d;
+        }
+    } else {
+        memcpy(chosen->devices, inv->devices, room * sizeof *chosen->devices);
+        chosen->n_devices = inv->n_devices;
+    }
+    /* Explicit groups win: what they name is chosen, too. */
+    for (int32_t i = 0; i < cfg->devices.n_group_entries; i++) {
+        const td_plan_device *d = find_device(inv, cfg->devices.group_device[i]);
+        if (!d)
+            return unknown_device(pl, "groups", cfg->devices.group_device[i], inv);
+        if (chosen_position(pl->plan, d->index) < 0)
+            chosen->devices[chosen->n_devices++] = *d;
+    }
+    return TD_OK;
+}
+
+bool td_plan_shares_memory(const td_inventory *inv, const td_plan_device *dev) {
+    for (int32_t i = 0; i < inv->n_devices; i++)
+        if (inv->devices[i].domain == dev->domain && inv->devices[i].index != dev->index)
+            return true;
+    return false;
+}
+
+/* --- placing one group --------------------------------------------------------------------------
+ */
+
+typedef struct stage_cost {
+    const td_planner *pl;
+    const double *seconds;  /* [n_kinds][n_items + 1], summed up to the item */
+    const double *boundary; /* [n_kinds] */
+    const uint64_t *limit;  /* [n_kinds], UINT64_MAX where the memory is shared */
+} stage_cost;
+
+static double stage_seconds(const void *user, int32_t kind, int32_t b, int32_t e) {
+    const stage_cost *c = user;
+    td_stage_memory m = td_plan_stage_memory(c->pl, b, e);
+    if (td_plan_total_bytes(&m) > c->limit[kind])
+        return HUGE_VAL;
+    const double *sum = c->seconds + (size_t)kind * ((size_t)c->pl->n_items + 1);
+    return sum[e] - sum[b] + (b ? c->boundary[kind] : 0);
+}
+
+static bool same_kind(const td_planner *pl, const td_plan_device *a, const td_plan_device *b) {
+    const td_inventory *inv = &pl->plan->inventory;
+    return !strcmp(a->type, b->type) && a->tflops == b->tflops && a->tflops_f32 == b->tflops_f32 &&
+           a->mem_gbs == b->mem_gbs && a->link_gbs == b->link_gbs &&
+           (a->memory_bytes == b->memory_bytes ||
+            (td_plan_shares_memory(inv, a) && td_plan_shares_memory(inv, b)));
+}
+
+/* The best placement on these devices (indices into plan->inventory); out->stages has room for n.
+ * ideal: cost of an even split over all of them. bottleneck = HUGE_VAL: does not fit. */
+static td_status place_group(const td_planner *pl, const int32_t *devices, int32_t n,
+                             td_placement *out, double *ideal) {
+    const td_plan_device *inv = pl->plan->inventory.devices;
+    size_t m = (size_t)pl->n_items + 1;
+    td_status st = TD_OK;
+    int32_t n_kinds = 0;
+    int32_t *kind = td_calloc((size_t)n, sizeof *kind),
+            *first = td_calloc((size_t)n, sizeof *first);
+    double *seconds = td_calloc((size_t)n * m, sizeof *seconds);
+    double *boundary = td_calloc((size_t)n, sizeof *boundary);
+    uint64_t *limit = td_calloc((size_t)n, sizeof *limit);
+    if (!kind || !first || !seconds || !boundary || !limit) {
+        st = td_error_nomem(pl->err, "placing layers on devices", (size_t)n * m * sizeof *seconds);
+        goto done;
+    }
+    double speed = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const td_plan_device *d = &inv[devices[i]];
+        int32_t k = 0;
+        while (k < n_kinds && !same_kind(pl, d, &inv[first[k]]))
+            k++;
+        if (k == n_kinds) {
+            first[n_kinds++] = devices[i];
+            boundary[k] = td_plan_boundary_seconds(pl, d);
+            limit[k] =
+                td_plan_shares_memory(&pl->plan->inventory, d) ? UINT64_MAX : d->memory_bytes;
+            double *sum = seconds + (size_t)k * m;
+            for (int32_t item = 0; item < pl->n_items; item++)
+                sum[item + 1] = sum[item] + td_plan_item_seconds(pl, d, item);
+        }
+        kind[i] = k;
+        speed += 1 / seconds[(size_t)k * m + m - 1];
+    }
+    *ideal = 1 / speed;
+    stage_cost user = {pl, seconds, boundary, limit};
+    td_place_problem problem = {.n_items = pl->n_items,
+                                .n_devices = n,
+                                .kind_of = kind,
+                                .n_kinds = n_kinds,
+                                .cost = stage_seconds,
+                                .user = &user};
+    st = td_place(&problem, out, pl->err);
+done:
+    free(kind);
+    free(first);
+    free(seconds);
+    free(boundary);
+    free(limit);
+    return st;
+}
+
+/* --- forming ------------------------------------------------------------------------------------
+ */
+
+void td_plan_drop_groups(td_plan *plan) {
+    for (int32_t g = 0; g < plan->n_groups; g++) {
+        free(plan->groups[g].devices);
+        free(plan->groups[g].stages);
+    }
+    free(plan->groups);
+    free(plan->leftover);
+    plan->groups = NULL;
+    plan->leftover = NULL;
+    plan->n_groups = plan->n_leftover = 0;
+}
+
+static td_status remember_failed(td_planner *pl, const int32_t *devices, int32_t n, bool *fits) {
+    memcpy(pl->failed_devices, devices, (size_t)n * sizeof *devices);
+    pl->n_failed_devices = n;
+    *fits = false;
+    return TD_OK;
+}
+
+/* Appends a placed group; room was made by the caller. */
+static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bool *fits) {
+    td_plan *plan = pl->plan;
+    td_plan_group *g = &plan->groups[plan->n_groups++];
+    td_status st = TD_OK;
+    double ideal = 0;
+    *g = (td_plan_group){.n_devices = n};
+    td_placement place = {.stages = td_calloc((size_t)n, sizeof *place.stages)};
+    g->devices = td_calloc((size_t)n, sizeof *g->devices);
+    g->stages = td_calloc((size_t)n, sizeof *g->stages);
+    if (!place.stages || !g->devices || !g->stages) {
+        st = td_error_nomem(pl->err, "the plan", (size_t)n * sizeof *g->stages);
+        goto done;
+    }
+    memcpy(g->devices, devices, (size_t)n * sizeof *devices);
+    st = place_group(pl, devices, n, &place, &ideal);
+    if (st != TD_OK)
+        goto done;
+    if (place.bottleneck == HUGE_VAL) {
+        st = remember_failed(pl, devices, n, fits);
+        goto done;
+    }
+    g->bottleneck_over_ideal = place.bottleneck / ideal;
+    if (pl->speeds_known)
+        g->tokens_per_s = 1 / place.bottleneck;
+    for (int32_t i = 0; i < place.n_stages; i++) {
+        td_plan_stage *s = &g->stages[g->n_stages++];
+        *s = (td_plan_stage){.device = devices[place.stages[i].device],
+                             .item_begin = place.stages[i].begin,
+                             .item_end = place.stages[i].end};
+        s->memory = td_plan_stage_memory(pl, s->item_begin, s->item_end);
+        const td_plan_device *d = &plan->inventory.devices[s->device];
+        if (pl->speeds_known) {
+            s->seconds_per_token = s->item_begin ? td_plan_boundary_seconds(pl, d) : 0;
+            for (int32_t item = s->item_begin; item < s->item_end; item++)
+                s->seconds_per_token += td_plan_item_seconds(pl, d, item);
+        }
+    }
+    if (!place.exact && !td_plan_warn(plan,
+                                      "Worker %d has too many different devices for an exact "
+                                      "placement: only their given order was tried.",
+                                      plan->n_groups - 1))
+        st = td_error_nomem(pl->err, "the plan", 0);
+done:
+    free(place.stages);
+    return st;
+}
+
+/* Cuts devices[0..n) into groups of `width`; what remains is leftover. Stops at the first group
+ * that does not fit. */
+static td_status cut_groups(td_planner *pl, const int32_t *devices, int32_t n, int32_t width,
+                            bool *fits) {
+    td_plan *plan = pl->plan;
+    int32_t i = 0;
+    for (; *fits && i + width <= n; i += width) {
+        td_status st = add_group(pl, devices + i, width, fits);
+        if (st != TD_OK)
+            return st;
+    }
+    for (; *fits && i < n; i++)
+        plan->leftover[plan->n_leftover++] = devices[i];
+    return TD_OK;
+}
+
+static td_status explicit_groups(td_planner *pl, bool *fits) {
+    const td_config *cfg = pl->cfg;
+    td_plan *plan = pl->plan;
+    int32_t n_entries = cfg->devices.n_group_entries, n_all = plan->inventory.n_devices;
+    td_status st = TD_OK;
+    int32_t *members = td_calloc((size_t)n_entries, sizeof *members);
+    bool *used = td_calloc((size_t)n_all, sizeof *used);
+    if (!members || !used) {
+        st = td_error_nomem(pl->err, "the plan", (size_t)n_entries * sizeof *members);
+        goto done;
+    }
+    for (int32_t g = 0; st == TD_OK && *fits && g < cfg->devices.n_groups; g++) {
+        int32_t n = 0;
+        for (int32_t i = 0; i < n_entries; i++) {
+            if (cfg->devices.group_of[i] != g)
+                continue;
+            int32_t at = chosen_position(plan, cfg->devices.group_device[i]);
+            for (int32_t j = 0; j < n; j++) {
+                if (members[j] == at) {
+                    st = td_error_set(pl->err, TD_E_CONFIG,
+                                      "devices.groups names device %s twice in its group %d",
+                                      plan->inventory.devices[at].label, g);
+                    goto done;
+                }
+            }
+            members[n++] = at;
+            used[at] = true;
+        }
+        if (!n) {
+            st = td_error_set(pl->err, TD_E_CONFIG, "devices.groups: group %d has no device", g);
+            goto done;
+        }
+        st = add_group(pl, members, n, fits);
+    }
+    for (int32_t i = 0; i < n_all; i++)
+        if (!used[i])
+            plan->leftover[plan->n_leftover++] = i;
+done:
+    free(members);
+    free(used);
+    return st;
+}
+
+/* Forgets groups, leftovers and warnings from these counts on. */
+static void roll_back(td_plan *plan, int32_t n_groups, int32_t n_leftover, int32_t n_warnings) {
+    while (plan->n_groups > n_groups) {
+        plan->n_groups--;
+        free(plan->groups[plan->n_groups].devices);
+        free(plan->groups[plan->n_groups].stages);
+    }
+    plan->n_leftover = n_leftover;
+    while (plan->n_warnings > n_warnings)
+        free(plan->warnings[--plan->n_warnings]);
+}
+
+/* The narrowest groups of one type, 0 in *width when not even all of its devices hold the model. */
+static td_status auto_type(td_planner *pl, const int32_t *devices, int32_t n, int32_t slots_width,
+                           int32_t *width) {
+    td_plan *plan = pl->plan;
+    int32_t n_groups = plan->n_groups, n_leftover = plan->n_leftover, n_warn = plan->n_warnings;
+    for (int32_t w = 1; w <= n; w++) {
+        bool fits = true;
+        td_plan_set_limits(pl, plan->batch_tokens, TD_MAX(w, slots_width));
+        td_status st = cut_groups(pl, devices, n, w, &fits);
+        if (st != TD_OK)
+            return st;
+        if (fits) {
+            *width = w;
+            return TD_OK;
+        }
+        roll_back(plan, n_groups, n_leftover, n_warn);
+    }
+    *width = 0;
+    return TD_OK;
+}
+
+/* All types once, sessions having slots for groups of slots_width. *widest: of the groups made. */
+static td_status auto_pass(td_planner *pl, int32_t *members, bool *done, int32_t slots_width,
+                           int32_t *widest) {
+    td_plan *plan = pl->plan;
+    int32_t n_all = plan->inventory.n_devices;
+    *widest = 0;
+    memset(done, 0, (size_t)n_all * sizeof *done);
+    for (int32_t i = 0; i < n_all; i++) {
+        const char *type = plan->inventory.devices[i].type;
+        int32_t n = 0, width = 0;
+        for (int32_t j = i; j < n_all; j++) {
+            if (!done[j] && !strcmp(plan->inventory.devices[j].type, type)) {
+                done[j] = true;
+                members[n++] = j;
+            }
+        }
+        if (!n)
+            continue;
+        td_status st = auto_type(pl, members, n, slots_width, &width);
+        if (st != TD_OK)
+            return st;
+        *widest = TD_MAX(*widest, width);
+        if (width)
+            continue;
+        memcpy(plan->leftover + plan->n_leftover, members, (size_t)n * sizeof *members);
+        plan->n_leftover += n;
+        char labels[64];
+        if (!td_plan_warn(plan,
+                          "The model does not fit on all %d x %s (%s) together: they stay idle.", n,
+                          type, td_plan_labels(plan, members, n, labels, sizeof labels)))
+            return td_error_nomem(pl->err, "the plan", 0);
+    }
+    return TD_OK;
+}
+
+static td_status auto_groups(td_planner *pl, bool *fits) {
+    td_plan *plan = pl->plan;
+    int32_t n_all = plan->inventory.n_devices, slots_width = 1, widest = 0;
+    int32_t n_warn = plan->n_warnings;
+    td_status st = TD_OK;
+    int32_t *members = td_calloc((size_t)n_all, sizeof *members);
+    bool *done = td_calloc((size_t)n_all, sizeof *done);
+    if (!members || !done) {
+        st = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
+        goto end;
+    }
+    /* Sessions of all groups get the slots of the widest, so a wide group of one type takes memory
+     * from the others: repeat until the width is the one that was counted with. It only grows. */
+    for (;;) {
+        st = auto_pass(pl, members, done, slots_width, &widest);
+        if (st != TD_OK)
+            goto end;
+        if (widest <= slots_width)
+            break;
+        slots_width = widest;
+        roll_back(plan, 0, 0, n_warn);
+    }
+    td_plan_set_limits(pl, plan->batch_tokens, slots_width);
+    if (plan->n_groups)
+        goto end;
+    /* No type alone holds the model: one group of everything. */
+    roll_back(plan, 0, 0, n_warn);
+    for (int32_t i = 0; i < n_all; i++)
+        members[i] = i;
+    td_plan_set_limits(pl, plan->batch_tokens, n_all);
+    st = cut_groups(pl, members, n_all, n_all, fits);
+end:
+    free(members);
+    free(done);
+    return st;
+}
+
+td_status td_plan_form_groups(td_planner *pl, bool *fits) {
+    const td_config *cfg = pl->cfg;
+    td_plan *plan = pl->plan;
+    int32_t n_all = plan->inventory.n_devices, width = cfg->devices.gpus_per_model;
+    char labels[64];
+    td_plan_drop_groups(plan);
+    *fits = true;
+    /* Explicit groups may use a device several times. */
+    size_t max_groups = (size_t)TD_MAX(n_all, cfg->devices.n_groups);
+    plan->groups = td_calloc(max_groups, sizeof *plan->groups);
+    plan->leftover = td_calloc((size_t)n_all, sizeof *plan->leftover);
+    int32_t *all = td_calloc((size_t)n_all, sizeof *all);
+    td_status st = TD_OK;
+    if (!plan->groups || !plan->leftover || !all) {
+        st = td_error_nomem(pl->err, "the plan", max_groups * sizeof *plan->groups);
+        goto done;
+    }
+    for (int32_t i = 0; i < n_all; i++)
+        all[i] = i;
+    if (cfg->devices.n_group_entries) {
+        width = 1;
+        for (int32_t g = 0; g < cfg->devices.n_groups; g++) {
+            int32_t n = 0;
+            for (int32_t i = 0; i < cfg->devices.n_group_entries; i++)
+                n += cfg->devices.group_of[i] == g;
+            width = TD_MAX(width, n);
+        }
+        td_plan_set_limits(pl, plan->batch_tokens, width);
+        st = explicit_groups(pl, fits);
+    } else if (width == 0) {
+        st = auto_groups(pl, fits);
+    } else if (width > n_all) {
+        const char *noun = plan->inventory.is_cpu ? "device" : "GPU";
+        st = td_error_set(
+            pl->err, TD_E_CONFIG,
+            "devices.gpus_per_model = %d: one copy of the model needs %d %ss, but there "
+            "%s only %d (%s)",
+            width, width, noun, n_all == 1 ? "is" : "are", n_all,
+            td_plan_labels(plan, all, n_all, labels, sizeof labels));
+    } else {
+        td_plan_set_limits(pl, plan->batch_tokens, width);
+        st = cut_groups(pl, all, n_all, width, fits);
+    }
+done:
+    free(all);
+    return st;
+}

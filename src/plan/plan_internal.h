@@ -1,0 +1,69 @@
+/* plan_internal.h - shared by the files of this room.
+ *
+ * td_plan_make() works in steps over one td_planner:
+ *   choose devices -> resolve compute -> for each micro-batch size, largest first:
+ *   form groups -> place each -> check every memory domain -> done
+ */
+#ifndef TDGEN_PLAN_INTERNAL_H
+#define TDGEN_PLAN_INTERNAL_H
+
+#include "place.h"
+#include "tdgen/plan.h"
+
+typedef struct td_planner {
+    const td_config *cfg;
+    const td_model_config *model;
+    td_plan *plan; /* under construction: inventory, compute, limits, stats are set in this order */
+    bool speeds_known; /* every chosen device has a rate */
+    int32_t n_items;   /* embedding, layers, norm + lm_head */
+    /* What did not fit, for the message: the devices of the group that failed. */
+    int32_t *failed_devices; /* [n_devices] owned */
+    int32_t n_failed_devices;
+    td_error *err;
+} td_planner;
+
+/* --- cost.c: predicted time ------------------------------------------------------------------- */
+
+/* Seconds per token of item i on a device; with unknown speeds, seconds on a device of 1 TFLOP/s.
+ */
+double td_plan_item_seconds(const td_planner *pl, const td_plan_device *dev, int32_t item);
+/* Seconds per token to bring the hidden state from the stage before. */
+double td_plan_boundary_seconds(const td_planner *pl, const td_plan_device *dev);
+
+/* --- memory.c: what fits ---------------------------------------------------------------------- */
+
+/* Limits of a session for micro-batches of batch_tokens, on groups of at most `width` devices. */
+void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width);
+/* The longest sample that a micro-batch must hold. */
+int32_t td_plan_longest_sample(const td_planner *pl);
+td_stage_memory td_plan_stage_memory(const td_planner *pl, int32_t begin, int32_t end);
+uint64_t td_plan_total_bytes(const td_stage_memory *m);
+/* Fills plan->domains from the groups. *fits is false when one needs more than it has. */
+td_status td_plan_count_domains(td_planner *pl, bool *fits);
+/* "X does not fit, by how much, and what would" for the devices that failed. TD_E_DEVICE. */
+td_status td_plan_explain_no_fit(td_planner *pl);
+/* The same for a domain (index into plan->domains) that all stages together overfill. */
+td_status td_plan_explain_domain(td_planner *pl, int32_t domain);
+
+/* --- groups.c: who works together --------------------------------------------------------------
+ */
+
+/* plan->inventory := the devices that the configuration chooses, in the order given. */
+td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv);
+/* Does the device share its memory with another device of the inventory? */
+bool td_plan_shares_memory(const td_inventory *inv, const td_plan_device *dev);
+/* Makes plan->groups and plan->leftover, every group placed. *fits = false (and failed_devices)
+ * when a copy of the model does not fit with the current limits. */
+td_status td_plan_form_groups(td_planner *pl, bool *fits);
+void td_plan_drop_groups(td_plan *plan);
+/* "0,1,2,3" of some devices; cut with "..." where buf ends. */
+char *td_plan_labels(const td_plan *plan, const int32_t *devices, int32_t n, char *buf,
+                     size_t buf_size);
+
+/* --- plan.c ------------------------------------------------------------------------------------
+ */
+
+/* One more sentence for the user; false when out of memory. */
+bool td_plan_warn(td_plan *plan, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

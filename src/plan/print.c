@@ -1,0 +1,262 @@
+/* The plan on paper. The assignment block is the specification's, to the letter; the details are
+ * tables for a person, with workers that are alike printed once. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan_internal.h"
+#include "tdgen/util.h"
+
+/* --- assignment ---------------------------------------------------------------------------------
+ */
+
+static void print_labels(const td_plan *p, const int32_t *devices, int32_t n, FILE *out) {
+    for (int32_t i = 0; i < n; i++)
+        fprintf(out, "%s%s", i ? "," : "", p->inventory.devices[devices ? devices[i] : i].label);
+}
+
+/* "2", or "1 (4 workers), 2 (2 workers)" where widths differ, in order of first appearance. */
+static void print_widths(const td_plan *p, FILE *out) {
+    if (p->gpus_per_model) {
+        fprintf(out, "%d", p->gpus_per_model);
+        return;
+    }
+    const char *sep = "";
+    for (int32_t g = 0; g < p->n_groups; g++) {
+        int32_t width = p->groups[g].n_devices, n = 0;
+        bool first = true;
+        for (int32_t i = 0; i < p->n_groups; i++) {
+            n += p->groups[i].n_devices == width;
+            first = first && (i >= g || p->groups[i].n_devices != width);
+        }
+        if (!first)
+            continue;
+        fprintf(out, "%s%d (%d worker%s)", sep, width, n, n == 1 ? "" : "s");
+        sep = ", ";
+    }
+}
+
+void td_plan_print_assignment(const td_plan *p, FILE *out) {
+    fputs("==================================================\n"
+          "Multi-GPU Teacher Logits Generation\n"
+          "==================================================\n"
+          "Configuration:\n",
+          out);
+    fprintf(out, "  Total GPUs available: %d (", p->inventory.n_devices);
+    print_labels(p, NULL, p->inventory.n_devices, out);
+    fputs(")\n  GPUs per model: ", out);
+    print_widths(p, out);
+    fprintf(out, "\n  Number of workers: %d\n\nWorker GPU assignments:\n", p->n_groups);
+    for (int32_t g = 0; g < p->n_groups; g++) {
+        fprintf(out, "  Worker %d: GPUs ", g);
+        print_labels(p, p->groups[g].devices, p->groups[g].n_devices, out);
+        fputc('\n', out);
+    }
+}
+
+/* --- details ------------------------------------------------------------------------------------
+ */
+
+static const td_plan_domain *domain_of(const td_plan *p, const td_plan_device *dev) {
+    for (int32_t i = 0; i < p->n_domains; i++)
+        if (p->domains[i].domain == dev->domain)
+            return &p->domains[i];
+    return NULL;
+}
+
+/* Same devices by type and memory, same stages: one table serves both. */
+static bool alike(const td_plan *p, const td_plan_group *a, const td_plan_group *b) {
+    if (a->n_devices != b->n_devices || a->n_stages != b->n_stages)
+        return false;
+    for (int32_t s = 0; s < a->n_stages; s++) {
+        const td_plan_stage *x = &a->stages[s], *y = &b->stages[s];
+        const td_plan_device *dx = &p->inventory.devices[x->device],
+                             *dy = &p->inventory.devices[y->device];
+        const td_plan_domain *mx = domain_of(p, dx), *my = domain_of(p, dy);
+        if (x->item_begin != y->item_begin || x->item_end != y->item_end ||
+            strcmp(dx->type, dy->type) || (mx && my && mx->n_stages != my->n_stages))
+            return false;
+        /* What is free differs a little between the GPUs of a real machine. */
+        double m = (double)dx->memory_bytes, n = (double)dy->memory_bytes;
+        if (fabs(m - n) > 0.02 * fmax(m, n))
+            return false;
+    }
+    return true;
+}
+
+/* "embed + layers 0-15", "layer 31 + lm_head" */
+static void describe_items(int32_t begin, int32_t end, int32_t n_layers, td_strbuf *b) {
+    int32_t first = TD_MAX(begin, 1) - 1, last = TD_MIN(end, n_layers + 1) - 2;
+    const char *sep = "";
+    td_strbuf_clear(b);
+    if (begin == 0) {
+        td_strbuf_puts(b, "embed");
+        sep = " + ";
+    }
+    if (first <= last) {
+        if (first == last)
+            td_strbuf_printf(b, "%slayer %d", sep, first);
+        else
+            td_strbuf_printf(b, "%slayers %d-%d", sep, first, last);
+        sep = " + ";
+    }
+    if (end == n_layers + 2)
+        td_strbuf_printf(b, "%slm_head", sep);
+}
+
+static void print_group_title(const td_plan *p, int32_t first, int32_t n, FILE *out) {
+    const td_plan_group *g = &p->groups[first];
+    if (n == 1)
+        fprintf(out, "\nWorker %d on ", first);
+    else
+        fprintf(out, "\nWorkers %d-%d, each on ", first, first + n - 1);
+    for (int32_t i = 0; i < g->n_devices;) {
+        const char *type = p->inventory.devices[g->devices[i]].type;
+        int32_t run = 1;
+        while (i + run < g->n_devices &&
+               !strcmp(p->inventory.devices[g->devices[i + run]].type, type))
+            run++;
+        fprintf(out, "%s%d x %s", i ? " + " : "", run, type);
+        i += run;
+    }
+    fputs(":\n", out);
+}
+
+/* Table of the workers [first, first + n), which are alike. */
+static void print_groups(const td_plan *p, const td_model_config *model, int32_t first, int32_t n,
+                         FILE *out) {
+    const td_plan_group *g = &p->groups[first];
+    td_strbuf items = {0};
+    char labels[20], x[4][24], share[48];
+    int32_t *same = td_calloc((size_t)n, sizeof *same);
+    print_group_title(p, first, n, out);
+    fprintf(out, "  %-18s  %-30s %10s %11s %10s  %s\n", p->inventory.is_cpu ? "device" : "GPU",
+            "holds", "weights", "activations", "workspace", "memory used");
+    for (int32_t s = 0; s < g->n_stages; s++) {
+        const td_plan_stage *st = &g->stages[s];
+        const td_plan_device *dev = &p->inventory.devices[st->device];
+        const td_plan_domain *d = domain_of(p, dev);
+        describe_items(st->item_begin, st->item_end, model->n_layers, &items);
+        for (int32_t i = 0; same && i < n; i++)
+            same[i] = p->groups[first + i].stages[s].device;
+        if (d && d->n_stages > 1)
+            snprintf(share, sizeof share, "shared");
+        else
+            snprintf(share, sizeof share, "%.0f%% of %s",
+                     100.0 * (double)td_plan_total_bytes(&st->memory) /
+                         (double)TD_MAX(dev->memory_bytes, 1),
+                     td_human_bytes(dev->memory_bytes, x[3], sizeof x[3]));
+        fprintf(out, "  %-18s  %-30s %10s %11s %10s  %s\n",
+                td_plan_labels(p, same ? same : &st->device, same ? n : 1, labels, sizeof labels),
+                items.data ? items.data : "",
+                td_human_bytes(st->memory.weight_bytes, x[0], sizeof x[0]),
+                td_human_bytes(st->memory.activation_bytes, x[1], sizeof x[1]),
+                td_human_bytes(st->memory.workspace_bytes, x[2], sizeof x[2]), share);
+    }
+    fprintf(out, "  slowest stage / even split: %.2f", g->bottleneck_over_ideal);
+    if (g->tokens_per_s > 0)
+        fprintf(out, "; estimated %s tokens/s%s",
+                td_human_count(g->tokens_per_s, x[0], sizeof x[0]), n > 1 ? " each" : "");
+    fputc('\n', out);
+    free(same);
+    td_strbuf_free(&items);
+}
+
+/* Memory that several stages share: CPU devices, or copies on one GPU. */
+static void print_shared_memory(const td_plan *p, FILE *out) {
+    for (int32_t i = 0; i < p->n_domains; i++) {
+        const td_plan_domain *d = &p->domains[i];
+        char x[5][24];
+        if (d->n_stages < 2)
+            continue;
+        uint64_t used = d->weight_bytes + d->activation_bytes + d->workspace_bytes;
+        fputs("\nMemory shared by ", out);
+        const char *sep = "";
+        for (int32_t j = 0; j < p->inventory.n_devices; j++) {
+            const td_plan_device *dev = &p->inventory.devices[j];
+            if (dev->domain == d->domain) {
+                fprintf(out, "%s%s%s", sep, p->inventory.is_cpu ? "" : "the workers on GPU ",
+                        dev->label);
+                sep = ",";
+            }
+        }
+        fprintf(out,
+                ":\n  weights (kept once) %s + activations %s + workspace %s = %s, %.0f%% of %s\n",
+                td_human_bytes(d->weight_bytes, x[0], sizeof x[0]),
+                td_human_bytes(d->activation_bytes, x[1], sizeof x[1]),
+                td_human_bytes(d->workspace_bytes, x[2], sizeof x[2]),
+                td_human_bytes(used, x[3], sizeof x[3]),
+                100.0 * (double)used / (double)TD_MAX(d->memory_bytes, 1),
+                td_human_bytes(d->memory_bytes, x[4], sizeof x[4]));
+    }
+}
+
+static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
+    const td_dataset_stats *st = &p->stats;
+    char x[4][24];
+    fprintf(out, "\nDataset:         %s%s rows -> %s samples, %s tokens, %s rows to record\n",
+            st->estimated ? "about " : "",
+            td_human_count((double)st->n_dataset_rows, x[0], sizeof x[0]),
+            td_human_count((double)st->n_samples, x[1], sizeof x[1]),
+            td_human_count((double)st->n_tokens, x[2], sizeof x[2]),
+            td_human_count((double)st->n_record_rows, x[3], sizeof x[3]));
+    if (st->tokens_from_bytes)
+        fputs("                 (token counts are guessed at 4 bytes a token: there is no "
+              "tokenizer)\n",
+              out);
+    if (p->total_workers > 1)
+        fprintf(out, "This process:    worker %d of %d, about 1/%d of it\n", p->worker_id,
+                p->total_workers, p->total_workers);
+    if (p->bytes_per_row > 0) {
+        fprintf(out, "Expected output: %s%s (%.0f bytes per recorded row)",
+                st->estimated ? "about " : "", td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
+                p->bytes_per_row);
+        if (free_bytes)
+            fprintf(out, ", of %s free", td_human_bytes(free_bytes, x[1], sizeof x[1]));
+        fputc('\n', out);
+    }
+    if (p->tokens_per_s > 0)
+        fprintf(out,
+                "Estimated rate:  %s tokens/s, %s in all (a model of the devices, not measured)\n",
+                td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
+                td_human_seconds(p->wall_s, x[1], sizeof x[1]));
+    else
+        fputs("Estimated rate:  unknown, as the speed of the devices is not known\n", out);
+}
+
+void td_plan_print_details(const td_plan *p, const td_model_config *model, uint64_t free_bytes,
+                           FILE *out) {
+    char x[2][24];
+    fprintf(out, "\nModel:           %s, %d layers, %s parameters\n", model->architecture,
+            model->n_layers, td_human_count((double)model->n_params, x[0], sizeof x[0]));
+    fprintf(out, "Computed in:     %s (%s)\n", td_dtype_name(p->compute), p->compute_why);
+    fprintf(out,
+            "Micro-batch:     %d tokens, %d in flight per worker, lm_head over %d rows at a time\n",
+            p->batch_tokens, p->limits.n_slots, p->limits.capture_rows);
+    for (int32_t g = 0; g < p->n_groups;) {
+        int32_t n = 1;
+        while (g + n < p->n_groups && alike(p, &p->groups[g], &p->groups[g + n]))
+            n++;
+        print_groups(p, model, g, n, out);
+        g += n;
+    }
+    print_shared_memory(p, out);
+    print_output(p, free_bytes, out);
+    if (p->n_leftover) {
+        fprintf(out, "Left over:       %s ", p->inventory.is_cpu ? "devices" : "GPUs");
+        print_labels(p, p->leftover, p->n_leftover, out);
+        fputc('\n', out);
+    }
+    bool full = free_bytes && p->output_bytes > free_bytes;
+    if (!p->n_warnings && !full)
+        return;
+    fputs("\nWarnings:\n", out);
+    for (int32_t i = 0; i < p->n_warnings; i++)
+        fprintf(out, "  - %s\n", p->warnings[i]);
+    if (full)
+        fprintf(out,
+                "  - The output does not fit on its disk: about %s are needed, %s are free. Lower "
+                "capture.top_k\n    or data.max_samples, or choose another output.dir.\n",
+                td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
+                td_human_bytes(free_bytes, x[1], sizeof x[1]));
+}
