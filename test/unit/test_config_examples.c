@@ -10,6 +10,19 @@
 
 #define CONF TD_SOURCE_DIR "/conf"
 
+/* Examples name inventory files, mostly in comments: each must be there. */
+static void check_inventories(const char *path) {
+    char *text, file[1024];
+    size_t size_bytes;
+    td_error err;
+    cr_assert_eq(td_file_read(path, 1 << 20, TD_E_CONFIG, &text, &size_bytes, &err), TD_OK);
+    for (char *at = text; (at = strstr(at, "conf/inventory/")); at++) {
+        snprintf(file, sizeof file, "%s/%.*s", TD_SOURCE_DIR, (int)strcspn(at, " \n"), at);
+        cr_expect(td_path_exists(file), "%s names %s, which is not there", path, file);
+    }
+    free(text);
+}
+
 Test(config_examples, all_load) {
     int n = 0;
     DIR *dir = opendir(CONF);
@@ -24,6 +37,7 @@ Test(config_examples, all_load) {
         td_error err;
         cr_expect_eq(td_config_load(path, NULL, 0, &cfg, &err), TD_OK, "%s", err.text);
         td_config_free(&cfg);
+        check_inventories(path);
         n++;
     }
     closedir(dir);
