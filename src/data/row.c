@@ -32,8 +32,9 @@ static void clear_row(td_row_maker *m) {
     td_strbuf_clear(&m->id);
 }
 
-/* Room for `need` ids and mask bytes. */
+/* Room for `need` ids and mask bytes, at least one, so that an empty row has valid pointers. */
 static td_status reserve(td_row_maker *m, size_t need, td_error *err) {
+    need = TD_MAX(need, (size_t)1);
     if (!td_grow((void **)&m->ids.ids, &m->ids.cap, need, sizeof *m->ids.ids) ||
         !td_grow((void **)&m->mask, &m->mask_cap, need, 1))
         return td_error_nomem(err, "the tokens of a row", need);
