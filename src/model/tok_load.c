@@ -1,0 +1,189 @@
+/* tokenizer.json as a whole, and its small sister tokenizer_config.json. */
+#include <stdlib.h>
+#include <string.h>
+#include "model/tok_internal.h"
+
+enum { MAX_FILE_BYTES = 256 << 20, MAX_CONFIG_BYTES = 16 << 20 };
+
+void td_ids_free(td_ids *ids) {
+    free(ids->ids);
+    *ids = (td_ids){0};
+}
+
+bool tok_ids_push(td_ids *ids, int32_t id) {
+    if (ids->n == ids->cap && !td_grow((void **)&ids->ids, &ids->cap, ids->n + 1, sizeof *ids->ids))
+        return false;
+    ids->ids[ids->n++] = id;
+    return true;
+}
+
+td_status tok_json_dup(const json_t *obj, const char *key, const char *where, char **out, size_t *n,
+                       td_error *err) {
+    const char *s;
+    td_status rc = td_json_get_str(obj, key, where, TD_E_MODEL, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    size_t len = json_string_length(json_object_get(obj, key));
+    char *copy = td_strndup(s, len);
+    if (!copy)
+        return td_error_nomem(err, key, len);
+    *out = copy;
+    *n = len;
+    return TD_OK;
+}
+
+/* A token named in tokenizer_config.json: a string, or an object with "content". */
+static int32_t named_id(const td_tokenizer *tok, const json_t *config, const char *key) {
+    const json_t *v = json_object_get(config, key);
+    if (json_is_object(v))
+        v = json_object_get(v, "content");
+    if (!json_is_string(v))
+        return -1;
+    int32_t id = tok_vocab_find(&tok->added.names, json_string_value(v), json_string_length(v));
+    return id >= 0 ? id
+                   : tok_vocab_find(&tok->bpe.vocab, json_string_value(v), json_string_length(v));
+}
+
+/* Many of these files give model_max_length as 1e30 written out, which no integer holds. */
+static td_status load_config(const char *model_dir, td_tokenizer *tok, td_error *err) {
+    td_status rc = TD_OK;
+    json_t *config = NULL;
+    json_error_t why;
+    char *path = td_asprintf("%s/tokenizer_config.json", model_dir), *data = NULL;
+    size_t n;
+    tok->bos_id = tok->eos_id = -1;
+    if (!path)
+        return td_error_nomem(err, "a path", strlen(model_dir));
+    if (!td_path_exists(path))
+        goto done;
+    rc = td_file_read(path, MAX_CONFIG_BYTES, TD_E_MODEL, &data, &n, err);
+    if (rc != TD_OK)
+        goto done;
+    config = json_loadb(data, n, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &why);
+    if (!config) {
+        rc = td_error_set(err, TD_E_MODEL, "%s: not valid JSON at line %d, column %d: %s", path,
+                          why.line, why.column, why.text);
+        goto done;
+    }
+    tok->bos_id = named_id(tok, config, "bos_token");
+    tok->eos_id = named_id(tok, config, "eos_token");
+done:
+    json_decref(config);
+    free(data);
+    free(path);
+    return rc;
+}
+
+static td_status check_ids(const char *path, const td_tokenizer *tok, td_error *err) {
+    const td_ids *both[] = {&tok->post.prefix, &tok->post.suffix};
+    for (size_t k = 0; k < 2; k++)
+        for (size_t i = 0; i < both[k]->n; i++)
+            if (both[k]->ids[i] >= tok->n_vocab)
+                return td_error_set(err, TD_E_MODEL,
+                                    "%s: the post-processor adds the id %d, but the highest id is "
+                                    "%d",
+                                    path, both[k]->ids[i], tok->n_vocab - 1);
+    return TD_OK;
+}
+
+static td_status load_sections(const char *path, const json_t *root, td_tokenizer *tok,
+                               td_error *err) {
+    static const char *const names[] = {"normalizer",   "pre_tokenizer",  "model",
+                                        "added_tokens", "post_processor", "decoder"};
+    td_tok_scratch *s = NULL;
+    td_status rc = TD_OK;
+    if (!json_is_object(root))
+        return td_error_set(err, TD_E_MODEL, "%s: it must be an object, but is %s", path,
+                            td_json_type_name(root));
+    rc = tok_scratch_new(NULL, false, &s, err);
+    for (size_t i = 0; i < TD_ARRAY_LEN(names) && rc == TD_OK; i++) {
+        const json_t *v = json_object_get(root, names[i]);
+        char *where = td_asprintf("%s: %s", path, names[i]);
+        if (!where) {
+            rc = td_error_nomem(err, "a path", strlen(path));
+            break;
+        }
+        switch (i) {
+        case 0:
+            rc = tok_norms_load(v, where, &tok->norms, err);
+            break;
+        case 1:
+            rc = tok_pres_load(v, where, &tok->pres, err);
+            break;
+        case 2:
+            rc = tok_bpe_load(v, tok->pres.byte_level, where, &tok->bpe, err);
+            break;
+        case 3:
+            rc = tok_added_load(v, &tok->bpe, &tok->norms, s, where, &tok->added, err);
+            break;
+        case 4:
+            rc = tok_post_load(v, where, &tok->post, err);
+            break;
+        default:
+            rc = tok_decs_load(v, where, &tok->decs, err);
+        }
+        free(where);
+    }
+    td_tok_scratch_free(s);
+    tok->n_vocab = (int32_t)TD_MAX(tok->bpe.vocab.n_ids, tok->added.names.n_ids);
+    return rc == TD_OK ? check_ids(path, tok, err) : rc;
+}
+
+td_status td_tokenizer_load(const char *model_dir, td_tokenizer **out, td_error *err) {
+    td_status rc;
+    char *path = td_asprintf("%s/tokenizer.json", model_dir), *data = NULL;
+    td_tokenizer *tok = td_calloc(1, sizeof *tok);
+    json_t *root = NULL;
+    size_t n;
+    if (!path || !tok) {
+        rc = td_error_nomem(err, "the tokenizer", sizeof *tok);
+        goto done;
+    }
+    rc = td_file_read(path, MAX_FILE_BYTES, TD_E_MODEL, &data, &n, err);
+    if (rc != TD_OK)
+        goto done;
+    tok->hash = td_hash64(data, n);
+    rc = td_json_parse(data, n, path, TD_E_MODEL, &root, err);
+    if (rc == TD_OK)
+        rc = load_sections(path, root, tok, err);
+    if (rc == TD_OK)
+        rc = load_config(model_dir, tok, err);
+    if (rc == TD_OK) {
+        *out = tok;
+        tok = NULL;
+    }
+done:
+    json_decref(root);
+    free(data);
+    free(path);
+    td_tokenizer_free(tok);
+    return rc;
+}
+
+void td_tokenizer_free(td_tokenizer *tok) {
+    if (!tok)
+        return;
+    tok_bpe_free(&tok->bpe);
+    tok_added_free(&tok->added);
+    tok_norms_free(&tok->norms);
+    tok_pres_free(&tok->pres);
+    tok_decs_free(&tok->decs);
+    tok_post_free(&tok->post);
+    free(tok);
+}
+
+int32_t td_tokenizer_n_vocab(const td_tokenizer *tok) {
+    return tok->n_vocab;
+}
+
+int32_t td_tokenizer_bos_id(const td_tokenizer *tok) {
+    return tok->bos_id;
+}
+
+int32_t td_tokenizer_eos_id(const td_tokenizer *tok) {
+    return tok->eos_id;
+}
+
+uint64_t td_tokenizer_hash(const td_tokenizer *tok) {
+    return tok->hash;
+}

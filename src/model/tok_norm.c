@@ -1,0 +1,206 @@
+/* Normalisers: NFC, Prepend, Replace, Strip, Sequence.
+ *
+ * NFC comes from utf8proc (350 kB; ICU would bring 30 MB for the same job). HF's tables are those
+ * of an older Unicode: marks that it does not know neither move nor compose there, so we normalise
+ * the runs between them and copy them as they are.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+#include "model/tok_internal.h"
+#include "model/tok_unicode.h"
+
+/* --- loading -----------------------------------------------------------------------------------
+ */
+
+static td_status load_one(const json_t *v, const char *type, const char *where, tok_norm *n,
+                          td_error *err) {
+    td_status rc;
+    if (strcmp(type, "NFC") == 0) {
+        n->kind = TOK_NORM_NFC;
+        return TD_OK;
+    }
+    if (strcmp(type, "Prepend") == 0) {
+        n->kind = TOK_NORM_PREPEND;
+        return tok_json_dup(v, "prepend", where, &n->content, &n->n_content, err);
+    }
+    if (strcmp(type, "Replace") == 0) {
+        n->kind = TOK_NORM_REPLACE;
+        rc = tok_pattern_from_json(&n->pattern, v, where, err);
+        return rc != TD_OK ? rc
+                           : tok_json_dup(v, "content", where, &n->content, &n->n_content, err);
+    }
+    if (strcmp(type, "Strip") == 0) {
+        n->kind = TOK_NORM_STRIP;
+        n->left = n->right = true;
+        rc = td_json_opt_bool(v, "strip_left", where, TD_E_MODEL, &n->left, err);
+        return rc != TD_OK ? rc
+                           : td_json_opt_bool(v, "strip_right", where, TD_E_MODEL, &n->right, err);
+    }
+    return td_error_set(err, TD_E_MODEL,
+                        "%s: the normalizer \"%s\" is not supported (supported: NFC, Prepend, "
+                        "Replace, Strip, Sequence)",
+                        where, type);
+}
+
+static td_status load_nested(const json_t *v, const char *where, int depth, tok_norms *out,
+                             td_error *err) {
+    const char *type;
+    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
+    if (rc != TD_OK)
+        return rc;
+    if (strcmp(type, "Sequence") == 0) {
+        const json_t *list = json_object_get(v, "normalizers");
+        if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
+            return td_error_set(err, TD_E_MODEL, "%s: \"normalizers\" must be an array", where);
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
+            if (rc != TD_OK)
+                return rc;
+        }
+        return TD_OK;
+    }
+    if (out->n == TOK_MAX_STEPS)
+        return td_error_set(err, TD_E_MODEL, "%s: more than %d normalizers", where, TOK_MAX_STEPS);
+    return load_one(v, type, where, &out->step[out->n++], err);
+}
+
+td_status tok_norms_load(const json_t *v, const char *where, tok_norms *out, td_error *err) {
+    return !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+}
+
+void tok_norms_free(tok_norms *s) {
+    for (size_t i = 0; i < s->n; i++) {
+        free(s->step[i].content);
+        tok_pattern_free(&s->step[i].pattern);
+    }
+    *s = (tok_norms){0};
+}
+
+/* --- NFC ---------------------------------------------------------------------------------------
+ */
+
+static bool is_inert(uint32_t cp) {
+    size_t lo = 0, hi = TD_ARRAY_LEN(tok_nfc_inert);
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (cp > tok_nfc_inert[mid].last)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo < TD_ARRAY_LEN(tok_nfc_inert) && cp >= tok_nfc_inert[lo].first;
+}
+
+static td_status append_nfc(td_strbuf *out, const char *text, size_t n, td_error *err) {
+    utf8proc_uint8_t *done = NULL;
+    if (n == 0)
+        return TD_OK;
+    if (n > (size_t)PTRDIFF_MAX / 32)
+        return td_error_nomem(err, "the normalised text", n);
+    utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n, &done,
+                                        UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    if (len < 0)
+        return td_error_set(err, TD_E_INTERNAL, "normalising %zu bytes to NFC: %s", n,
+                            utf8proc_errmsg(len));
+    td_strbuf_append(out, done, (size_t)len);
+    free(done);
+    return TD_OK;
+}
+
+/* Below U+0300 everything is in NFC already, with itself and with its neighbours. */
+static bool needs_no_nfc(const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if ((uint8_t)text[i] >= 0xcc)
+            return false;
+    return true;
+}
+
+static td_status nfc(td_strbuf *out, const char *text, size_t n, td_error *err) {
+    size_t begin = 0, len;
+    for (size_t i = 0; i < n; i += len) {
+        uint32_t cp = tok_utf8_get(text + i, n - i, &len);
+        if (cp < 0x300 || !is_inert(cp))
+            continue;
+        td_status rc = append_nfc(out, text + begin, i - begin, err);
+        if (rc != TD_OK)
+            return rc;
+        td_strbuf_append(out, text + i, len);
+        begin = i + len;
+    }
+    return append_nfc(out, text + begin, n - begin, err);
+}
+
+/* --- the others --------------------------------------------------------------------------------
+ */
+
+static td_status replace(td_strbuf *out, const tok_norm *step, td_tok_scratch *s, const char *text,
+                         size_t n, td_error *err) {
+    size_t at = 0, begin, end;
+    for (;;) {
+        bool found;
+        td_status rc = tok_pattern_next(&step->pattern, s, text, n, at, &found, &begin, &end, err);
+        if (rc != TD_OK)
+            return rc;
+        if (!found)
+            break;
+        td_strbuf_append(out, text + at, begin - at);
+        td_strbuf_append(out, step->content, step->n_content);
+        at = end;
+    }
+    td_strbuf_append(out, text + at, n - at);
+    return TD_OK;
+}
+
+static void strip(const tok_norm *step, const char **text, size_t *n, bool *at_start) {
+    const char *p = *text;
+    size_t begin = 0, end = *n, len;
+    while (step->left && begin < end && tok_is_space(tok_utf8_get(p + begin, end - begin, &len)))
+        begin += len;
+    while (step->right && end > begin) {
+        size_t last = end - 1;
+        while (last > begin && ((uint8_t)p[last] & 0xc0) == 0x80)
+            last--;
+        if (!tok_is_space(tok_utf8_get(p + last, end - last, &len)))
+            break;
+        end = last;
+    }
+    *at_start = *at_start && begin == 0;
+    *text = p + begin;
+    *n = end - begin;
+}
+
+td_status tok_norms_apply(const tok_norms *steps, td_tok_scratch *s, const char *text, size_t n,
+                          const char **out, size_t *n_out, bool *at_start, td_error *err) {
+    size_t turn = 0;
+    for (size_t i = 0; i < steps->n && n > 0; i++) {
+        const tok_norm *step = &steps->step[i];
+        td_strbuf *b = &s->norm[turn & 1];
+        td_status rc = TD_OK;
+        if (step->kind == TOK_NORM_STRIP) {
+            strip(step, &text, &n, at_start);
+            continue;
+        }
+        if (step->kind == TOK_NORM_NFC && needs_no_nfc(text, n))
+            continue;
+        td_strbuf_clear(b);
+        if (step->kind == TOK_NORM_NFC) {
+            rc = nfc(b, text, n, err);
+        } else if (step->kind == TOK_NORM_REPLACE) {
+            rc = replace(b, step, s, text, n, err);
+        } else {
+            td_strbuf_append(b, step->content, step->n_content);
+            td_strbuf_append(b, text, n);
+        }
+        if (rc == TD_OK && b->oom)
+            rc = td_error_nomem(err, "the normalised text", n);
+        if (rc != TD_OK)
+            return rc;
+        text = b->data ? b->data : "";
+        n = b->len;
+        turn++;
+    }
+    *out = text;
+    *n_out = n;
+    return TD_OK;
+}

@@ -1,0 +1,108 @@
+/* Post-processors: the special tokens around a text. Only TemplateProcessing adds any; ByteLevel
+ * concerns offsets, which we do not have. */
+#include <stdlib.h>
+#include <string.h>
+#include "model/tok_internal.h"
+
+static td_status push_special(const json_t *table, const char *name, const char *where, td_ids *out,
+                              td_error *err) {
+    const json_t *ids = json_object_get(json_object_get(table, name), "ids");
+    if (!json_is_array(ids))
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: the template uses \"%.60s\", which \"special_tokens\" does not "
+                            "define",
+                            where, name);
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        const json_t *id = json_array_get(ids, i);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > TOK_MAX_ID)
+            return td_error_set(err, TD_E_MODEL, "%s: the ids of \"%.60s\" must be integers", where,
+                                name);
+        if (!tok_ids_push(out, (int32_t)json_integer_value(id)))
+            return td_error_nomem(err, "the template", out->n * sizeof *out->ids);
+    }
+    return TD_OK;
+}
+
+static bool append(td_ids *to, const td_ids *from) {
+    for (size_t i = 0; i < from->n; i++)
+        if (!tok_ids_push(to, from->ids[i]))
+            return false;
+    return true;
+}
+
+/* A later template wraps what the earlier ones gave: its prefix goes in front of theirs, its suffix
+ * behind. */
+static td_status load_template(const json_t *v, const char *where, tok_post *out, td_error *err) {
+    const json_t *single = json_object_get(v, "single");
+    const json_t *table = json_object_get(v, "special_tokens");
+    td_ids prefix = {0}, suffix = {0};
+    bool seen = false;
+    td_status rc = TD_OK;
+    if (!json_is_array(single))
+        return td_error_set(err, TD_E_MODEL, "%s: \"single\" must be an array, but is %s", where,
+                            td_json_type_name(single));
+    for (size_t i = 0; i < json_array_size(single) && rc == TD_OK; i++) {
+        const json_t *item = json_array_get(single, i);
+        const json_t *special = json_object_get(item, "SpecialToken");
+        const char *id = json_string_value(json_object_get(special, "id"));
+        const char *seq =
+            json_string_value(json_object_get(json_object_get(item, "Sequence"), "id"));
+        if (id)
+            rc = push_special(table, id, where, seen ? &suffix : &prefix, err);
+        else if (seq && strcmp(seq, "A") == 0 && !seen)
+            seen = true;
+        else
+            rc = td_error_set(err, TD_E_MODEL,
+                              "%s: \"single\" entry %zu is not supported (one Sequence A with "
+                              "special tokens around it is)",
+                              where, i);
+    }
+    if (rc == TD_OK && !seen)
+        rc = td_error_set(err, TD_E_MODEL, "%s: \"single\" has no Sequence A", where);
+    if (rc == TD_OK && (!append(&prefix, &out->prefix) || !append(&out->suffix, &suffix)))
+        rc = td_error_nomem(err, "the template", prefix.n * sizeof *prefix.ids);
+    if (rc == TD_OK) {
+        td_ids t = out->prefix;
+        out->prefix = prefix;
+        prefix = t;
+    }
+    td_ids_free(&prefix);
+    td_ids_free(&suffix);
+    return rc;
+}
+
+static td_status load_nested(const json_t *v, const char *where, int depth, tok_post *out,
+                             td_error *err) {
+    const char *type;
+    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
+    if (rc != TD_OK)
+        return rc;
+    if (strcmp(type, "ByteLevel") == 0)
+        return TD_OK;
+    if (strcmp(type, "TemplateProcessing") == 0)
+        return load_template(v, where, out, err);
+    if (strcmp(type, "Sequence") != 0)
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: the post-processor \"%s\" is not supported (supported: "
+                            "TemplateProcessing, ByteLevel, Sequence)",
+                            where, type);
+    const json_t *list = json_object_get(v, "processors");
+    if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
+        return td_error_set(err, TD_E_MODEL, "%s: \"processors\" must be an array", where);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
+        if (rc != TD_OK)
+            return rc;
+    }
+    return TD_OK;
+}
+
+td_status tok_post_load(const json_t *v, const char *where, tok_post *out, td_error *err) {
+    return !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+}
+
+void tok_post_free(tok_post *p) {
+    td_ids_free(&p->prefix);
+    td_ids_free(&p->suffix);
+}

@@ -1,0 +1,344 @@
+/* Patterns of tokenizer.json: Oniguruma syntax (Ruby flavour) in Unicode 16, run by PCRE2.
+ *
+ * translate() copies the pattern and rewrites what the two engines read differently:
+ *   \s \S        the White_Space property, spelled out (PCRE2's takes U+180E)
+ *   \d           \p{Nd}
+ *   \p{category} with the code points that PCRE2's older tables lack, so outside a class it
+ *                becomes a class of its own
+ *   \uHHHH       \x{HHHH}
+ * It passes on what means the same in both, and refuses the rest by name, because a pattern that is
+ * nearly right would give wrong ids without a word.
+ *
+ * A hand-written scanner per known pattern would be a little faster; PCRE2's JIT is not the
+ * bottleneck.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include "model/tok_internal.h"
+#include "model/tok_unicode.h"
+
+#define SPACE_ITEMS                                                                                \
+    "\\x{9}-\\x{D} "                                                                               \
+    "\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
+#define NOT_SPACE_ITEMS                                                                            \
+    "\\x{0}-\\x{8}\\x{E}-\\x{1F}!-\\x{84}\\x{86}-\\x{9F}\\x{A1}-\\x{167F}\\x{1681}-\\x{1FFF}\\x{"  \
+    "200B}-\\x{2027}\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{"       \
+    "10FFFF}"
+
+typedef struct translation {
+    const char *p; /* what is left of the pattern */
+    const char *end;
+    td_strbuf out;
+    bool in_class;
+    const char *where;
+    td_error *err;
+} translation;
+
+static td_status refuse(translation *t, const char *what, const char *at) {
+    return td_error_set(t->err, TD_E_MODEL,
+                        "%s: the pattern uses %s, which is not supported, at \"%.*s\"", t->where,
+                        what, (int)TD_MIN((size_t)(t->end - at), 40), at);
+}
+
+/* Items of a class, put where we are: inside a class as they are, else in brackets. */
+static void put_items(translation *t, const char *items, const char *more, bool negated) {
+    if (!t->in_class)
+        td_strbuf_puts(&t->out, negated ? "[^" : "[");
+    td_strbuf_puts(&t->out, items);
+    td_strbuf_puts(&t->out, more);
+    if (!t->in_class)
+        td_strbuf_puts(&t->out, "]");
+}
+
+static td_status put_category(translation *t, const char *name, size_t n, bool negated,
+                              const char *at) {
+    for (size_t i = 0; i < TD_ARRAY_LEN(tok_category); i++) {
+        if (strlen(tok_category[i].name) != n || strncmp(tok_category[i].name, name, n) != 0)
+            continue;
+        if (negated && t->in_class)
+            return refuse(t, "a negated property inside a character class", at);
+        char items[16];
+        snprintf(items, sizeof items, "\\p{%s}", tok_category[i].name);
+        put_items(t, items, tok_category[i].more, negated);
+        return TD_OK;
+    }
+    return refuse(t, "a property other than a general category", at);
+}
+
+/* \xHH, \x{H..}, \uHHHH: t->p is behind the letter. */
+static td_status put_code_point(translation *t, char letter, const char *at) {
+    uint32_t cp = 0;
+    int digits = 0;
+    bool braces = letter == 'x' && t->p < t->end && *t->p == '{';
+    int max_digits = braces ? 6 : letter == 'u' ? 4 : 2;
+    t->p += braces;
+    for (; t->p < t->end && digits < max_digits; digits++, t->p++) {
+        char c = *t->p;
+        int v = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
+        if (v < 0)
+            break;
+        cp = cp * 16 + (uint32_t)v;
+    }
+    if (braces && (t->p >= t->end || *t->p++ != '}'))
+        return refuse(t, "a code point that is not closed", at);
+    if (digits == 0 || (letter == 'u' && digits != 4) || cp > 0x10ffff ||
+        (cp >= 0xd800 && cp <= 0xdfff) || (letter == 'x' && !braces && cp > 0x7f))
+        return refuse(t, "this code point", at);
+    td_strbuf_printf(&t->out, "\\x{%X}", (unsigned)cp);
+    return TD_OK;
+}
+
+static td_status escape(translation *t) {
+    const char *at = t->p++;
+    if (t->p >= t->end)
+        return refuse(t, "a backslash at its end", at);
+    char c = *t->p++;
+    switch (c) {
+    case 's':
+        put_items(t, SPACE_ITEMS, "", false);
+        return TD_OK;
+    case 'S':
+        put_items(t, t->in_class ? NOT_SPACE_ITEMS : SPACE_ITEMS, "", true);
+        return TD_OK;
+    case 'd':
+        return put_category(t, "Nd", 2, false, at);
+    case 'D':
+        return put_category(t, "Nd", 2, true, at);
+    case 'p':
+    case 'P': {
+        bool negated = c == 'P';
+        if (t->p >= t->end || *t->p != '{')
+            return refuse(t, "a property without braces", at);
+        const char *name = ++t->p;
+        const char *close = memchr(name, '}', (size_t)(t->end - name));
+        if (!close)
+            return refuse(t, "a property that is not closed", at);
+        t->p = close + 1;
+        if (*name == '^') {
+            negated = !negated;
+            name++;
+        }
+        return put_category(t, name, (size_t)(close - name), negated, at);
+    }
+    case 'x':
+    case 'u':
+        return put_code_point(t, c, at);
+    case 'n':
+        td_strbuf_puts(&t->out, "\\x{A}");
+        return TD_OK;
+    case 'r':
+        td_strbuf_puts(&t->out, "\\x{D}");
+        return TD_OK;
+    case 't':
+        td_strbuf_puts(&t->out, "\\x{9}");
+        return TD_OK;
+    case 'f':
+        td_strbuf_puts(&t->out, "\\x{C}");
+        return TD_OK;
+    default:
+        break;
+    }
+    bool alnum = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    if (alnum || (unsigned char)c >= 0x80 || (unsigned char)c < 0x20)
+        return refuse(t, "this escape", at);
+    td_strbuf_append(&t->out, at, 2);
+    return TD_OK;
+}
+
+/* {n}, {n,} and {n,m}; t->p is at the brace. */
+static td_status counted(translation *t) {
+    const char *at = t->p++, *first = t->p;
+    while (t->p < t->end && *t->p >= '0' && *t->p <= '9')
+        t->p++;
+    bool exact = true, ok = t->p > first;
+    if (t->p < t->end && *t->p == ',') {
+        exact = false;
+        t->p++;
+        while (t->p < t->end && *t->p >= '0' && *t->p <= '9')
+            t->p++;
+    }
+    if (!ok || t->p >= t->end || *t->p != '}')
+        return refuse(t, "a brace that is no {n}, {n,} or {n,m}", at);
+    t->p++;
+    /* Ruby reads {n,m}+ as a repeated repeat and {n}? as an optional one. */
+    if (t->p < t->end && (*t->p == '+' || (*t->p == '?' && exact)))
+        return refuse(t, "a quantified {n}", at);
+    td_strbuf_append(&t->out, at, (size_t)(t->p - at));
+    return TD_OK;
+}
+
+static td_status group(translation *t) {
+    static const char *const known[] = {
+        "(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:", "(?-i:"};
+    const char *at = t->p;
+    size_t left = (size_t)(t->end - at);
+    if (left < 2 || (at[1] != '?' && at[1] != '*')) {
+        td_strbuf_puts(&t->out, "(");
+        t->p++;
+        return TD_OK;
+    }
+    for (size_t i = 0; i < TD_ARRAY_LEN(known); i++) {
+        size_t n = strlen(known[i]);
+        if (left >= n && memcmp(at, known[i], n) == 0) {
+            td_strbuf_append(&t->out, at, n);
+            t->p += n;
+            return TD_OK;
+        }
+    }
+    return refuse(t, "this group", at);
+}
+
+static td_status class_open(translation *t) {
+    const char *at = t->p++;
+    td_strbuf_puts(&t->out, "[");
+    t->in_class = true;
+    if (t->p < t->end && *t->p == '^') {
+        td_strbuf_puts(&t->out, "^");
+        t->p++;
+    }
+    if (t->p < t->end && *t->p == ']')
+        return refuse(t, "an empty character class", at);
+    return TD_OK;
+}
+
+static td_status translate(translation *t) {
+    while (t->p < t->end) {
+        char c = *t->p;
+        td_status rc = TD_OK;
+        if (c == '\\') {
+            rc = escape(t);
+        } else if (c == '\0') {
+            td_strbuf_puts(&t->out, "\\x{0}");
+            t->p++;
+        } else if (t->in_class && c == '[') {
+            rc = refuse(t, "a class inside a class", t->p);
+        } else if (t->in_class && c == '&' && t->end - t->p > 1 && t->p[1] == '&') {
+            rc = refuse(t, "an intersection of classes", t->p);
+        } else if (!t->in_class && c == '[') {
+            rc = class_open(t);
+        } else if (!t->in_class && c == '(') {
+            rc = group(t);
+        } else if (!t->in_class && c == '{') {
+            rc = counted(t);
+        } else {
+            if (c == ']')
+                t->in_class = false;
+            td_strbuf_append(&t->out, t->p++, 1);
+        }
+        if (rc != TD_OK)
+            return rc;
+    }
+    return TD_OK;
+}
+
+static td_status compile(tok_pattern *p, const td_strbuf *pattern, const char *where,
+                         td_error *err) {
+    int code;
+    PCRE2_SIZE at;
+    pcre2_compile_context *ctx = pcre2_compile_context_create(NULL);
+    if (!ctx)
+        return td_error_nomem(err, "a pattern", 0);
+    /* As in Ruby: "." takes all but a line feed, ^ and $ are those of lines. */
+    pcre2_set_newline(ctx, PCRE2_NEWLINE_LF);
+    /* Patterns come from an untrusted file; real ones nest three deep. */
+    pcre2_set_parens_nest_limit(ctx, 50);
+    p->code = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len,
+                            PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                            &code, &at, ctx);
+    pcre2_compile_context_free(ctx);
+    if (!p->code) {
+        char why[160];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+        return td_error_set(err, TD_E_MODEL, "%s: the pattern does not compile: %s", where, why);
+    }
+    uint32_t empty = 0;
+    pcre2_pattern_info(p->code, PCRE2_INFO_MATCHEMPTY, &empty);
+    if (empty)
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: the pattern can match nothing at all, which is not supported",
+                            where);
+    /* Without JIT (a hardened kernel) the interpreter gives the same matches. */
+    (void)pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
+    return TD_OK;
+}
+
+td_status tok_pattern_compile(tok_pattern *p, const char *regex, size_t n, const char *where,
+                              td_error *err) {
+    translation t = {.p = regex, .end = regex + n, .where = where, .err = err};
+    *p = (tok_pattern){0};
+    if (n == 0)
+        return td_error_set(err, TD_E_MODEL, "%s: the pattern is empty", where);
+    td_status rc = translate(&t);
+    if (rc == TD_OK && t.out.oom)
+        rc = td_error_nomem(err, "a pattern", t.out.len);
+    if (rc == TD_OK)
+        rc = compile(p, &t.out, where, err);
+    if (rc != TD_OK)
+        tok_pattern_free(p);
+    td_strbuf_free(&t.out);
+    return rc;
+}
+
+td_status tok_pattern_literal(tok_pattern *p, const char *s, size_t n, td_error *err) {
+    char *copy = td_strndup(s, n);
+    if (!copy)
+        return td_error_nomem(err, "a pattern", n);
+    *p = (tok_pattern){.literal = copy, .n_literal = n};
+    return TD_OK;
+}
+
+td_status tok_pattern_from_json(tok_pattern *p, const json_t *obj, const char *where,
+                                td_error *err) {
+    const json_t *v = json_object_get(obj, "pattern");
+    const json_t *re = json_object_get(v, "Regex"), *str = json_object_get(v, "String");
+    if (json_is_string(re))
+        return tok_pattern_compile(p, json_string_value(re), json_string_length(re), where, err);
+    if (!json_is_string(str))
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: \"pattern\" must be {\"Regex\": ...} or {\"String\": ...}", where);
+    if (json_string_length(str) == 0)
+        return td_error_set(err, TD_E_MODEL, "%s: the pattern is empty", where);
+    return tok_pattern_literal(p, json_string_value(str), json_string_length(str), err);
+}
+
+void tok_pattern_free(tok_pattern *p) {
+    free(p->literal);
+    pcre2_code_free(p->code);
+    *p = (tok_pattern){0};
+}
+
+td_status tok_pattern_next(const tok_pattern *p, td_tok_scratch *s, const char *text, size_t n,
+                           size_t from, bool *found, size_t *begin, size_t *end, td_error *err) {
+    *found = false;
+    if (from >= n)
+        return TD_OK;
+    if (!p->code) {
+        const char *hit = memmem(text + from, n - from, p->literal, p->n_literal);
+        if (hit) {
+            *found = true;
+            *begin = (size_t)(hit - text);
+            *end = *begin + p->n_literal;
+        }
+        return TD_OK;
+    }
+    /* The text is valid UTF-8 by construction. */
+    int rc = pcre2_match(p->code, (PCRE2_SPTR)text, n, from, PCRE2_NO_UTF_CHECK, s->match_data,
+                         s->match_context);
+    if (rc == PCRE2_ERROR_NOMATCH)
+        return TD_OK;
+    if (rc < 0) {
+        char why[160];
+        pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
+        return td_error_set(err, TD_E_DATA,
+                            "the tokenizer's split pattern gave up on this text (%zu bytes): %s", n,
+                            why);
+    }
+    const PCRE2_SIZE *at = pcre2_get_ovector_pointer(s->match_data);
+    *found = true;
+    *begin = at[0];
+    *end = at[1];
+    return TD_OK;
+}
