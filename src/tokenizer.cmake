@@ -8,3 +8,7 @@ add_library(td_tokenizer STATIC
   model/tok_utf8.c model/tok_vocab.c cmd_tokenize.c)
 target_link_libraries(td_tokenizer PUBLIC td_common
   PRIVATE PkgConfig::pcre2 PkgConfig::utf8proc PkgConfig::xxhash)
+
+# Built on request: cmake --build build --target bench_tokenizer
+add_executable(bench_tokenizer EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tools/bench/bench_tokenizer.c)
+target_link_libraries(bench_tokenizer PRIVATE td_tokenizer)
