@@ -53,12 +53,23 @@ void td_output_close(td_output *o);
 /* After the weights were read: writes the manifest of a new run, or compares the hash. */
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err);
 
-/* Is this shard finished? Compares row range and source_hash; a finished shard is re-read and its
- * hash checked once. A shard that is damaged, or that an earlier max_samples cut short, counts as
- * not done (with a warning that says why). A differing source_hash is TD_E_OUTPUT: the dataset
- * changed under the run. */
+/* What one finished shard holds, from the index. n_skipped: samples that could not be computed and
+ * dataset rows left out as bad. */
+typedef struct td_shard_totals {
+    int64_t n_samples, n_tokens, n_rows, n_skipped;
+} td_shard_totals;
+
+/* Is this shard finished? On *done, *totals (may be NULL) is filled. Compares row range and
+ * source_hash; a finished shard is re-read and its hashes checked once. A shard that is damaged, or
+ * that an earlier max_samples cut short, counts as not done (with a warning that says why); one that
+ * an earlier, larger max_samples made longer is done. A differing source_hash is TD_E_OUTPUT: the
+ * dataset changed under the run. Any thread. */
 td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, int64_t row_end,
-                               uint64_t source_hash, bool *done, td_error *err);
+                               uint64_t source_hash, bool *done, td_shard_totals *totals,
+                               td_error *err);
+/* Does the index know this shard at all (whatever its state)? Lets the feeder tokenise at once when
+ * it does not. */
+bool td_output_has_shard(const td_output *o, int64_t number);
 
 typedef struct td_output_totals {
     int64_t n_shards, n_samples, n_tokens, n_rows, n_skipped;
@@ -73,12 +84,16 @@ typedef struct td_shard_writer td_shard_writer;
  * `shard` is borrowed until commit or abort. device_kinds: those of the run's groups, in order. */
 td_status td_shard_writer_open(td_output *o, const td_shard *shard, const char *const *device_kinds,
                                int32_t n_kinds, td_shard_writer **out, td_error *err);
-/* Rows of one sample, starting at first_row of `cap`. Threads may put different samples at once. */
+/* Rows of one sample, starting at first_row of `cap`; device_kind: index into device_kinds of open.
+ * Threads may put different samples at once. Numbers that are not finite or contradict each other
+ * are TD_E_INTERNAL, naming dataset row, position and tensor: nothing of the sample counts as
+ * written, and it may be put again (computed elsewhere) or skipped. */
 td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device_kind,
                               const td_captured *cap, int32_t first_row, td_error *err);
 /* The sample stays in the shard (its tokens, its index) but has no rows and a zero loss mask. */
 td_status td_shard_writer_skip(td_shard_writer *w, int32_t sample, td_error *err);
-/* All samples with rows were put or skipped. Ends the writer, also on failure. */
+/* All samples with rows were put or skipped. Ends the writer, also on failure: then the folder is as
+ * before, or the shard is in place and only its index line is missing (repaired on the next open). */
 td_status td_shard_writer_commit(td_shard_writer *w, td_error *err);
 void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL allowed */
 

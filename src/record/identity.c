@@ -1,0 +1,371 @@
+/* manifest.json: building, hashing, comparing. See identity.h. */
+#include "record/identity.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tdgen/json.h"
+#include "tdgen/util.h"
+
+/* 15 digits carry every decimal a person writes (0.7, not 0.69999999999999996), and survive a
+ * round trip through a double. */
+#define CANONICAL (JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15) | JSON_ENCODE_ANY)
+#define READABLE (JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15))
+
+/* A JSON string of bytes that may be no UTF-8 (a path): such bytes become \xNN. null for NULL. */
+static json_t *text_value(const char *s) {
+    if (!s)
+        return json_null();
+    json_t *v = json_string(s);
+    if (v)
+        return v;
+    td_strbuf b = {0};
+    for (; *s; s++) {
+        if ((unsigned char)*s < 0x80)
+            td_strbuf_append(&b, s, 1);
+        else
+            td_strbuf_printf(&b, "\\x%02X", (unsigned char)*s);
+    }
+    v = b.oom ? NULL : json_string(b.data ? b.data : "");
+    td_strbuf_free(&b);
+    return v;
+}
+
+static json_t *hash_value(uint64_t h) {
+    char s[17];
+    td_hash_hex(h, s);
+    return json_string(s);
+}
+
+/* JSON integers of the parser are signed. */
+static json_t *u64_value(uint64_t v) {
+    if (v <= INT64_MAX)
+        return json_integer((json_int_t)v);
+    char s[24];
+    snprintf(s, sizeof s, "%llu", (unsigned long long)v);
+    return json_string(s);
+}
+
+static bool put(json_t *o, const char *key, json_t *v) {
+    return v && json_object_set_new(o, key, v) == 0;
+}
+
+static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *id) {
+    bool ids = cfg->data.ids_field || id->format == TD_FORMAT_TOKENS;
+    bool ok = put(o, "data.size_bytes", u64_value(id->dataset_size_bytes)) &&
+              put(o, "data.hash", hash_value(id->dataset_hash)) &&
+              put(o, "data.format", json_string(td_data_format_name(id->format))) &&
+              put(o, "data.append_eos", json_boolean(id->append_eos)) &&
+              put(o, "data.max_length", json_integer(cfg->data.max_length)) &&
+              put(o, "data.overflow", json_string(td_overflow_name(cfg->data.overflow))) &&
+              put(o, "data.id_field", text_value(cfg->data.id_field));
+    /* Keys that this kind of row does not use are left out: changing them changes nothing. */
+    if (ok && id->format == TD_FORMAT_TEXT)
+        ok = put(o, "data.text_unit", json_string(td_text_unit_name(cfg->data.text_unit)));
+    if (ok && ids)
+        ok = put(o, "data.ids_field", text_value(cfg->data.ids_field)) &&
+             put(o, "data.mask_field", text_value(cfg->data.mask_field));
+    if (ok && !ids)
+        ok = put(o, "data.add_special_tokens", json_boolean(cfg->data.add_special_tokens));
+    if (ok && !ids && id->format == TD_FORMAT_JSONL) {
+        if (cfg->data.prompt_field)
+            ok = put(o, "data.prompt_field", text_value(cfg->data.prompt_field)) &&
+                 put(o, "data.completion_field", text_value(cfg->data.completion_field)) &&
+                 put(o, "data.separator",
+                     text_value(cfg->data.separator ? cfg->data.separator : "")) &&
+                 put(o, "data.joint_tokenisation", json_false());
+        else
+            ok = put(o, "data.text_field", text_value(cfg->data.text_field));
+    }
+    return ok;
+}
+
+td_status td_identity_build(const td_config *cfg, const td_identity *id, json_t **out,
+                            td_error *err) {
+    static const char *const compute_names[TD_DTYPE_COUNT] = {"f32", "bf16", "f16"};
+    json_t *o = json_object(), *temps = json_array();
+    bool ok = o && temps;
+    for (int32_t i = 0; ok && i < cfg->capture.n_temperatures; i++)
+        ok = json_array_append_new(temps, json_real(cfg->capture.temperatures[i])) == 0;
+    ok = ok && put(o, "schema", json_integer(TD_RECORD_SCHEMA)) &&
+         put(o, "model.architecture", text_value(id->model->architecture)) &&
+         put(o, "model.config_hash", hash_value(id->model->config_hash)) &&
+         put(o, "model.n_vocab", json_integer(id->model->n_vocab)) &&
+         put(o, "model.compute",
+             json_string(id->compute <= TD_F16 ? compute_names[id->compute] : "unknown")) &&
+         put(o, "tokenizer.hash",
+             id->has_tokenizer ? hash_value(id->tokenizer_hash) : json_null()) &&
+         put(o, "tokenizer.n_vocab",
+             id->has_tokenizer ? json_integer(id->tokenizer_n_vocab) : json_null()) &&
+         build_data_keys(o, cfg, id) && put(o, "capture.mode", json_string("topk")) &&
+         put(o, "capture.top_k", json_integer(TD_MIN(cfg->capture.top_k, id->model->n_vocab))) &&
+         put(o, "capture.logprob_dtype", json_string(td_dtype_name(cfg->capture.logprob_dtype))) &&
+         json_object_set(o, "capture.temperatures", temps) == 0 &&
+         put(o, "output.shard_samples", json_integer(cfg->output.shard_samples)) &&
+         put(o, "run.seed", u64_value(cfg->run.seed));
+    json_decref(temps);
+    if (!ok) {
+        json_decref(o);
+        return td_error_nomem(err, "the manifest", 0);
+    }
+    *out = o;
+    return TD_OK;
+}
+
+td_status td_identity_set_weights(json_t *identity, uint64_t weights_hash, td_error *err) {
+    if (!put(identity, "model.weights_hash", hash_value(weights_hash)))
+        return td_error_nomem(err, "the manifest", 0);
+    return TD_OK;
+}
+
+td_status td_identity_fingerprint(const json_t *identity, uint64_t *out, td_error *err) {
+    char *text = json_dumps(identity, CANONICAL);
+    if (!text)
+        return td_error_nomem(err, "the manifest", 0);
+    *out = td_hash64(text, strlen(text));
+    free(text);
+    return TD_OK;
+}
+
+/* What a hash stands for, in words. */
+static const char *key_meaning(const char *key) {
+    static const char *const words[][2] = {
+        {"model.config_hash", "the teacher's config.json"},
+        {"model.weights_hash", "the teacher's weights"},
+        {"tokenizer.hash", "tokenizer.json"},
+        {"data.hash", "the dataset file"},
+        {"data.size_bytes", "the size of the dataset file"},
+        {"schema", "the layout of the record"},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(words); i++)
+        if (strcmp(key, words[i][0]) == 0)
+            return words[i][1];
+    return NULL;
+}
+
+static void show_value(const json_t *v, td_strbuf *b) {
+    char *text = v ? json_dumps(v, CANONICAL) : NULL;
+    td_strbuf_puts(b, !v || json_is_null(v) ? "not set" : text ? text : "?");
+    free(text);
+}
+
+static bool same_value(const json_t *a, const json_t *b) {
+    if (!a || !b)
+        return (!a || json_is_null(a)) && (!b || json_is_null(b));
+    char *s = json_dumps(a, CANONICAL), *t = json_dumps(b, CANONICAL);
+    bool same = s && t && strcmp(s, t) == 0;
+    free(s);
+    free(t);
+    return same;
+}
+
+static void show_difference(const char *key, const json_t *folder, const json_t *run, int n,
+                            td_strbuf *b) {
+    const char *meaning = key_meaning(key);
+    td_strbuf_puts(b, n ? "; " : "");
+    td_strbuf_puts(b, key);
+    if (meaning)
+        td_strbuf_printf(b, " (%s)", meaning);
+    td_strbuf_puts(b, " is ");
+    show_value(folder, b);
+    td_strbuf_puts(b, " in the folder and ");
+    show_value(run, b);
+    td_strbuf_puts(b, " in this run");
+}
+
+td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip_weights,
+                              const char *dir, td_error *err) {
+    td_strbuf b = {0};
+    int n = 0;
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)run, key, v) {
+        const json_t *f = json_object_get(folder, key);
+        if (!same_value(f, v))
+            show_difference(key, f, v, n++, &b);
+    }
+    json_object_foreach((json_t *)folder, key, v) {
+        if (json_object_get(run, key) || json_is_null(v))
+            continue;
+        if (skip_weights && strcmp(key, "model.weights_hash") == 0)
+            continue;
+        show_difference(key, v, NULL, n++, &b);
+    }
+    td_status rc = TD_OK;
+    if (n)
+        rc =
+            td_error_set(err, TD_E_OUTPUT,
+                         "%s belongs to a run with other settings: %s. Restore %s to continue that "
+                         "run, or choose another output.dir",
+                         dir, b.oom ? "(out of memory)" : b.data, n == 1 ? "it" : "them");
+    td_strbuf_free(&b);
+    return rc;
+}
+
+/* --- the file -----------------------------------------------------------------------------------
+ */
+
+static json_t *tensor_docs(const td_capture_spec *spec, bool has_ids) {
+    json_t *a = json_array();
+    for (int i = 0; a && i < TD_T_COUNT; i++) {
+        if (!td_layout_has(spec, has_ids, (td_tensor_id)i))
+            continue;
+        const td_tensor_doc *d = td_layout_doc((td_tensor_id)i);
+        json_t *o =
+            json_pack("{s:s,s:s,s:s,s:s}", "name", d->name, "dtype", td_layout_dtype_name(d->dtype),
+                      "shape", d->shape, "meaning", d->meaning);
+        if (!o || json_array_append_new(a, o) != 0) {
+            json_decref(a);
+            return NULL;
+        }
+    }
+    return a;
+}
+
+static td_status manifest_hash(const json_t *root, uint64_t *out, td_error *err) {
+    json_t *rest = json_copy((json_t *)root);
+    if (!rest)
+        return td_error_nomem(err, "the manifest", 0);
+    json_object_del(rest, "hash");
+    td_status rc = td_identity_fingerprint(rest, out, err);
+    json_decref(rest);
+    return rc;
+}
+
+td_status td_manifest_text(const td_config *cfg, const td_identity *id, const json_t *identity,
+                           const td_capture_spec *spec, char **text, td_error *err) {
+    uint64_t fingerprint, hash;
+    td_status rc = td_identity_fingerprint(identity, &fingerprint, err);
+    if (rc != TD_OK)
+        return rc;
+    char *model_path = cfg->model.path ? realpath(cfg->model.path, NULL) : NULL;
+    char *data_path = cfg->data.path ? realpath(cfg->data.path, NULL) : NULL;
+    json_t *root = json_object();
+    bool ok =
+        root && put(root, "schema", json_integer(TD_RECORD_SCHEMA)) &&
+        put(root, "tdgen", json_string(TDGEN_VERSION)) &&
+        put(root, "fingerprint", hash_value(fingerprint)) &&
+        json_object_set(root, "identity", (json_t *)identity) == 0 &&
+        put(root, "model_path", text_value(model_path ? model_path : cfg->model.path)) &&
+        put(root, "data_path", text_value(data_path ? data_path : cfg->data.path)) &&
+        put(root, "eos_id", json_integer(id->model->eos_id)) &&
+        put(root, "alignment", json_string(TD_TEXT_ALIGNMENT)) &&
+        put(root, "logarithm", json_string(TD_TEXT_LOGARITHM)) &&
+        put(root, "tokenisation",
+            json_string(id->has_tokenizer ? TD_TEXT_TOKENISATION : "rows came as token ids")) &&
+        put(root, "shapes",
+            json_string("n samples, N tokens, R recorded rows, K capture.top_k, "
+                        "nT capture.temperatures, B bytes")) &&
+        put(root, "tensors", tensor_docs(spec, cfg->data.id_field != NULL)) &&
+        put(root, "bytes_per_row", json_real(td_record_bytes_per_row(cfg))) &&
+        put(root, "bytes_per_token", json_real(td_record_bytes_per_token(cfg)));
+    free(model_path);
+    free(data_path);
+    rc = ok ? manifest_hash(root, &hash, err) : td_error_nomem(err, "the manifest", 0);
+    if (rc == TD_OK) {
+        char *t = put(root, "hash", hash_value(hash)) ? json_dumps(root, READABLE) : NULL;
+        *text = t ? td_asprintf("%s\n", t) : NULL;
+        free(t);
+        if (!*text)
+            rc = td_error_nomem(err, "the manifest", 0);
+    }
+    json_decref(root);
+    return rc;
+}
+
+static bool parse_hex(const char *s, uint64_t *out) {
+    if (!s || strlen(s) != 16 || strspn(s, "0123456789abcdef") != 16)
+        return false;
+    *out = strtoull(s, NULL, 16);
+    return true;
+}
+
+static td_status read_spec(td_manifest *m, const char *path, td_status code, td_error *err) {
+    int64_t k = 0, v = 0;
+    const char *dtype = NULL;
+    td_status rc =
+        td_json_get_int(m->identity, "capture.top_k", 1, TD_MAX_TOP_K, path, code, &k, err);
+    if (rc == TD_OK)
+        rc = td_json_get_int(m->identity, "model.n_vocab", 1, INT32_MAX, path, code, &v, err);
+    if (rc == TD_OK)
+        rc = td_json_get_str(m->identity, "capture.logprob_dtype", path, code, &dtype, err);
+    if (rc != TD_OK)
+        return rc;
+    const json_t *temps = json_object_get(m->identity, "capture.temperatures");
+    if (!json_is_array(temps) || json_array_size(temps) > TD_MAX_TEMPERATURES ||
+        (strcmp(dtype, "f16") != 0 && strcmp(dtype, "f32") != 0))
+        return td_error_set(err, code,
+                            "%s: capture.temperatures or capture.logprob_dtype is not of a form "
+                            "that this version writes",
+                            path);
+    m->spec = (td_capture_spec){.top_k = (int32_t)k,
+                                .logprob_dtype = strcmp(dtype, "f16") == 0 ? TD_F16 : TD_F32,
+                                .n_temperatures = (int32_t)json_array_size(temps),
+                                .n_vocab = (int32_t)v};
+    m->has_ids = td_json_has(m->identity, "data.id_field");
+    return TD_OK;
+}
+
+static td_status check_manifest(td_manifest *m, const char *path, const char *data, size_t n,
+                                td_status code, td_error *err) {
+    uint64_t want, have;
+    int64_t schema = 0;
+    if (!json_is_object(m->root))
+        return td_error_set(err, code, "%s: expected a JSON object", path);
+    td_status rc = td_json_get_int(m->root, "schema", 0, INT32_MAX, path, code, &schema, err);
+    if (rc != TD_OK)
+        return rc;
+    if (schema != TD_RECORD_SCHEMA)
+        return td_error_set(err, code,
+                            "%s: schema %lld, but this tdgen reads and writes schema %d only", path,
+                            (long long)schema, TD_RECORD_SCHEMA);
+    rc = manifest_hash(m->root, &have, err);
+    if (rc != TD_OK)
+        return rc;
+    char *text = json_dumps(m->root, READABLE);
+    bool exact =
+        text && strlen(text) + 1 == n && memcmp(text, data, n - 1) == 0 && data[n - 1] == '\n';
+    free(text);
+    if (!exact || !parse_hex(json_string_value(json_object_get(m->root, "hash")), &want) ||
+        want != have)
+        return td_error_set(err, code,
+                            "%s is damaged or was edited: its hash does not match its content. "
+                            "Restore it from a copy, or choose another output.dir",
+                            path);
+    m->identity = json_object_get(m->root, "identity");
+    if (!json_is_object(m->identity))
+        return td_error_set(err, code, "%s: \"identity\" must be an object", path);
+    uint64_t fp;
+    rc = td_identity_fingerprint(m->identity, &fp, err);
+    if (rc != TD_OK)
+        return rc;
+    if (!parse_hex(json_string_value(json_object_get(m->root, "fingerprint")), &m->fingerprint) ||
+        fp != m->fingerprint)
+        return td_error_set(err, code, "%s: the fingerprint does not match the identity", path);
+    return read_spec(m, path, code, err);
+}
+
+td_status td_manifest_load(const char *dir, td_status code, td_manifest *out, td_error *err) {
+    td_manifest m = {0};
+    char *data = NULL, *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);
+    size_t n = 0;
+    if (!path)
+        return td_error_nomem(err, "a path", strlen(dir));
+    td_status rc = td_file_read(path, TD_MANIFEST_MAX_BYTES, code, &data, &n, err);
+    if (rc == TD_OK)
+        rc = td_json_parse(data, n, path, code, &m.root, err);
+    if (rc == TD_OK)
+        rc = check_manifest(&m, path, data, n, code, err);
+    if (rc == TD_OK)
+        *out = m;
+    else
+        td_manifest_free(&m);
+    free(data);
+    free(path);
+    return rc;
+}
+
+void td_manifest_free(td_manifest *m) {
+    json_decref(m->root);
+    *m = (td_manifest){0};
+}

@@ -1,0 +1,462 @@
+/* The output folder: lock, repair after a crash, identity, which shards are finished.
+ *
+ * What a crash can leave, and what open does about it:
+ *   temp files                      removed
+ *   a torn or missing index line    the shard is proven from its own hashes, the line written again
+ *   a line without its shard        dropped (the shard is computed again)
+ *   a line older than its shard     found when the shard is proven; the line is written again
+ * The order of a commit (shard in place, then its line) makes the last three rare and harmless.
+ *
+ * Threads: open, bind and close belong to one thread; the rest may be called by any.
+ */
+#include "record/output.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tdgen/log.h"
+
+#define LOCK_NAME ".lock"
+
+double td_record_bytes_per_row(const td_config *cfg) {
+    td_capture_spec spec = {.top_k = cfg->capture.top_k,
+                            .logprob_dtype = cfg->capture.logprob_dtype,
+                            .n_temperatures = cfg->capture.n_temperatures};
+    td_layout none, one;
+    td_layout_counts c0 = {.n_id_bytes = -1}, c1 = {.n_rows = 1, .n_id_bytes = -1};
+    if (!td_layout_init(&none, &spec, &c0) || !td_layout_init(&one, &spec, &c1))
+        return 0;
+    return (double)(one.data_size_bytes - none.data_size_bytes);
+}
+
+double td_record_bytes_per_token(const td_config *cfg) {
+    (void)cfg;
+    return (double)(td_dtype_size(td_layout_doc(TD_T_INPUT_IDS)->dtype) +
+                    td_dtype_size(td_layout_doc(TD_T_LOSS_MASK)->dtype));
+}
+
+char *td_output_path(const td_output *o, const char *name) {
+    return td_asprintf("%s/%s", o->dir, name);
+}
+
+/* --- lock ---------------------------------------------------------------------------------------
+ */
+
+static td_status take_lock(td_output *o, td_error *err) {
+    char *path = td_output_path(o, LOCK_NAME), holder[32] = "";
+    if (!path)
+        return td_error_nomem(err, "a path", 0);
+    td_status rc = TD_OK;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", path);
+        goto done;
+    }
+    int r;
+    do
+        r = flock(fd, LOCK_EX | LOCK_NB);
+    while (r != 0 && errno == EINTR);
+    if (r != 0 && errno == EWOULDBLOCK) {
+        ssize_t n = pread(fd, holder, sizeof holder - 1, 0);
+        holder[n > 0 ? strspn(holder, "0123456789") : 0] = '\0';
+        rc =
+            td_error_set(err, TD_E_OUTPUT,
+                         "%s is in use by another tdgen%s%s: wait until it ends, or choose another "
+                         "output.dir",
+                         o->dir, holder[0] ? ", process " : "", holder);
+        goto done;
+    }
+    if (r != 0) {
+        td_log_warn("%s: this file system has no locks (%s): make sure that no second tdgen writes "
+                    "there",
+                    o->dir, strerror(errno));
+        goto done;
+    }
+    /* The number only serves the message above; failing to write it does no harm. */
+    int n = snprintf(holder, sizeof holder, "%ld\n", (long)getpid());
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, holder, (size_t)n, 0) != n)
+        td_log_debug("%s: cannot note the process number", path);
+    o->lock_fd = fd;
+    fd = -1;
+done:
+    if (fd >= 0)
+        close(fd);
+    free(path);
+    return rc;
+}
+
+/* --- repair -------------------------------------------------------------------------------------
+ */
+
+/* Only names that we give: the folder may hold files of the user. */
+static bool is_our_temp(const char *name) {
+    static const char *const prefix[] = {"shard-", TD_MANIFEST_NAME, TD_INDEX_NAME, "status.json"};
+    size_t n = strlen(name);
+    if (n < 4 || strcmp(name + n - 4, ".tmp") != 0)
+        return false;
+    for (size_t i = 0; i < TD_ARRAY_LEN(prefix); i++)
+        if (strncmp(name, prefix[i], strlen(prefix[i])) == 0)
+            return true;
+    return false;
+}
+
+/* Removes temp files and lists the shards there are, ascending. */
+static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_error *err) {
+    td_status rc = TD_OK;
+    int64_t *list = NULL;
+    size_t n = 0, cap = 0;
+    DIR *d = opendir(o->dir);
+    if (!d)
+        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", o->dir);
+    struct dirent *e;
+    while (rc == TD_OK && (e = readdir(d))) {
+        int64_t number = td_shard_name_parse(e->d_name);
+        if (number >= 0) {
+            if (!td_grow((void **)&list, &cap, n + 1, sizeof *list))
+                rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
+            else
+                list[n++] = number;
+        } else if (is_our_temp(e->d_name)) {
+            if (unlinkat(dirfd(d), e->d_name, 0) != 0 && errno != ENOENT)
+                rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot remove %s/%s, left by a crash",
+                                    o->dir, e->d_name);
+            else
+                td_log_debug("removed %s/%s, left by an interrupted run", o->dir, e->d_name);
+        }
+    }
+    closedir(d);
+    if (rc != TD_OK) {
+        free(list);
+        return rc;
+    }
+    *numbers = list;
+    *n_out = n;
+    return TD_OK;
+}
+
+static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, td_error *err) {
+    char name[TD_SHARD_NAME_SIZE];
+    td_shard_file *f = NULL;
+    uint64_t file_hash;
+    td_shard_name(number, name);
+    char *path = td_output_path(o, name);
+    if (!path)
+        return td_error_nomem(err, "a path", 0);
+    td_status rc =
+        td_shard_file_prove(path, &o->spec, o->fingerprint, TD_E_OUTPUT, &f, &file_hash, err);
+    if (rc == TD_OK && f->meta.number != number)
+        rc = td_error_set(err, TD_E_OUTPUT, "%s says that it is shard %lld: it was renamed", path,
+                          (long long)f->meta.number);
+    if (rc == TD_OK) {
+        td_index_entry_of(f, file_hash, out);
+        out->proven = true;
+    }
+    td_shard_file_close(f);
+    free(path);
+    return rc;
+}
+
+/* Brings index and folder into agreement. */
+static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td_error *err) {
+    bool clean;
+    size_t n_added = 0;
+    td_status rc = td_index_load(o->dir, &o->index, &clean, err);
+    if (rc != TD_OK)
+        return rc;
+    for (size_t i = 0; i < n; i++) {
+        td_index_entry e;
+        td_error why = {0};
+        if (td_index_find(&o->index, numbers[i]))
+            continue;
+        td_status s = prove_shard(o, numbers[i], &e, &why);
+        if (s != TD_OK && s != TD_E_OUTPUT) {
+            if (err)
+                *err = why;
+            return s;
+        }
+        if (s != TD_OK) {
+            td_log_warn("%s; it will be computed again", why.text);
+            continue;
+        }
+        if (!td_index_set(&o->index, &e, NULL))
+            return td_error_nomem(err, "the index", sizeof e);
+        n_added++;
+    }
+    for (size_t i = 0; i < o->index.n;) {
+        char name[TD_SHARD_NAME_SIZE];
+        td_shard_name(o->index.entries[i].number, name);
+        char *path = td_output_path(o, name);
+        if (!path)
+            return td_error_nomem(err, "a path", 0);
+        bool there = td_path_exists(path);
+        free(path);
+        if (there) {
+            i++;
+            continue;
+        }
+        td_log_warn("%s/%s is in the index, but not in the folder; it will be computed again",
+                    o->dir, name);
+        td_index_remove(&o->index, o->index.entries[i].number);
+        clean = false;
+    }
+    if (n_added)
+        td_log_info("%s: %zu finished shard%s added to the index again", o->dir, n_added,
+                    n_added == 1 ? "" : "s");
+    if (n_added || !clean)
+        rc = td_index_rewrite(o->dir, &o->index, err);
+    return rc;
+}
+
+static td_status load_folder(td_output *o, td_error *err) {
+    int64_t *numbers = NULL;
+    size_t n = 0;
+    td_manifest m = {0};
+    char *path = td_output_path(o, TD_MANIFEST_NAME);
+    if (!path)
+        return td_error_nomem(err, "a path", 0);
+    td_status rc = scan_folder(o, &numbers, &n, err);
+    if (rc != TD_OK)
+        goto done;
+    if (access(path, F_OK) != 0 && errno == ENOENT) {
+        if (n)
+            rc = td_error_set(err, TD_E_OUTPUT,
+                              "%s holds %zu shard%s, but no manifest.json: what run they belong to "
+                              "cannot be known. Restore it, or choose another output.dir",
+                              o->dir, n, n == 1 ? "" : "s");
+        goto done;
+    }
+    rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
+    if (rc == TD_OK)
+        rc = td_identity_compare(m.identity, o->identity, true, o->dir, err);
+    if (rc != TD_OK)
+        goto done;
+    o->manifest_there = true;
+    o->fingerprint = m.fingerprint;
+    rc = repair_index(o, numbers, n, err);
+done:
+    td_manifest_free(&m);
+    free(numbers);
+    free(path);
+    return rc;
+}
+
+/* --- open, bind, close --------------------------------------------------------------------------
+ */
+
+td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
+                         td_error *err) {
+    td_output *o = td_calloc(1, sizeof *o);
+    if (!o)
+        return td_error_nomem(err, "the output folder", sizeof *o);
+    o->lock_fd = -1;
+    pthread_mutex_init(&o->mutex, NULL);
+    o->cfg = cfg;
+    o->model = *id->model;
+    o->id = *id;
+    o->id.model = &o->model;
+    o->has_ids = cfg->data.id_field != NULL;
+    o->spec = (td_capture_spec){.top_k = TD_MIN(cfg->capture.top_k, id->model->n_vocab),
+                                .logprob_dtype = cfg->capture.logprob_dtype,
+                                .n_temperatures = cfg->capture.n_temperatures,
+                                .n_vocab = id->model->n_vocab};
+    td_status rc = TD_OK;
+    o->dir = td_strdup(cfg->output.dir);
+    if (!o->dir)
+        rc = td_error_nomem(err, "a path", strlen(cfg->output.dir));
+    if (rc == TD_OK)
+        rc = td_mkdir_p(o->dir, err);
+    if (rc == TD_OK)
+        rc = take_lock(o, err);
+    if (rc == TD_OK)
+        rc = td_identity_build(cfg, id, &o->identity, err);
+    if (rc == TD_OK)
+        rc = load_folder(o, err);
+    if (rc != TD_OK) {
+        td_output_close(o);
+        return rc;
+    }
+    *out = o;
+    return TD_OK;
+}
+
+td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err) {
+    td_manifest m = {0};
+    char *text = NULL, *path = NULL;
+    td_status rc = td_identity_set_weights(o->identity, weights_hash, err);
+    if (rc != TD_OK)
+        return rc;
+    if (o->manifest_there) {
+        rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
+        if (rc == TD_OK)
+            rc = td_identity_compare(m.identity, o->identity, false, o->dir, err);
+        td_manifest_free(&m);
+        if (rc == TD_OK)
+            o->bound = true;
+        return rc;
+    }
+    rc = td_identity_fingerprint(o->identity, &o->fingerprint, err);
+    if (rc == TD_OK)
+        rc = td_manifest_text(o->cfg, &o->id, o->identity, &o->spec, &text, err);
+    if (rc != TD_OK)
+        return rc;
+    path = td_output_path(o, TD_MANIFEST_NAME);
+    rc = path ? td_file_write_atomic(path, text, strlen(text), true, err)
+              : td_error_nomem(err, "a path", 0);
+    free(path);
+    free(text);
+    if (rc == TD_OK)
+        o->manifest_there = o->bound = true;
+    return rc;
+}
+
+void td_output_close(td_output *o) {
+    if (!o)
+        return;
+    /* Groups finish shards out of order; at the end the index is put in order, so that a folder
+     * does not tell how its run was scheduled. A crash before this loses nothing. */
+    if (o->index_dirty) {
+        td_error err;
+        if (td_index_rewrite(o->dir, &o->index, &err) != TD_OK)
+            td_log_warn("%s (the index is repaired when the folder is next opened)", err.text);
+    }
+    if (o->lock_fd >= 0)
+        close(o->lock_fd);
+    td_index_free(&o->index);
+    json_decref(o->identity);
+    pthread_mutex_destroy(&o->mutex);
+    free(o->dir);
+    free(o);
+}
+
+/* --- finished shards ----------------------------------------------------------------------------
+ */
+
+td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *err) {
+    bool replaced = false;
+    td_status rc;
+    pthread_mutex_lock(&o->mutex);
+    bool in_order = o->index.n == 0 || o->index.entries[o->index.n - 1].number < e->number;
+    if (!td_index_set(&o->index, e, &replaced)) {
+        rc = td_error_nomem(err, "the index", sizeof *e);
+    } else if (replaced || o->index_torn) {
+        /* An older line of this shard, or half of a line, must go. */
+        rc = td_index_rewrite(o->dir, &o->index, err);
+        o->index_torn = o->index_dirty = rc != TD_OK;
+    } else {
+        rc = td_index_append(o->dir, e, err);
+        if (rc != TD_OK)
+            o->index_torn = true;
+        if (rc != TD_OK || !in_order)
+            o->index_dirty = true;
+    }
+    pthread_mutex_unlock(&o->mutex);
+    return rc;
+}
+
+/* Proves a shard of the index once. A stale line is corrected; *good = false when the file is bad.
+ */
+static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_error *err) {
+    td_index_entry found;
+    td_error why = {0};
+    td_status rc = prove_shard(o, e->number, &found, &why);
+    *good = rc == TD_OK;
+    if (rc == TD_E_OUTPUT) {
+        td_log_warn("%s; it will be computed again", why.text);
+        return TD_OK;
+    }
+    if (rc != TD_OK) {
+        if (err)
+            *err = why;
+        return rc;
+    }
+    e->proven = true;
+    if (!td_index_entry_equal(e, &found)) {
+        *e = found;
+        rc = td_index_rewrite(o->dir, &o->index, err);
+    }
+    return rc;
+}
+
+td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, int64_t row_end,
+                               uint64_t source_hash, bool *done, td_shard_totals *totals,
+                               td_error *err) {
+    td_status rc = TD_OK;
+    bool is_done = false;
+    pthread_mutex_lock(&o->mutex);
+    td_index_entry *e = td_index_find(&o->index, number);
+    if (!e)
+        goto done;
+    if (!e->proven) {
+        bool good;
+        rc = prove_entry(o, e, &good, err);
+        if (rc != TD_OK)
+            goto done;
+        if (!good) {
+            td_index_remove(&o->index, number);
+            o->index_dirty = true;
+            goto done;
+        }
+    }
+    if (e->row_begin != row_begin) {
+        rc = td_error_set(err, TD_E_OUTPUT,
+                          "%s: shard %lld begins at dataset row %lld, expected %lld: "
+                          "output.shard_samples differs. Choose another output.dir",
+                          o->dir, (long long)number, (long long)e->row_begin, (long long)row_begin);
+    } else if (e->row_end < row_end) {
+        td_log_warn("shard %lld holds dataset rows %lld to %lld of %lld to %lld: an earlier "
+                    "data.max_samples cut it short; it will be computed again",
+                    (long long)number, (long long)e->row_begin, (long long)e->row_end,
+                    (long long)row_begin, (long long)row_end);
+    } else if (e->row_end > row_end) {
+        td_log_warn(
+            "shard %lld holds dataset rows up to %lld, this run needs %lld: data.max_samples "
+            "was larger before; the shard is left as it is",
+            (long long)number, (long long)e->row_end, (long long)row_end);
+        is_done = true;
+    } else if (e->source_hash != source_hash) {
+        rc = td_error_set(err, TD_E_OUTPUT,
+                          "dataset rows %lld to %lld are not those that shard %lld in %s was made "
+                          "of: the dataset changed. Restore it, or choose another output.dir",
+                          (long long)row_begin, (long long)row_end, (long long)number, o->dir);
+    } else {
+        is_done = true;
+    }
+    if (is_done && totals)
+        *totals = (td_shard_totals){.n_samples = e->n_samples,
+                                    .n_tokens = e->n_tokens,
+                                    .n_rows = e->n_rows,
+                                    .n_skipped = e->n_skipped + e->n_bad_rows};
+done:
+    pthread_mutex_unlock(&o->mutex);
+    if (rc == TD_OK)
+        *done = is_done;
+    return rc;
+}
+
+bool td_output_has_shard(const td_output *o, int64_t number) {
+    td_output *unlocked = (td_output *)o; /* the mutex is no part of what const promises */
+    pthread_mutex_lock(&unlocked->mutex);
+    bool has = td_index_find(&o->index, number) != NULL;
+    pthread_mutex_unlock(&unlocked->mutex);
+    return has;
+}
+
+void td_output_totals_get(td_output *o, td_output_totals *t) {
+    *t = (td_output_totals){0};
+    pthread_mutex_lock(&o->mutex);
+    for (size_t i = 0; i < o->index.n; i++) {
+        const td_index_entry *e = &o->index.entries[i];
+        t->n_shards++;
+        t->n_samples += e->n_samples;
+        t->n_tokens += e->n_tokens;
+        t->n_rows += e->n_rows;
+        t->n_skipped += e->n_skipped + e->n_bad_rows;
+        t->size_bytes += e->size_bytes;
+    }
+    pthread_mutex_unlock(&o->mutex);
+}

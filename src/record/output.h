@@ -1,0 +1,33 @@
+/* output.h - the inside of td_output, for the writer. */
+#ifndef TDGEN_RECORD_OUTPUT_H
+#define TDGEN_RECORD_OUTPUT_H
+
+#include <pthread.h>
+#include "record/identity.h"
+#include "record/index.h"
+
+struct td_output {
+    char *dir;
+    int lock_fd; /* -1 where the file system has no locks */
+    td_capture_spec spec;
+    bool has_ids;
+
+    const td_config *cfg; /* borrowed */
+    td_identity id;       /* id.model points to `model` */
+    td_model_config model;
+    json_t *identity; /* of this run; complete once bound */
+    bool manifest_there, bound;
+    uint64_t fingerprint; /* valid when manifest_there or bound */
+
+    pthread_mutex_t mutex;
+    td_index index;   /* Protected by mutex. */
+    bool index_dirty; /* Protected by mutex: the file is not what `index` says, in order */
+    bool index_torn;  /* Protected by mutex: an append failed, half a line may be there */
+};
+
+/* "DIR/NAME", NULL when out of memory. */
+char *td_output_path(const td_output *o, const char *name);
+/* The shard's file is in place: adds its line. Any thread. */
+td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *err);
+
+#endif

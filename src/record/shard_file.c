@@ -1,0 +1,403 @@
+/* Opening and proving a finished shard. See shard_file.h. */
+#include "record/shard_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include "tdgen/json.h"
+
+/* A header of ours is some KiB; the list of device kinds is the only part that grows. */
+#define HEADER_MAX_BYTES ((uint64_t)1 << 20)
+#define MAX_KINDS 256
+
+/* --- metadata -----------------------------------------------------------------------------------
+ */
+
+static td_status meta_text(const td_safetensors *st, const char *key, td_status code,
+                           const char **out, td_error *err) {
+    const char *s = td_safetensors_meta(st, key);
+    if (!s)
+        return td_error_set(err, code,
+                            "%s: its metadata has no \"%s\": no shard of tdgen, or damaged",
+                            td_safetensors_path(st), key);
+    *out = s;
+    return TD_OK;
+}
+
+/* Canonical decimal only: no sign, blanks or leading zeros. */
+static td_status meta_number(const td_safetensors *st, const char *key, td_status code,
+                             int64_t *out, td_error *err) {
+    const char *s = NULL;
+    td_status rc = meta_text(st, key, code, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    size_t n = strlen(s);
+    if (n < 1 || n > 18 || strspn(s, "0123456789") != n || (n > 1 && s[0] == '0'))
+        return td_error_set(err, code, "%s: \"%s\" in its metadata is \"%.40s\", expected a number",
+                            td_safetensors_path(st), key, s);
+    *out = strtoll(s, NULL, 10);
+    return TD_OK;
+}
+
+static bool parse_hex16(const char *s, uint64_t *out) {
+    if (strspn(s, "0123456789abcdef") < 16)
+        return false;
+    char digits[17];
+    memcpy(digits, s, 16);
+    digits[16] = '\0';
+    *out = strtoull(digits, NULL, 16);
+    return true;
+}
+
+static td_status meta_hash(const td_safetensors *st, const char *key, td_status code, uint64_t *out,
+                           td_error *err) {
+    const char *s = NULL;
+    td_status rc = meta_text(st, key, code, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    if (strlen(s) != 16 || !parse_hex16(s, out))
+        return td_error_set(err, code,
+                            "%s: \"%s\" in its metadata is \"%.40s\", expected 16 hex digits",
+                            td_safetensors_path(st), key, s);
+    return TD_OK;
+}
+
+static td_status meta_kinds(td_shard_file *f, td_status code, td_error *err) {
+    const char *s = NULL;
+    json_t *a = NULL;
+    td_status rc = meta_text(f->st, "device_kinds", code, &s, err);
+    if (rc == TD_OK)
+        rc = td_json_parse(s, strlen(s), f->path, code, &a, err);
+    if (rc != TD_OK)
+        return rc;
+    size_t n = json_array_size(a);
+    if (!json_is_array(a) || n > MAX_KINDS) {
+        rc = td_error_set(err, code, "%s: \"device_kinds\" must be a list of at most %d names",
+                          f->path, MAX_KINDS);
+        goto done;
+    }
+    f->kinds = td_calloc(n, sizeof *f->kinds);
+    if (!f->kinds) {
+        rc = td_error_nomem(err, f->path, n * sizeof *f->kinds);
+        goto done;
+    }
+    f->meta.device_kinds = (const char *const *)f->kinds;
+    for (size_t i = 0; i < n; i++) {
+        const char *name = json_string_value(json_array_get(a, i));
+        if (!name) {
+            rc = td_error_set(err, code, "%s: \"device_kinds\" must hold strings", f->path);
+            goto done;
+        }
+        f->kinds[i] = td_strdup(name);
+        if (!f->kinds[i]) {
+            rc = td_error_nomem(err, f->path, strlen(name));
+            goto done;
+        }
+        f->meta.n_kinds++;
+    }
+done:
+    json_decref(a);
+    return rc;
+}
+
+static td_status meta_tensor_hashes(td_shard_file *f, td_status code, td_error *err) {
+    const char *s = NULL;
+    td_status rc = meta_text(f->st, "tensor_hashes", code, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    int32_t n = f->layout.n_present;
+    bool ok = strlen(s) == (size_t)n * 17 - 1;
+    for (int32_t i = 0; ok && i < n; i++)
+        ok = parse_hex16(s + i * 17, &f->hashes.tensor[i]) &&
+             s[i * 17 + 16] == (i + 1 < n ? ',' : '\0');
+    if (!ok)
+        return td_error_set(err, code, "%s: \"tensor_hashes\" in its metadata is damaged", f->path);
+    return TD_OK;
+}
+
+static td_status read_meta(td_shard_file *f, const td_capture_spec *spec, td_status code,
+                           td_error *err) {
+    td_layout_counts c = {.n_id_bytes = -1};
+    td_shard_meta *m = &f->meta;
+    struct {
+        const char *key;
+        int64_t *out;
+    } numbers[] = {{"shard", &m->number},
+                   {"row_begin", &m->row_begin},
+                   {"row_end", &m->row_end},
+                   {"n_samples", &c.n_samples},
+                   {"n_tokens", &c.n_tokens},
+                   {"n_rows", &c.n_rows},
+                   {"n_skipped", &m->n_skipped},
+                   {"n_bad_rows", &m->n_bad_rows},
+                   {"n_overflow_rows", &m->n_overflow_rows}};
+    const char *schema = NULL;
+    td_status rc = meta_text(f->st, "schema", code, &schema, err);
+    if (rc != TD_OK)
+        return rc;
+    if (strcmp(schema, "tdgen-record-1") != 0)
+        return td_error_set(err, code, "%s: schema \"%.40s\", expected \"tdgen-record-1\"", f->path,
+                            schema);
+    for (size_t i = 0; i < TD_ARRAY_LEN(numbers); i++) {
+        rc = meta_number(f->st, numbers[i].key, code, numbers[i].out, err);
+        if (rc != TD_OK)
+            return rc;
+    }
+    rc = meta_hash(f->st, "fingerprint", code, &m->fingerprint, err);
+    if (rc == TD_OK)
+        rc = meta_hash(f->st, "source_hash", code, &m->source_hash, err);
+    if (rc == TD_OK)
+        rc = meta_hash(f->st, "data_hash", code, &f->hashes.data, err);
+    if (rc == TD_OK)
+        rc = meta_kinds(f, code, err);
+    if (rc != TD_OK)
+        return rc;
+    const td_st_tensor *ids = td_safetensors_find(f->st, "sample_id_bytes");
+    if (ids)
+        c.n_id_bytes = ids->n_elems;
+    if (!td_layout_init(&f->layout, spec, &c))
+        return td_error_set(err, code, "%s: the counts in its metadata are impossible", f->path);
+    return meta_tensor_hashes(f, code, err);
+}
+
+/* The tensors of the file are exactly the layout's: names, types, shapes, places. */
+static td_status check_layout(const td_shard_file *f, td_status code, td_error *err) {
+    size_t n = td_safetensors_count(f->st), data_size;
+    for (int i = 0; i < TD_T_COUNT; i++) {
+        const td_layout_tensor *t = &f->layout.tensor[i];
+        if (!t->present)
+            continue;
+        const td_st_tensor *s = td_safetensors_find(f->st, t->name);
+        if (!s)
+            return td_error_set(err, code, "%s: the tensor %s is missing", f->path, t->name);
+        bool same = strcmp(s->dtype_name, td_layout_dtype_name(t->dtype)) == 0 &&
+                    s->n_dims == t->n_dims && s->shape[0] == t->shape[0] &&
+                    (t->n_dims == 1 || s->shape[1] == t->shape[1]) && s->data_begin == t->begin &&
+                    s->size_bytes == t->end - t->begin;
+        if (!same)
+            return td_error_set(err, code,
+                                "%s: the tensor %s has not the type, shape or place that the "
+                                "shard's counts and the manifest ask for",
+                                f->path, t->name);
+    }
+    if (n != (size_t)f->layout.n_present)
+        return td_error_set(err, code, "%s: holds %zu tensors, expected %d", f->path, n,
+                            f->layout.n_present);
+    td_safetensors_data(f->st, &data_size);
+    if (data_size != f->layout.data_size_bytes)
+        return td_error_set(err, code, "%s: its data part has %zu bytes, expected %llu", f->path,
+                            data_size, (unsigned long long)f->layout.data_size_bytes);
+    return TD_OK;
+}
+
+/* Reads the header's bytes again, as they are on disk, and checks their hash. */
+static td_status check_header_hash(td_shard_file *f, td_status code, bool *ok, td_error *err) {
+    char *header = NULL;
+    uint64_t found, stated;
+    struct stat sb;
+    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return td_error_errno(err, code, errno, "cannot open %s", f->path);
+    td_status rc = TD_OK;
+    if (fstat(fd, &sb) != 0) {
+        rc = td_error_errno(err, code, errno, "cannot stat %s", f->path);
+        goto done;
+    }
+    f->size_bytes = (uint64_t)sb.st_size;
+    size_t data_size;
+    td_safetensors_data(f->st, &data_size);
+    if (f->size_bytes < data_size + 8 || f->size_bytes - data_size > HEADER_MAX_BYTES) {
+        rc = td_error_set(err, code, "%s: its size does not fit its header", f->path);
+        goto done;
+    }
+    f->header_size_bytes = f->size_bytes - data_size;
+    size_t n = (size_t)f->header_size_bytes - 8;
+    header = malloc(n + 1);
+    if (!header) {
+        rc = td_error_nomem(err, f->path, n);
+        goto done;
+    }
+    rc = td_pread_all(fd, header, n, 8, f->path, err);
+    if (rc != TD_OK)
+        goto done;
+    const char *s = td_safetensors_meta(f->st, "header_hash");
+    *ok = s && strlen(s) == 16 && parse_hex16(s, &stated) &&
+          td_layout_header_hash(header, n, &found) && found == stated;
+done:
+    free(header);
+    close(fd);
+    return rc;
+}
+
+td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_status code,
+                             bool *header_hash_ok, td_shard_file **out, td_error *err) {
+    td_shard_file *f = td_calloc(1, sizeof *f);
+    bool ok = false;
+    if (!f || !(f->path = td_strdup(path))) {
+        free(f);
+        return td_error_nomem(err, path, sizeof *f);
+    }
+    td_status rc = td_safetensors_open(path, code, &f->st, err);
+    if (rc == TD_OK)
+        rc = check_header_hash(f, code, &ok, err);
+    if (rc == TD_OK && !ok && !header_hash_ok)
+        rc = td_error_set(err, code, "%s: the hash of its header does not match: it is damaged",
+                          path);
+    if (rc == TD_OK)
+        rc = read_meta(f, spec, code, err);
+    if (rc == TD_OK)
+        rc = check_layout(f, code, err);
+    if (rc != TD_OK) {
+        td_shard_file_close(f);
+        return rc;
+    }
+    if (header_hash_ok)
+        *header_hash_ok = ok;
+    *out = f;
+    return TD_OK;
+}
+
+void td_shard_file_close(td_shard_file *f) {
+    if (!f)
+        return;
+    td_safetensors_close(f->st);
+    for (int32_t i = 0; i < f->meta.n_kinds; i++)
+        free(f->kinds[i]);
+    free(f->kinds);
+    free(f->path);
+    free(f);
+}
+
+const void *td_shard_file_data(const td_shard_file *f, td_tensor_id id) {
+    const td_layout_tensor *t = &f->layout.tensor[id];
+    size_t n;
+    return t->present ? (const char *)td_safetensors_data(f->st, &n) + t->begin : NULL;
+}
+
+/* --- hashing ------------------------------------------------------------------------------------
+ */
+
+/* Feeds the bytes [at, at + n) of the data part to the tensors they belong to. Tensors are
+ * contiguous, so each byte belongs to one. */
+static void feed_tensors(XXH3_state_t *state, const td_layout *l, int *cur, td_shard_hashes *out,
+                         int32_t *n_done, const char *p, uint64_t at, size_t n) {
+    for (;;) {
+        while (*cur < TD_T_COUNT && (!l->tensor[*cur].present || l->tensor[*cur].end <= at)) {
+            if (l->tensor[*cur].present)
+                out->tensor[(*n_done)++] = XXH3_64bits_digest(state);
+            XXH3_64bits_reset(state);
+            ++*cur;
+        }
+        if (n == 0 || *cur == TD_T_COUNT)
+            return;
+        size_t part = (size_t)TD_MIN((uint64_t)n, l->tensor[*cur].end - at);
+        XXH3_64bits_update(state, p, part);
+        p += part;
+        at += part;
+        n -= part;
+    }
+}
+
+td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_t header_size_bytes,
+                           td_shard_hashes *out, uint64_t *file_hash, td_error *err) {
+    enum { CHUNK = 1 << 20 };
+    td_status rc = TD_OK;
+    char *buf = malloc(CHUNK);
+    XXH3_state_t *file = XXH3_createState(), *data = XXH3_createState(),
+                 *tensor = XXH3_createState();
+    if (!buf || !file || !data || !tensor) {
+        rc = td_error_nomem(err, "hashing a shard", CHUNK);
+        goto done;
+    }
+    XXH3_64bits_reset(file);
+    XXH3_64bits_reset(data);
+    XXH3_64bits_reset(tensor);
+    for (uint64_t at = 0; file_hash && at < header_size_bytes;) {
+        size_t n = (size_t)TD_MIN((uint64_t)CHUNK, header_size_bytes - at);
+        rc = td_pread_all(fd, buf, n, at, path, err);
+        if (rc != TD_OK)
+            goto done;
+        XXH3_64bits_update(file, buf, n);
+        at += n;
+    }
+    int cur = 0;
+    int32_t n_done = 0;
+    feed_tensors(tensor, l, &cur, out, &n_done, buf, 0, 0);
+    for (uint64_t at = 0; at < l->data_size_bytes;) {
+        size_t n = (size_t)TD_MIN((uint64_t)CHUNK, l->data_size_bytes - at);
+        rc = td_pread_all(fd, buf, n, header_size_bytes + at, path, err);
+        if (rc != TD_OK)
+            goto done;
+        if (file_hash)
+            XXH3_64bits_update(file, buf, n);
+        XXH3_64bits_update(data, buf, n);
+        feed_tensors(tensor, l, &cur, out, &n_done, buf, at, n);
+        at += n;
+    }
+    out->data = XXH3_64bits_digest(data);
+    if (file_hash)
+        *file_hash = XXH3_64bits_digest(file);
+done:
+    XXH3_freeState(tensor);
+    XXH3_freeState(data);
+    XXH3_freeState(file);
+    free(buf);
+    return rc;
+}
+
+bool td_shard_hashes_differ(const td_layout *l, const td_shard_hashes *stated,
+                            const td_shard_hashes *found, td_strbuf *which) {
+    bool differ = stated->data != found->data;
+    int32_t k = 0;
+    for (int i = 0; i < TD_T_COUNT; i++) {
+        if (!l->tensor[i].present)
+            continue;
+        if (stated->tensor[k] != found->tensor[k]) {
+            differ = true;
+            td_strbuf_printf(which, "%s%s", which->len ? ", " : "", l->tensor[i].name);
+        }
+        k++;
+    }
+    return differ;
+}
+
+td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uint64_t fingerprint,
+                              td_status code, td_shard_file **out, uint64_t *file_hash,
+                              td_error *err) {
+    td_shard_file *f = NULL;
+    td_shard_hashes found = {0};
+    uint64_t whole;
+    td_strbuf which = {0};
+    td_status rc = td_shard_file_open(path, spec, code, NULL, &f, err);
+    if (rc != TD_OK)
+        return rc;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        rc = td_error_errno(err, code, errno, "cannot open %s", path);
+        goto done;
+    }
+    rc = td_shard_hash_fd(fd, path, &f->layout, f->header_size_bytes, &found, &whole, err);
+    if (rc != TD_OK)
+        goto done;
+    if (td_shard_hashes_differ(&f->layout, &f->hashes, &found, &which))
+        rc = td_error_set(err, code, "%s is damaged: the hash of %s does not match", path,
+                          which.len ? which.data : "its data");
+    else if (f->meta.fingerprint != fingerprint)
+        rc = td_error_set(err, code, "%s belongs to another run than the folder's manifest.json",
+                          path);
+    if (rc == TD_OK && file_hash)
+        *file_hash = whole;
+done:
+    if (fd >= 0)
+        close(fd);
+    td_strbuf_free(&which);
+    if (rc == TD_OK)
+        *out = f;
+    else
+        td_shard_file_close(f);
+    return rc;
+}

@@ -1,0 +1,278 @@
+#include "fixture.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "tdgen/util.h"
+
+void td_fixture_init(td_fixture *f) {
+    *f = (td_fixture){.dir = "/tmp/tdgen-record-XXXXXX"};
+    if (!mkdtemp(f->dir))
+        abort();
+    f->cfg.model.path = td_asprintf("%s/model", f->dir);
+    f->cfg.data.path = td_asprintf("%s/data.jsonl", f->dir);
+    f->cfg.data.text_field = td_strdup("text");
+    f->cfg.data.max_length = 64;
+    f->cfg.data.add_special_tokens = true;
+    f->cfg.capture.top_k = 8;
+    f->cfg.capture.logprob_dtype = TD_F16;
+    f->cfg.output.dir = td_asprintf("%s/out", f->dir);
+    f->cfg.output.shard_samples = 4;
+    f->model = (td_model_config){
+        .architecture = "LlamaForCausalLM", .n_vocab = 50, .config_hash = 0x1234, .eos_id = 2};
+    f->id = (td_identity){.model = &f->model,
+                          .compute = TD_F32,
+                          .has_tokenizer = true,
+                          .tokenizer_hash = 77,
+                          .tokenizer_n_vocab = 49,
+                          .dataset_size_bytes = 1000,
+                          .dataset_hash = 99,
+                          .format = TD_FORMAT_JSONL};
+    f->weights_hash = 0xabcdef;
+}
+
+void td_fixture_remove_tree(const char *dir) {
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+            continue;
+        char *path = td_asprintf("%s/%s", dir, e->d_name);
+        if (unlink(path) != 0)
+            td_fixture_remove_tree(path);
+        free(path);
+    }
+    if (d)
+        closedir(d);
+    rmdir(dir);
+}
+
+void td_fixture_free(td_fixture *f) {
+    td_fixture_remove_tree(f->dir);
+    td_config_free(&f->cfg);
+}
+
+td_status td_fixture_open(td_fixture *f, td_output **out, td_error *err) {
+    td_output *o = NULL;
+    f->id.model = &f->model;
+    td_status rc = td_output_open(&f->cfg, &f->id, &o, err);
+    if (rc == TD_OK)
+        rc = td_output_bind_weights(o, f->weights_hash, err);
+    if (rc != TD_OK)
+        td_output_close(o);
+    else
+        *out = o;
+    return rc;
+}
+
+/* splitmix64: the whole stream follows from its seed. */
+static uint64_t next_random(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+td_shard *td_fixture_shard(const td_fixture *f, int64_t number, int32_t n_rows) {
+    uint64_t rng = (uint64_t)number * 1000 + 7;
+    td_shard *s = td_calloc(1, sizeof *s);
+    int32_t max = f->cfg.data.max_length;
+    s->number = number;
+    s->row_begin = number * f->cfg.output.shard_samples;
+    s->row_end = s->row_begin + n_rows;
+    s->n_samples = n_rows;
+    s->samples = td_calloc((size_t)n_rows, sizeof *s->samples);
+    s->ids = td_calloc((size_t)n_rows * (size_t)max, sizeof *s->ids);
+    s->loss_mask = td_calloc((size_t)n_rows * (size_t)max, 1);
+    s->source_hash = td_hash64(&(int64_t[]){number, n_rows}, 16);
+    td_strbuf id_bytes = {0};
+    s->id_offsets = td_calloc((size_t)n_rows + 1, sizeof *s->id_offsets);
+    for (int32_t i = 0; i < n_rows; i++) {
+        int32_t n = i == 1 ? 1 : 2 + (int32_t)(next_random(&rng) % (uint64_t)(max / 4));
+        td_sample *m = &s->samples[i];
+        *m = (td_sample){.row = s->row_begin + i,
+                         .token_offset = s->n_tokens,
+                         .n_tokens = n,
+                         .row_offset = s->n_rows};
+        for (int32_t p = 0; p < n; p++) {
+            s->ids[s->n_tokens] = (int32_t)(next_random(&rng) % (uint64_t)f->model.n_vocab);
+            uint8_t mask = p > 0 && !(i == 2 && next_random(&rng) % 2);
+            s->loss_mask[s->n_tokens++] = mask;
+            m->n_rows += mask;
+        }
+        s->n_rows += m->n_rows;
+        td_strbuf_printf(&id_bytes, "row-%lld", (long long)m->row);
+        s->id_offsets[i + 1] = (int64_t)id_bytes.len;
+    }
+    if (f->cfg.data.id_field) {
+        s->id_bytes = id_bytes.data ? id_bytes.data : td_strdup("");
+    } else {
+        td_strbuf_free(&id_bytes);
+        free(s->id_offsets);
+        s->id_offsets = NULL;
+    }
+    return s;
+}
+
+void td_fixture_shard_free(td_shard *s) {
+    if (!s)
+        return;
+    free(s->ids);
+    free(s->loss_mask);
+    free(s->samples);
+    free(s->id_bytes);
+    free(s->id_offsets);
+    free(s);
+}
+
+typedef struct candidate {
+    int32_t id;
+    float lp;
+} candidate;
+
+static int by_logprob(const void *x, const void *y) {
+    const candidate *a = x, *b = y;
+    if (a->lp != b->lp)
+        return a->lp > b->lp ? -1 : 1;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+/* One row, by the definitions at td_capture_args. */
+static void capture_row(const td_fixture *f, uint64_t *rng, int32_t target, td_captured *c,
+                        int32_t r) {
+    int32_t v = f->model.n_vocab, k = c->top_k;
+    float *z = td_calloc((size_t)v, sizeof *z), m = -INFINITY;
+    candidate *all = td_calloc((size_t)v, sizeof *all);
+    for (int32_t i = 0; i < v; i++) {
+        /* coarse values, so that ties occur */
+        z[i] = (float)(int64_t)(next_random(rng) % 64) / 8.0f - 4.0f;
+        m = fmaxf(m, z[i]);
+    }
+    double sum = 0, dot = 0, tail = 0;
+    for (int32_t i = 0; i < v; i++) {
+        double e = exp((double)z[i] - (double)m);
+        sum += e;
+        dot += e * ((double)z[i] - (double)m);
+    }
+    float log_sum = (float)log(sum);
+    for (int32_t i = 0; i < v; i++)
+        all[i] = (candidate){i, (z[i] - m) - log_sum};
+    qsort(all, (size_t)v, sizeof *all, by_logprob);
+    for (int32_t i = 0; i < v; i++) {
+        if (i < k) {
+            ((int32_t *)c->topk_ids)[(int64_t)r * k + i] = all[i].id;
+            ((float *)c->topk_logprobs)[(int64_t)r * k + i] = all[i].lp;
+        } else {
+            tail += exp((double)z[all[i].id] - (double)m) / sum;
+        }
+        if (all[i].id == target) {
+            ((int32_t *)c->target_rank)[r] = i;
+            ((float *)c->target_logprob)[r] = all[i].lp;
+        }
+    }
+    ((float *)c->logsumexp)[r] = (float)((double)m + log(sum));
+    ((float *)c->tail_mass)[r] = (float)tail;
+    ((float *)c->entropy)[r] = (float)(log(sum) - dot / sum);
+    for (int32_t t = 0; t < c->n_temperatures; t++) {
+        double st = 0, temp = f->cfg.capture.temperatures[t];
+        for (int32_t i = 0; i < v; i++)
+            st += exp((double)z[i] / temp);
+        ((float *)c->logsumexp_t)[(int64_t)r * c->n_temperatures + t] = (float)log(st);
+    }
+    free(all);
+    free(z);
+}
+
+td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t sample) {
+    const td_sample *m = &s->samples[sample];
+    uint64_t rng = (uint64_t)m->row * 31 + 5;
+    int32_t k = TD_MIN(f->cfg.capture.top_k, f->model.n_vocab), nt = f->cfg.capture.n_temperatures;
+    size_t n = (size_t)m->n_rows;
+    td_captured c = {.n_rows = m->n_rows,
+                     .top_k = k,
+                     .n_temperatures = nt,
+                     .topk_ids = td_calloc(n * (size_t)k, sizeof(int32_t)),
+                     .topk_logprobs = td_calloc(n * (size_t)k, sizeof(float)),
+                     .logsumexp = td_calloc(n, sizeof(float)),
+                     .logsumexp_t = td_calloc(n * (size_t)nt, sizeof(float)),
+                     .tail_mass = td_calloc(n, sizeof(float)),
+                     .target_logprob = td_calloc(n, sizeof(float)),
+                     .entropy = td_calloc(n, sizeof(float)),
+                     .target_rank = td_calloc(n, sizeof(int32_t))};
+    int32_t r = 0;
+    for (int32_t p = 1; p < m->n_tokens; p++)
+        if (s->loss_mask[m->token_offset + p])
+            capture_row(f, &rng, s->ids[m->token_offset + p], &c, r++);
+    return c;
+}
+
+void td_fixture_captured_free(td_captured *c) {
+    free((void *)c->topk_ids);
+    free((void *)c->topk_logprobs);
+    free((void *)c->logsumexp);
+    free((void *)c->logsumexp_t);
+    free((void *)c->tail_mass);
+    free((void *)c->target_logprob);
+    free((void *)c->entropy);
+    free((void *)c->target_rank);
+}
+
+td_status td_fixture_write(td_fixture *f, td_output *o, const td_shard *s, int32_t skip,
+                           td_error *err) {
+    static const char *const kinds[] = {"cpu:test"};
+    td_shard_writer *w;
+    td_status rc = td_shard_writer_open(o, s, kinds, 1, &w, err);
+    if (rc != TD_OK)
+        return rc;
+    for (int32_t i = 0; i < s->n_samples && rc == TD_OK; i++) {
+        if (s->samples[i].n_rows == 0)
+            continue;
+        if (i == skip) {
+            rc = td_shard_writer_skip(w, i, err);
+            continue;
+        }
+        td_captured c = td_fixture_capture(f, s, i);
+        rc = td_shard_writer_put(w, i, 0, &c, 0, err);
+        td_fixture_captured_free(&c);
+    }
+    if (rc != TD_OK) {
+        td_shard_writer_abort(w);
+        return rc;
+    }
+    return td_shard_writer_commit(w, err);
+}
+
+td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td_error *err) {
+    td_output *o;
+    td_status rc = td_fixture_open(f, &o, err);
+    if (n_written)
+        *n_written = 0;
+    if (rc != TD_OK)
+        return rc;
+    for (int64_t k = 0; k < n_shards && rc == TD_OK; k++) {
+        td_shard *s = td_fixture_shard(f, k, (int32_t)f->cfg.output.shard_samples);
+        bool done = false;
+        rc = td_output_shard_done(o, k, s->row_begin, s->row_end, s->source_hash, &done, NULL, err);
+        if (rc == TD_OK && !done) {
+            rc = td_fixture_write(f, o, s, -1, err);
+            if (rc == TD_OK && n_written)
+                ++*n_written;
+        }
+        td_fixture_shard_free(s);
+    }
+    td_output_close(o);
+    return rc;
+}
+
+char *td_fixture_read(const char *dir, const char *name, size_t *n) {
+    char *path = td_asprintf("%s/%s", dir, name), *data = NULL;
+    td_error err;
+    if (td_file_read(path, (size_t)1 << 30, TD_E_OUTPUT, &data, n, &err) != TD_OK)
+        data = NULL;
+    free(path);
+    return data;
+}
