@@ -23,8 +23,18 @@
 #include "tdgen/dtype.h"
 #include "tdgen/status.h"
 
-typedef enum td_compute { TD_COMPUTE_AUTO, TD_COMPUTE_F32, TD_COMPUTE_BF16, TD_COMPUTE_F16 } td_compute;
-typedef enum td_data_format { TD_FORMAT_AUTO, TD_FORMAT_JSONL, TD_FORMAT_TEXT, TD_FORMAT_TOKENS } td_data_format;
+typedef enum td_compute {
+    TD_COMPUTE_AUTO,
+    TD_COMPUTE_F32,
+    TD_COMPUTE_BF16,
+    TD_COMPUTE_F16
+} td_compute;
+typedef enum td_data_format {
+    TD_FORMAT_AUTO,
+    TD_FORMAT_JSONL,
+    TD_FORMAT_TEXT,
+    TD_FORMAT_TOKENS
+} td_data_format;
 typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
 typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
 typedef enum td_on_bad_sample { TD_BAD_FAIL, TD_BAD_SKIP } td_on_bad_sample;
@@ -48,39 +58,39 @@ typedef struct td_config {
         char *path; /* dataset file, required */
         td_data_format format;
         td_text_unit text_unit;
-        char *text_field;       /* "text"; not looked at when prompt_field or ids_field is set */
-        char *prompt_field;     /* with completion_field: loss on the completion only */
+        char *text_field;   /* "text"; not looked at when prompt_field or ids_field is set */
+        char *prompt_field; /* with completion_field: loss on the completion only */
         char *completion_field;
-        char *separator;        /* between prompt and completion, ""; C escapes \n \t \\ decoded */
-        bool append_eos;        /* resolved default: true with prompt/completion, else false */
-        bool append_eos_set;    /* the user gave it */
-        char *ids_field;        /* already tokenised rows */
-        char *mask_field;       /* optional, with ids_field */
-        char *id_field;         /* carried through to the record */
-        int64_t max_samples;    /* dataset rows; 0 = all */
-        int32_t max_length;     /* tokens per sample, 2048 */
-        td_overflow overflow;   /* truncate */
+        char *separator;         /* between prompt and completion, ""; C escapes \n \t \\ decoded */
+        bool append_eos;         /* resolved default: true with prompt/completion, else false */
+        bool append_eos_set;     /* the user gave it */
+        char *ids_field;         /* already tokenised rows */
+        char *mask_field;        /* optional, with ids_field */
+        char *id_field;          /* carried through to the record */
+        int64_t max_samples;     /* dataset rows; 0 = all */
+        int32_t max_length;      /* tokens per sample, 2048 */
+        td_overflow overflow;    /* truncate */
         bool add_special_tokens; /* true */
     } data;
 
     struct {
         td_gpus_kind gpus_kind;
-        int32_t *gpus;          /* TD_GPUS_LIST: indices in the order given */
-        int32_t n_gpus;         /* TD_GPUS_LIST: length; TD_GPUS_CPU: N of cpu*N */
-        int32_t gpus_per_model; /* 0 = auto */
-        int32_t *group_of;      /* explicit groups: group number of each entry of group_device */
-        int32_t *group_device;  /* device numbers (index into the machine's devices) */
+        int32_t *gpus;           /* TD_GPUS_LIST: indices in the order given */
+        int32_t n_gpus;          /* TD_GPUS_LIST: length; TD_GPUS_CPU: N of cpu*N */
+        int32_t gpus_per_model;  /* 0 = auto */
+        int32_t *group_of;       /* explicit groups: group number of each entry of group_device */
+        int32_t *group_device;   /* device numbers (index into the machine's devices) */
         int32_t n_group_entries; /* 0 = no explicit groups */
         int32_t n_groups;
-        char *inventory;        /* file, or NULL */
+        char *inventory; /* file, or NULL */
     } devices;
 
     struct {
         td_capture_mode mode;
-        int32_t top_k;          /* 64 */
-        td_dtype logprob_dtype; /* TD_F16 */
+        int32_t top_k;                            /* 64 */
+        td_dtype logprob_dtype;                   /* TD_F16 */
         double temperatures[TD_MAX_TEMPERATURES]; /* ascending not required; each > 0 */
-        int32_t n_temperatures; /* 0 */
+        int32_t n_temperatures;                   /* 0 */
     } capture;
 
     struct {
@@ -89,11 +99,11 @@ typedef struct td_config {
     } output;
 
     struct {
-        int32_t batch_tokens; /* 8192 */
-        uint64_t seed;        /* 0 */
+        int32_t batch_tokens;           /* 8192 */
+        uint64_t seed;                  /* 0 */
         td_on_bad_sample on_bad_sample; /* fail */
-        int32_t worker_id;    /* 0 */
-        int32_t total_workers; /* 1 */
+        int32_t worker_id;              /* 0 */
+        int32_t total_workers;          /* 1 */
     } run;
 } td_config;
 
