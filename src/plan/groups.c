@@ -78,7 +78,8 @@ td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
     size_t room = (size_t)inv->n_devices;
     chosen->devices = td_calloc(room, sizeof *chosen->devices);
     pl->failed_devices = td_calloc(room, sizeof *pl->failed_devices);
-    if (!chosen->devices || !pl->failed_devices)
+    pl->idle = td_calloc(room, sizeof *pl->idle);
+    if (!chosen->devices || !pl->failed_devices || !pl->idle)
         return td_error_nomem(pl->err, "the plan", room * sizeof *chosen->devices);
 
     if (cfg->devices.gpus_kind == TD_GPUS_LIST) {
@@ -105,6 +106,12 @@ td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
             return unknown_device(pl, "groups", cfg->devices.group_device[i], inv);
         if (chosen_position(pl->plan, d->index) < 0)
             chosen->devices[chosen->n_devices++] = *d;
+    }
+    for (int32_t i = 0; cfg->devices.n_group_entries && i < chosen->n_devices; i++) {
+        pl->idle[i] = true;
+        for (int32_t j = 0; j < cfg->devices.n_group_entries; j++)
+            if (cfg->devices.group_device[j] == chosen->devices[i].index)
+                pl->idle[i] = false;
     }
     return TD_OK;
 }
@@ -288,8 +295,7 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
     int32_t n_entries = cfg->devices.n_group_entries, n_all = plan->inventory.n_devices;
     td_status st = TD_OK;
     int32_t *members = td_calloc((size_t)n_entries, sizeof *members);
-    bool *used = td_calloc((size_t)n_all, sizeof *used);
-    if (!members || !used) {
+    if (!members) {
         st = td_error_nomem(pl->err, "the plan", (size_t)n_entries * sizeof *members);
         goto done;
     }
@@ -308,7 +314,6 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
                 }
             }
             members[n++] = at;
-            used[at] = true;
         }
         if (!n) {
             st = td_error_set(pl->err, TD_E_CONFIG, "devices.groups: group %d has no device", g);
@@ -317,11 +322,10 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
         st = add_group(pl, members, n, fits);
     }
     for (int32_t i = 0; i < n_all; i++)
-        if (!used[i])
+        if (pl->idle[i])
             plan->leftover[plan->n_leftover++] = i;
 done:
     free(members);
-    free(used);
     return st;
 }
 
@@ -358,13 +362,27 @@ static td_status auto_type(td_planner *pl, const int32_t *devices, int32_t n, in
     return TD_OK;
 }
 
+/* The chosen devices that are not idle, their number; the idle ones become leftover. */
+static int32_t active_devices(td_planner *pl, int32_t *out) {
+    td_plan *plan = pl->plan;
+    int32_t n = 0;
+    for (int32_t i = 0; i < plan->inventory.n_devices; i++) {
+        if (pl->idle[i])
+            plan->leftover[plan->n_leftover++] = i;
+        else
+            out[n++] = i;
+    }
+    return n;
+}
+
 /* All types once, sessions having slots for groups of slots_width. *widest: of the groups made. */
 static td_status auto_pass(td_planner *pl, int32_t *members, bool *done, int32_t slots_width,
                            int32_t *widest) {
     td_plan *plan = pl->plan;
     int32_t n_all = plan->inventory.n_devices;
     *widest = 0;
-    memset(done, 0, (size_t)n_all * sizeof *done);
+    active_devices(pl, members);
+    memcpy(done, pl->idle, (size_t)n_all * sizeof *done);
     for (int32_t i = 0; i < n_all; i++) {
         const char *type = plan->inventory.devices[i].type;
         int32_t n = 0, width = 0;
@@ -385,9 +403,8 @@ static td_status auto_pass(td_planner *pl, int32_t *members, bool *done, int32_t
         memcpy(plan->leftover + plan->n_leftover, members, (size_t)n * sizeof *members);
         plan->n_leftover += n;
         char labels[64];
-        if (!td_plan_warn(plan,
-                          "The model does not fit on all %d x %s (%s) together: they stay idle.", n,
-                          type, td_plan_labels(plan, members, n, labels, sizeof labels)))
+        if (!td_plan_warn(plan, "The model does not fit on all %d x %s (%s) together.", n, type,
+                          td_plan_labels(plan, members, n, labels, sizeof labels)))
             return td_error_nomem(pl->err, "the plan", 0);
     }
     return TD_OK;
@@ -420,10 +437,9 @@ static td_status auto_groups(td_planner *pl, bool *fits) {
         goto end;
     /* No type alone holds the model: one group of everything. */
     roll_back(plan, 0, 0, n_warn);
-    for (int32_t i = 0; i < n_all; i++)
-        members[i] = i;
-    td_plan_set_limits(pl, plan->batch_tokens, n_all);
-    st = cut_groups(pl, members, n_all, n_all, fits);
+    int32_t n = active_devices(pl, members);
+    td_plan_set_limits(pl, plan->batch_tokens, n);
+    st = cut_groups(pl, members, n, n, fits);
 end:
     free(members);
     free(done);
@@ -447,8 +463,6 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
         st = td_error_nomem(pl->err, "the plan", max_groups * sizeof *plan->groups);
         goto done;
     }
-    for (int32_t i = 0; i < n_all; i++)
-        all[i] = i;
     if (cfg->devices.n_group_entries) {
         width = 1;
         for (int32_t g = 0; g < cfg->devices.n_groups; g++) {
@@ -462,6 +476,7 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
     } else if (width == 0) {
         st = auto_groups(pl, fits);
     } else if (width > n_all) {
+        active_devices(pl, all);
         const char *noun = plan->inventory.is_cpu ? "device" : "GPU";
         st = td_error_set(
             pl->err, TD_E_CONFIG,
@@ -471,7 +486,7 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
             td_plan_labels(plan, all, n_all, labels, sizeof labels));
     } else {
         td_plan_set_limits(pl, plan->batch_tokens, width);
-        st = cut_groups(pl, all, n_all, width, fits);
+        st = cut_groups(pl, all, active_devices(pl, all), width, fits);
     }
 done:
     free(all);

@@ -247,9 +247,9 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
         plan->limits.max_tokens, td_human_bytes(need, x[0], sizeof x[0]),
         td_human_bytes(weights, x[1], sizeof x[1]), td_human_bytes(have, x[2], sizeof x[2]));
     if (need > have)
-        td_strbuf_printf(&b, ", %s too much", td_human_bytes(need - have, x[0], sizeof x[0]));
+        td_strbuf_printf(&b, ": %s are missing", td_human_bytes(need - have, x[0], sizeof x[0]));
     else
-        td_strbuf_puts(&b, ", and its layers cannot be cut to fit every device");
+        td_strbuf_puts(&b, ", but its layers cannot be cut so that each device has enough");
     td_strbuf_puts(&b, ". What would fit: ");
 
     const td_plan_device *big = &plan->inventory.devices[biggest];
@@ -285,16 +285,21 @@ td_status td_plan_explain_domain(td_planner *pl, int32_t domain) {
         if (inv->devices[i].domain == d->domain)
             label = inv->devices[i].label;
     uint64_t scratch = d->activation_bytes + d->workspace_bytes;
-    char x[4][24];
+    char x[4][24], advice[200];
+    if (d->weight_bytes >= d->memory_bytes)
+        snprintf(advice, sizeof advice,
+                 "The weights alone do not fit: use a device with more memory%s",
+                 pl->plan->compute == TD_F32 ? ", or model.compute = bf16 for half of it" : "");
+    else
+        snprintf(
+            advice, sizeof advice,
+            "Use fewer workers on this memory, a smaller data.max_length, or a device with more");
     return td_error_set(
         pl->err, TD_E_DEVICE,
-        "the memory of %s %s is too small for the %d stages there: weights in %s take %s, "
-        "activations and workspace %s with micro-batches of %d tokens, and %s are usable. Use "
-        "fewer groups on this memory, a smaller data.max_length%s",
-        inv->is_cpu ? "device" : "GPU", label, d->n_stages, td_dtype_name(pl->plan->compute),
-        td_human_bytes(d->weight_bytes, x[0], sizeof x[0]),
+        "the memory of %s %s is too small for the %d stage%s there: weights in %s take %s, "
+        "activations and workspace %s with micro-batches of %d tokens, and %s are usable. %s",
+        inv->is_cpu ? "device" : "GPU", label, d->n_stages, d->n_stages == 1 ? "" : "s",
+        td_dtype_name(pl->plan->compute), td_human_bytes(d->weight_bytes, x[0], sizeof x[0]),
         td_human_bytes(scratch, x[1], sizeof x[1]), pl->plan->limits.max_tokens,
-        td_human_bytes(d->memory_bytes, x[2], sizeof x[2]),
-        pl->plan->compute == TD_F32 ? ", or model.compute = bf16"
-                                    : ", or a device with more memory");
+        td_human_bytes(d->memory_bytes, x[2], sizeof x[2]), advice);
 }

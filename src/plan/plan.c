@@ -50,21 +50,11 @@ static bool offers(const td_plan_device *d, td_dtype t) {
     return t == TD_F32 ? d->has_f32 : t == TD_BF16 ? d->has_bf16 : d->has_f16;
 }
 
-/* Does the configuration use this device? Explicit groups may leave some out. */
-static bool device_used(const td_config *cfg, const td_plan_device *d) {
-    if (!cfg->devices.n_group_entries)
-        return true;
-    for (int32_t i = 0; i < cfg->devices.n_group_entries; i++)
-        if (cfg->devices.group_device[i] == d->index)
-            return true;
-    return false;
-}
-
-/* The first device in use that lacks the mode, or NULL. */
+/* The first device that may be in a group and lacks the mode, or NULL. */
 static const td_plan_device *lacking(const td_planner *pl, td_dtype t) {
     const td_inventory *inv = &pl->plan->inventory;
     for (int32_t i = 0; i < inv->n_devices; i++)
-        if (device_used(pl->cfg, &inv->devices[i]) && !offers(&inv->devices[i], t))
+        if (!pl->idle[i] && !offers(&inv->devices[i], t))
             return &inv->devices[i];
     return NULL;
 }
@@ -80,6 +70,7 @@ static const char *modes_of(const td_plan_device *d, char *buf, size_t buf_size)
     return buf;
 }
 
+/* Compute mode of the devices that are not idle, and whether their speeds are known. */
 static td_status resolve_compute(td_planner *pl) {
     td_plan *plan = pl->plan;
     td_dtype stored = pl->model->weight_dtype;
@@ -105,7 +96,8 @@ static td_status resolve_compute(td_planner *pl) {
         const td_plan_device *no_own = lacking(pl, stored), *no_other = lacking(pl, other);
         if (!no_own) {
             plan->compute = stored;
-            snprintf(plan->compute_why, room, "the checkpoint is %s and every device offers it",
+            snprintf(plan->compute_why, room,
+                     "the checkpoint is %s and every device in use offers it",
                      td_dtype_name(stored));
         } else if (!no_other) {
             plan->compute = other;
@@ -124,12 +116,12 @@ static td_status resolve_compute(td_planner *pl) {
                                 "device %s (%s) lacks %s",
                                 d->label, d->type, td_dtype_name(plan->compute));
     }
-    if (plan->compute == TD_F16 && stored != TD_F16 &&
-        !td_plan_warn(plan,
-                      "A %s checkpoint computed in f16 can overflow; model.compute = f32 is "
-                      "the safe, slower choice.",
-                      td_dtype_name(stored)))
-        return td_error_nomem(pl->err, "the plan", 0);
+    pl->speeds_known = true;
+    for (int32_t i = 0; i < plan->inventory.n_devices; i++) {
+        const td_plan_device *d = &plan->inventory.devices[i];
+        if (!pl->idle[i] && d->tflops <= 0 && (plan->compute != TD_F32 || d->tflops_f32 <= 0))
+            pl->speeds_known = false;
+    }
     return TD_OK;
 }
 
@@ -176,12 +168,29 @@ static td_status fit(td_planner *pl) {
     return TD_OK;
 }
 
+/* A device that ends in no group must not decide the compute mode of the others: without it the
+ * plan is made once more where that changes the mode. */
+static td_status fit_without_leftovers(td_planner *pl) {
+    td_plan *plan = pl->plan;
+    td_status st = fit(pl);
+    if (st != TD_OK || !plan->n_leftover)
+        return st;
+    td_dtype before = plan->compute;
+    for (int32_t i = 0; i < plan->n_leftover; i++)
+        pl->idle[plan->leftover[i]] = true;
+    st = resolve_compute(pl);
+    return st != TD_OK || plan->compute == before ? st : fit(pl);
+}
+
 /* Sessions keep one micro-batch more in flight than the deepest pipeline has stages; the placement
  * was made for as many slots as devices, which can only be more. */
-static td_status settle_slots(td_planner *pl) {
+static td_status settle(td_planner *pl) {
     td_plan *plan = pl->plan;
     bool fits = true;
     int32_t deepest = 1;
+    int32_t *load = td_calloc((size_t)plan->inventory.n_devices, sizeof *load);
+    if (!load)
+        return td_error_nomem(pl->err, "the plan", sizeof *load);
     for (int32_t g = 0; g < plan->n_groups; g++)
         deepest = TD_MAX(deepest, plan->groups[g].n_stages);
     plan->limits.n_slots = TD_MIN(plan->limits.n_slots, deepest + 1);
@@ -189,8 +198,19 @@ static td_status settle_slots(td_planner *pl) {
         for (int32_t s = 0; s < plan->groups[g].n_stages; s++) {
             td_plan_stage *st = &plan->groups[g].stages[s];
             st->memory = td_plan_stage_memory(pl, st->item_begin, st->item_end);
+            load[st->device]++;
         }
     }
+    /* Workers that share a device share its speed. */
+    for (int32_t g = 0; pl->speeds_known && g < plan->n_groups; g++) {
+        double slowest = 0;
+        for (int32_t s = 0; s < plan->groups[g].n_stages; s++) {
+            const td_plan_stage *st = &plan->groups[g].stages[s];
+            slowest = fmax(slowest, st->seconds_per_token * load[st->device]);
+        }
+        plan->groups[g].tokens_per_s = 1 / slowest;
+    }
+    free(load);
     return td_plan_count_domains(pl, &fits);
 }
 
@@ -227,11 +247,17 @@ static td_status add_warnings(td_planner *pl) {
     for (int32_t g = 0; g < plan->n_groups; g++)
         if (!warn_empty_devices(pl, g))
             goto nomem;
-    if (plan->n_leftover &&
-        !td_plan_warn(plan, "%s %s left over: %d device%s in no worker.",
-                      td_plan_labels(plan, plan->leftover, plan->n_leftover, labels, sizeof labels),
-                      plan->n_leftover == 1 ? "is" : "are", plan->n_leftover,
-                      plan->n_leftover == 1 ? "" : "s"))
+    bool one = plan->n_leftover == 1;
+    td_plan_labels(plan, plan->leftover, plan->n_leftover, labels, sizeof labels);
+    if (plan->n_leftover && !td_plan_warn(plan, "%s%s %s %s left over: no worker uses %s.",
+                                          plan->inventory.is_cpu ? "Device" : "GPU", one ? "" : "s",
+                                          labels, one ? "is" : "are", one ? "it" : "them"))
+        goto nomem;
+    if (plan->compute == TD_F16 && pl->model->weight_dtype != TD_F16 &&
+        !td_plan_warn(plan,
+                      "A %s checkpoint computed in f16 can overflow; model.compute = f32 is the "
+                      "safe, slower choice.",
+                      td_dtype_name(pl->model->weight_dtype)))
         goto nomem;
     return TD_OK;
 nomem:
@@ -281,13 +307,7 @@ td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_m
         st = resolve_compute(&pl);
     if (st != TD_OK)
         goto fail;
-    pl.speeds_known = true;
-    for (int32_t i = 0; i < plan.inventory.n_devices; i++) {
-        const td_plan_device *d = &plan.inventory.devices[i];
-        if (device_used(cfg, d) && d->tflops <= 0 && (plan.compute != TD_F32 || d->tflops_f32 <= 0))
-            pl.speeds_known = false;
-    }
-    if ((st = fit(&pl)) != TD_OK || (st = settle_slots(&pl)) != TD_OK ||
+    if ((st = fit_without_leftovers(&pl)) != TD_OK || (st = settle(&pl)) != TD_OK ||
         (st = add_warnings(&pl)) != TD_OK)
         goto fail;
     plan.gpus_per_model = plan.groups[0].n_devices;
@@ -296,10 +316,12 @@ td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_m
             plan.gpus_per_model = 0;
     predict(&pl, record);
     free(pl.failed_devices);
+    free(pl.idle);
     *out = plan;
     return TD_OK;
 fail:
     free(pl.failed_devices);
+    free(pl.idle);
     td_plan_free(&plan);
     return st;
 }

@@ -16,6 +16,7 @@ typedef struct td_planner {
     td_plan *plan; /* under construction: inventory, compute, limits, stats are set in this order */
     bool speeds_known; /* every chosen device has a rate */
     int32_t n_items;   /* embedding, layers, norm + lm_head */
+    bool *idle;        /* [n_devices] chosen, but known to be in no group; owned */
     /* What did not fit, for the message: the devices of the group that failed. */
     int32_t *failed_devices; /* [n_devices] owned */
     int32_t n_failed_devices;

@@ -127,10 +127,10 @@ static void print_groups(const td_plan *p, const td_model_config *model, int32_t
                          FILE *out) {
     const td_plan_group *g = &p->groups[first];
     td_strbuf items = {0};
-    char labels[20], x[4][24], share[48];
+    char labels[16], x[4][24], share[48];
     int32_t *same = td_calloc((size_t)n, sizeof *same);
     print_group_title(p, first, n, out);
-    fprintf(out, "  %-18s  %-30s %10s %11s %10s  %s\n", p->inventory.is_cpu ? "device" : "GPU",
+    fprintf(out, "  %-15s  %-30s %9s %11s %9s  %s\n", p->inventory.is_cpu ? "device" : "GPU",
             "holds", "weights", "activations", "workspace", "memory used");
     for (int32_t s = 0; s < g->n_stages; s++) {
         const td_plan_stage *st = &g->stages[s];
@@ -146,7 +146,7 @@ static void print_groups(const td_plan *p, const td_model_config *model, int32_t
                      100.0 * (double)td_plan_total_bytes(&st->memory) /
                          (double)TD_MAX(dev->memory_bytes, 1),
                      td_human_bytes(dev->memory_bytes, x[3], sizeof x[3]));
-        fprintf(out, "  %-18s  %-30s %10s %11s %10s  %s\n",
+        fprintf(out, "  %-15s  %-30s %9s %11s %9s  %s\n",
                 td_plan_labels(p, same ? same : &st->device, same ? n : 1, labels, sizeof labels),
                 items.data ? items.data : "",
                 td_human_bytes(st->memory.weight_bytes, x[0], sizeof x[0]),
@@ -180,8 +180,7 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
                 sep = ",";
             }
         }
-        fprintf(out,
-                ":\n  weights (kept once) %s + activations %s + workspace %s = %s, %.0f%% of %s\n",
+        fprintf(out, ":\n  weights once %s + activations %s + workspace %s = %s, %.0f%% of %s\n",
                 td_human_bytes(d->weight_bytes, x[0], sizeof x[0]),
                 td_human_bytes(d->activation_bytes, x[1], sizeof x[1]),
                 td_human_bytes(d->workspace_bytes, x[2], sizeof x[2]),
@@ -216,12 +215,31 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(out,
-                "Estimated rate:  %s tokens/s, %s in all (a model of the devices, not measured)\n",
-                td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
-                td_human_seconds(p->wall_s, x[1], sizeof x[1]));
+        fprintf(
+            out,
+            "Estimated rate:  %s tokens/s, %s in all (from the devices' figures, not measured)\n",
+            td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
+            td_human_seconds(p->wall_s, x[1], sizeof x[1]));
     else
         fputs("Estimated rate:  unknown, as the speed of the devices is not known\n", out);
+}
+
+/* One list entry, broken between words. */
+static void print_wrapped(const char *text, FILE *out) {
+    enum { WIDTH = 98 };
+    size_t column = 3;
+    fputs("  -", out);
+    while (*text) {
+        size_t n = strcspn(text, " ");
+        if (column + 1 + n > WIDTH) {
+            fputs("\n   ", out);
+            column = 3;
+        }
+        fprintf(out, " %.*s", (int)n, text);
+        column += 1 + n;
+        text += n + (text[n] == ' ');
+    }
+    fputc('\n', out);
 }
 
 void td_plan_print_details(const td_plan *p, const td_model_config *model, uint64_t free_bytes,
@@ -231,8 +249,12 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
             model->n_layers, td_human_count((double)model->n_params, x[0], sizeof x[0]));
     fprintf(out, "Computed in:     %s (%s)\n", td_dtype_name(p->compute), p->compute_why);
     fprintf(out,
-            "Micro-batch:     %d tokens, %d in flight per worker, lm_head over %d rows at a time\n",
+            "Micro-batch:     %d tokens, up to %d in flight per worker, lm_head over %d rows at a "
+            "time\n",
             p->batch_tokens, p->limits.n_slots, p->limits.capture_rows);
+    if (p->limits.max_tokens > p->batch_tokens)
+        fprintf(out, "                 (a longer sample, up to %d tokens, is one of its own)\n",
+                p->limits.max_tokens);
     for (int32_t g = 0; g < p->n_groups;) {
         int32_t n = 1;
         while (g + n < p->n_groups && alike(p, &p->groups[g], &p->groups[g + n]))
@@ -242,21 +264,19 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
     }
     print_shared_memory(p, out);
     print_output(p, free_bytes, out);
-    if (p->n_leftover) {
-        fprintf(out, "Left over:       %s ", p->inventory.is_cpu ? "devices" : "GPUs");
-        print_labels(p, p->leftover, p->n_leftover, out);
-        fputc('\n', out);
-    }
     bool full = free_bytes && p->output_bytes > free_bytes;
     if (!p->n_warnings && !full)
         return;
     fputs("\nWarnings:\n", out);
     for (int32_t i = 0; i < p->n_warnings; i++)
-        fprintf(out, "  - %s\n", p->warnings[i]);
-    if (full)
-        fprintf(out,
-                "  - The output does not fit on its disk: about %s are needed, %s are free. Lower "
-                "capture.top_k\n    or data.max_samples, or choose another output.dir.\n",
-                td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
-                td_human_bytes(free_bytes, x[1], sizeof x[1]));
+        print_wrapped(p->warnings[i], out);
+    if (full) {
+        char text[256];
+        snprintf(text, sizeof text,
+                 "The output does not fit on its disk: about %s are needed, %s are free. Lower "
+                 "capture.top_k or data.max_samples, or choose another output.dir.",
+                 td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
+                 td_human_bytes(free_bytes, x[1], sizeof x[1]));
+        print_wrapped(text, out);
+    }
 }

@@ -1,0 +1,301 @@
+/* Memory domains, micro-batch sizes, compute modes and predictions of a plan. */
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plan_fixture.h"
+
+static uint64_t total(const td_stage_memory *m) {
+    return m->weight_bytes + m->activation_bytes + m->workspace_bytes;
+}
+
+static void expect_contains(const char *got, const char *want) {
+    cr_expect(strstr(got, want), "not found: \"%s\" in:\n%s", want, got);
+}
+
+/* What every plan must satisfy, whatever it was made for. */
+static void check_invariants(const pf *f) {
+    const td_plan *p = &f->plan;
+    int32_t n = p->inventory.n_devices, n_items = f->model.n_layers + 2, deepest = 0;
+    bool used[64] = {0};
+    cr_assert_gt(p->n_groups, 0);
+    for (int32_t g = 0; g < p->n_groups; g++) {
+        const td_plan_group *gr = &p->groups[g];
+        int32_t at = 0;
+        bool mine[64] = {0};
+        for (int32_t i = 0; i < gr->n_devices; i++) {
+            cr_assert(gr->devices[i] >= 0 && gr->devices[i] < n);
+            cr_assert_not(mine[gr->devices[i]]);
+            mine[gr->devices[i]] = used[gr->devices[i]] = true;
+        }
+        for (int32_t s = 0; s < gr->n_stages; s++) {
+            const td_plan_stage *st = &gr->stages[s];
+            td_stage_memory m;
+            cr_assert(mine[st->device]);
+            mine[st->device] = false; /* one stage a device */
+            cr_assert_eq(st->item_begin, at);
+            cr_assert_gt(st->item_end, at);
+            at = st->item_end;
+            td_stage_memory_estimate(&f->model, p->compute, &p->limits, st->item_begin,
+                                     st->item_end, &m);
+            cr_assert_eq(total(&m), total(&st->memory));
+            cr_assert(p->inventory.is_cpu ||
+                      total(&m) <= p->inventory.devices[st->device].memory_bytes);
+        }
+        cr_assert_eq(at, n_items);
+        cr_assert_geq(gr->bottleneck_over_ideal, 1 - 1e-9);
+        deepest = gr->n_stages > deepest ? gr->n_stages : deepest;
+    }
+    for (int32_t i = 0; i < p->n_leftover; i++) {
+        cr_assert_not(used[p->leftover[i]]);
+        used[p->leftover[i]] = true;
+    }
+    for (int32_t i = 0; i < n; i++)
+        cr_assert(used[i], "device %d is neither used nor left over", i);
+    for (int32_t i = 0; i < p->n_domains; i++) {
+        const td_plan_domain *d = &p->domains[i];
+        cr_assert_leq(d->weight_bytes + d->activation_bytes + d->workspace_bytes, d->memory_bytes);
+    }
+    cr_assert_eq(p->limits.n_slots, deepest + 1);
+    cr_assert_leq(p->limits.capture_rows, p->limits.max_rows);
+    cr_assert_leq((int64_t)p->limits.capture_rows * f->model.n_vocab * 4, (int64_t)1 << 30);
+    cr_assert_geq(p->limits.max_tokens, p->batch_tokens);
+    cr_assert_leq(p->batch_tokens, f->cfg.run.batch_tokens);
+}
+
+static uint64_t rng_state;
+
+static int32_t rnd(int32_t n) {
+    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (int32_t)(((z ^ (z >> 31)) >> 32) % (uint64_t)n);
+}
+
+Test(memory, random_machines_give_sound_plans_or_a_reason) {
+    static const char *const models[] = {"llama-1b", "llama-7b", "llama-8b", "codellama-34b",
+                                         "llama-70b"};
+    int made = 0, refused = 0;
+    rng_state = 3;
+    for (int round = 0; round < 150; round++) {
+        pf f;
+        pf_open(&f, models[rnd(5)], NULL);
+        int32_t n = 1 + rnd(8), n_types = 1 + rnd(3);
+        f.inv = (td_inventory){.devices = calloc((size_t)n, sizeof *f.inv.devices), .n_devices = n};
+        for (int32_t i = 0; i < n; i++) {
+            int32_t t = rnd(n_types);
+            td_plan_device *d = &f.inv.devices[i];
+            snprintf(d->label, sizeof d->label, "%d", i);
+            snprintf(d->type, sizeof d->type, "T%d", t);
+            d->index = d->domain = i;
+            d->memory_bytes = (uint64_t)(8 << t) << 31; /* 16, 32, 64 GiB */
+            d->tflops = 50 * (t + 1);
+            d->mem_gbs = 1000;
+            d->has_f32 = d->has_f16 = true;
+            d->has_bf16 = t > 0;
+        }
+        f.cfg.devices.gpus_per_model = rnd(n + 1);
+        if (pf_make(&f) == TD_OK) {
+            check_invariants(&f);
+            cr_assert_gt(f.plan.wall_s, 0);
+            made++;
+        } else {
+            cr_assert_eq(f.status, TD_E_DEVICE, "%s", f.err.text);
+            cr_assert(strstr(f.err.text, "does not fit") && strstr(f.err.text, "What would fit"));
+            refused++;
+        }
+        pf_close(&f);
+    }
+    cr_assert(made > 30 && refused > 10, "%d made, %d refused", made, refused);
+}
+
+Test(memory, cpu_devices_keep_weights_once) {
+    pf f;
+    pf_open(&f, "llama-8b", NULL);
+    pf_cpus(&f, 4, 24);
+    f.cfg.devices.gpus_per_model = 2;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    check_invariants(&f);
+    /* Two copies of 15 GiB would not fit in 24 GiB: they share. */
+    cr_assert_eq(f.plan.n_groups, 2);
+    cr_assert_eq(f.plan.n_domains, 1);
+    cr_assert_eq(f.plan.domains[0].n_stages, 4);
+    cr_assert_eq(f.plan.domains[0].weight_bytes,
+                 f.plan.groups[0].stages[0].memory.weight_bytes +
+                     f.plan.groups[0].stages[1].memory.weight_bytes);
+    cr_assert_eq(f.plan.domains[0].activation_bytes,
+                 2 * (f.plan.groups[0].stages[0].memory.activation_bytes +
+                      f.plan.groups[0].stages[1].memory.activation_bytes));
+    expect_contains(pf_assignment(&f), "  Total GPUs available: 4 (cpu:0,cpu:1,cpu:2,cpu:3)\n");
+    expect_contains(f.text, "  Worker 1: GPUs cpu:2,cpu:3\n");
+    expect_contains(pf_details(&f, 0), "Memory shared by cpu:0,cpu:1,cpu:2,cpu:3:\n");
+    expect_contains(f.text, "Estimated rate:  unknown");
+    cr_assert_eq(f.plan.limits.capture_rows, 256);
+    pf_close(&f);
+}
+
+Test(memory, a_cpu_that_is_too_small_says_so) {
+    pf f;
+    pf_open(&f, "llama-70b", NULL);
+    pf_cpus(&f, 2, 31);
+    cr_assert_eq(pf_make(&f), TD_E_DEVICE);
+    expect_contains(f.err.text, "the memory of device cpu:0 is too small");
+    expect_contains(f.err.text, "weights in bf16 take 131.4 GiB");
+    expect_contains(f.err.text, "The weights alone do not fit");
+    pf_close(&f);
+}
+
+Test(memory, two_workers_on_one_gpu) {
+    pf f;
+    pf_open(&f, "llama-8b", "8xa100-80gb");
+    pf_groups(&f, "0 | 0");
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    check_invariants(&f);
+    cr_assert_eq(f.plan.domains[0].n_stages, 2);
+    cr_assert_eq(f.plan.domains[0].activation_bytes,
+                 2 * f.plan.groups[0].stages[0].memory.activation_bytes);
+    /* They share its speed. */
+    double together = f.plan.tokens_per_s;
+    expect_contains(pf_details(&f, 0), "Memory shared by the workers on GPU 0:\n");
+    pf_groups(&f, "0");
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_float_eq(f.plan.tokens_per_s, together, 1e-6 * together);
+    pf_close(&f);
+}
+
+Test(memory, the_micro_batch_shrinks_before_a_refusal) {
+    pf f;
+    pf_open(&f, "llama-8b", "1xh100");
+    f.cfg.run.batch_tokens = 8192;
+    f.stats.max_tokens = 300;
+    f.inv.devices[0].memory_bytes = (uint64_t)(15.6 * 0x1p30); /* 14.96 GiB of weights */
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    check_invariants(&f);
+    cr_assert_lt(f.plan.batch_tokens, 8192);
+    cr_assert_geq(f.plan.batch_tokens, 128);
+    cr_assert_eq(8192 % f.plan.batch_tokens, 0);
+    expect_contains(pf_details(&f, 0), "reduced from run.batch_tokens = 8192");
+    f.inv.devices[0].memory_bytes = (uint64_t)14 << 30;
+    cr_assert_eq(pf_make(&f), TD_E_DEVICE);
+    expect_contains(f.err.text, "2 x H100-80GB (gpus_per_model = 2)");
+    pf_close(&f);
+}
+
+Test(memory, the_longest_sample_sets_the_limit) {
+    pf f;
+    pf_open(&f, "llama-8b", "1xh100");
+    f.cfg.run.batch_tokens = 512;
+    f.stats.max_tokens = 1500;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_eq(f.plan.batch_tokens, 512);
+    cr_assert_eq(f.plan.limits.max_tokens, 1500);
+    cr_assert_eq(f.plan.limits.max_seqs, 750);
+    expect_contains(pf_details(&f, 0), "(a longer sample, up to 1500 tokens, is one of its own)");
+    /* A sampled dataset may hold longer ones than were met. */
+    f.stats.estimated = true;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_eq(f.plan.limits.max_tokens, 2048);
+    expect_contains(pf_details(&f, 0), "Dataset:         about ");
+    pf_close(&f);
+}
+
+Test(memory, logits_workspace_is_bounded_for_large_vocabularies) {
+    pf f;
+    pf_open(&f, "llama-8b", "1xh100");
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_eq(f.plan.limits.capture_rows, 1024); /* 128k vocabulary: 525 MB */
+    f.model.n_vocab = 1000000;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_eq(f.plan.limits.capture_rows, 256);
+    check_invariants(&f);
+    pf_close(&f);
+}
+
+Test(compute, follows_checkpoint_and_devices) {
+    static const struct {
+        td_dtype stored;
+        bool bf16, f16;
+        td_dtype want;
+        const char *why;
+    } cases[] = {
+        {TD_BF16, true, true, TD_BF16, "the checkpoint is bf16 and every device in use offers it"},
+        {TD_BF16, false, true, TD_F16, "the checkpoint is bf16, which device 0 (H100-80GB) lacks"},
+        {TD_BF16, false, false, TD_F32,
+         "the checkpoint is bf16, which device 0 lacks, and device 0 lacks f16"},
+        {TD_F16, true, true, TD_F16, "the checkpoint is f16 and every device in use offers it"},
+        {TD_F16, true, false, TD_BF16, "the checkpoint is f16, which device 0 (H100-80GB) lacks"},
+        {TD_F32, true, true, TD_F32, "the checkpoint is f32"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pf f;
+        pf_open(&f, "llama-1b", "1xh100");
+        f.model.weight_dtype = cases[i].stored;
+        f.inv.devices[0].has_bf16 = cases[i].bf16;
+        f.inv.devices[0].has_f16 = cases[i].f16;
+        cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+        cr_expect_eq(f.plan.compute, cases[i].want, "case %zu: %s", i, f.plan.compute_why);
+        cr_expect_str_eq(f.plan.compute_why, cases[i].why);
+        cr_expect_eq(strstr(pf_details(&f, 0), "can overflow") != NULL,
+                     cases[i].want == TD_F16 && cases[i].stored == TD_BF16);
+        pf_close(&f);
+    }
+}
+
+Test(compute, a_mode_that_a_device_lacks_is_refused_by_name) {
+    pf f;
+    pf_open(&f, "llama-1b", "4xa100-4xv100");
+    f.cfg.model.compute = TD_COMPUTE_BF16;
+    cr_assert_eq(pf_make(&f), TD_E_CONFIG);
+    cr_expect_str_eq(f.err.text,
+                     "model.compute = bf16: device 4 (V100-32GB) does not offer it, only f32, f16");
+    pf_groups(&f, "0 | 1"); /* the V100s are not in use */
+    cr_expect_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    f.cfg.model.compute = TD_COMPUTE_F32;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_expect_eq(f.plan.compute, TD_F32);
+    cr_expect_str_eq(f.plan.compute_why, "as configured");
+    pf_close(&f);
+}
+
+Test(predict, output_size_rate_and_worker_share) {
+    pf f;
+    pf_open(&f, "llama-8b", "8xa100-80gb");
+    cr_assert_eq(pf_make(&f), TD_OK);
+    uint64_t whole = f.plan.output_bytes;
+    /* rows, tokens, 33 bytes a sample, 2 KiB a shard */
+    cr_assert_eq(whole, (uint64_t)(49900000.0 * 408 + 50000000.0 * 5 + 100000 * 33 + 98 * 2048));
+    double wall = f.plan.wall_s, sum = 0;
+    for (int32_t g = 0; g < f.plan.n_groups; g++)
+        sum += f.plan.groups[g].tokens_per_s;
+    cr_assert_float_eq(f.plan.tokens_per_s, sum, 1e-9 * sum);
+    cr_assert_float_eq(wall, 50000000.0 / sum, 1e-9 * wall);
+    /* 8 billion parameters, 2 FLOPs each, at half the peak: near 9.7k tokens/s a device */
+    cr_assert(sum / 8 > 5000 && sum / 8 < 10000, "%g", sum / 8);
+    f.cfg.run.worker_id = 1;
+    f.cfg.run.total_workers = 4;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_float_eq((double)f.plan.output_bytes, (double)whole / 4, 2);
+    cr_assert_float_eq(f.plan.wall_s, wall / 4, 1e-9 * wall);
+    expect_contains(pf_details(&f, f.plan.output_bytes - 1), "worker 1 of 4");
+    expect_contains(f.text, "The output does not fit on its disk");
+    pf_details(&f, f.plan.output_bytes + 1);
+    cr_assert_null(strstr(f.text, "does not fit"));
+    pf_close(&f);
+}
+
+Test(predict, faster_devices_get_more_layers) {
+    pf f;
+    pf_open(&f, "llama-8b", "4xa100-4xv100");
+    pf_groups(&f, "0,4");
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    const td_plan_group *g = &f.plan.groups[0];
+    cr_assert_eq(g->n_stages, 2);
+    double items[2];
+    for (int32_t s = 0; s < 2; s++)
+        items[g->stages[s].device] = g->stages[s].item_end - g->stages[s].item_begin;
+    cr_assert_gt(items[0], 2 * items[1]); /* 312 against 125 TFLOP/s */
+    cr_assert_lt(g->bottleneck_over_ideal, 1.1);
+    pf_close(&f);
+}
