@@ -1,0 +1,176 @@
+/* Checkpoint folders: what opens, and the message of each thing that is refused. No device. */
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fixture.h"
+#include "tdgen/model.h"
+#include "tdgen/util.h"
+
+static const td_model_config small = {.architecture = "LlamaForCausalLM",
+                                      .n_layers = 2,
+                                      .n_hidden = 16,
+                                      .n_ffn = 24,
+                                      .n_heads = 4,
+                                      .n_kv_heads = 2,
+                                      .head_dim = 4,
+                                      .n_vocab = 40,
+                                      .max_positions = 64,
+                                      .rms_eps = 1e-5f,
+                                      .rope_theta = 10000};
+
+static void expect_refused(const char *dir, const td_model_config *cfg, const char *message) {
+    td_weights *w = NULL;
+    td_error e = {0};
+    cr_expect_eq(td_weights_open(dir, cfg, &w, &e), TD_E_MODEL, "expected: %s", message);
+    cr_expect(strstr(e.text, message), "\"%s\" lacks \"%s\"", e.text, message);
+    td_weights_close(w);
+}
+
+static uint64_t hash_of(const char *dir, const td_model_config *cfg) {
+    td_weights *w = NULL;
+    td_error e = {0};
+    uint64_t h = 0;
+    cr_assert_eq(td_weights_open(dir, cfg, &w, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(td_weights_hash(w, &h, &e), TD_OK, "%s", e.text);
+    td_weights_close(w);
+    return h;
+}
+
+/* Writes the model in two files and an index that says so. */
+static void write_sharded(const fx_model *m, const char *dir, const char *second_name) {
+    td_strbuf b = {0};
+    size_t half = m->n / 2;
+    fx_write_tensors(m, 0, half, dir, "model-00001-of-00002.safetensors");
+    fx_write_tensors(m, half, m->n, dir, "model-00002-of-00002.safetensors");
+    td_strbuf_puts(&b, "{\"weight_map\":{");
+    for (size_t i = 0; i < m->n; i++)
+        td_strbuf_printf(&b, "%s\"%s\":\"%s\"", i ? "," : "", m->tensors[i].name,
+                         i < half ? "model-00001-of-00002.safetensors" : second_name);
+    td_strbuf_puts(&b, "}}");
+    fx_write(dir, "model.safetensors.index.json", b.data, b.len);
+    td_strbuf_free(&b);
+}
+
+Test(checkpoint, one_file_and_two_have_the_same_hash) {
+    fx_model m = fx_model_make(&small, TD_BF16, 1);
+    char *one = fx_temp_dir(), *two = fx_temp_dir();
+    fx_write_tensors(&m, 0, m.n, one, "model.safetensors");
+    write_sharded(&m, two, "model-00002-of-00002.safetensors");
+    uint64_t h = hash_of(one, &small);
+    cr_expect_eq(hash_of(two, &small), h);
+    m.tensors[3].values[5] += 1.0f;
+    fx_write_tensors(&m, 0, m.n, one, "model.safetensors");
+    cr_expect_neq(hash_of(one, &small), h);
+    fx_model_free(&m);
+}
+
+Test(checkpoint, dtype_is_the_widest_matrix) {
+    fx_model m = fx_model_make(&small, TD_BF16, 1);
+    char *dir = fx_temp_dir();
+    td_weights *w;
+    td_error e;
+    m.tensors[1].dtype = TD_F32; /* a norm: does not count */
+    for (int i = 0; i < 2; i++) {
+        fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+        cr_assert_eq(td_weights_open(dir, &small, &w, &e), TD_OK, "%s", e.text);
+        cr_expect_eq(td_weights_dtype(w), i ? TD_F32 : TD_BF16);
+        td_weights_close(w);
+        m.tensors[2].dtype = TD_F16; /* neither 16-bit format holds the other */
+    }
+    fx_model_free(&m);
+}
+
+Test(checkpoint, index_names_stay_in_the_folder) {
+    static const char *const bad[] = {"/etc/passwd",         "../model.safetensors",
+                                      "sub/x.safetensors",   "..",
+                                      ".hidden.safetensors", "a\\\\b",
+                                      "x\\u0000y",           ""};
+    fx_model m = fx_model_make(&small, TD_F32, 1);
+    char *dir = fx_temp_dir();
+    for (size_t i = 0; i < TD_ARRAY_LEN(bad); i++) {
+        write_sharded(&m, dir, bad[i]);
+        expect_refused(dir, &small, "is refused: it must be a plain name in the same folder");
+    }
+    write_sharded(&m, dir, "absent.safetensors");
+    expect_refused(dir, &small, "absent.safetensors: cannot open");
+    write_sharded(&m, dir, "model-00001-of-00002.safetensors");
+    expect_refused(dir, &small, "is in model-00001-of-00002.safetensors, but it is not");
+    static const char no_map[] = "{\"weight_map\":[]}", no_name[] = "{\"weight_map\":{\"a\":3}}";
+    fx_write(dir, "model.safetensors.index.json", no_map, sizeof no_map - 1);
+    expect_refused(dir, &small, "\"weight_map\" must be an object with entries");
+    fx_write(dir, "model.safetensors.index.json", no_name, sizeof no_name - 1);
+    expect_refused(dir, &small, "the file of tensor a must be a string");
+    fx_model_free(&m);
+}
+
+Test(checkpoint, other_formats_are_named) {
+    char *dir = fx_temp_dir();
+    expect_refused(dir, &small, "there is neither model.safetensors nor");
+    fx_write(dir, "pytorch_model.bin", "x", 1);
+    expect_refused(dir, &small,
+                   "the weights are in pytorch_model.bin, which is not read; convert "
+                   "them to safetensors");
+}
+
+Test(checkpoint, tensors_are_checked_by_name) {
+    char *dir = fx_temp_dir();
+    fx_model m = fx_model_make(&small, TD_F32, 1);
+    fx_tensor *q = (fx_tensor *)fx_find(&m, "model.layers.1.self_attn.q_proj.weight");
+    q->rows = 8;
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    expect_refused(dir, &small,
+                   "tensor model.layers.1.self_attn.q_proj.weight has shape [8, 16], config.json "
+                   "asks for [16, 16]");
+    strcpy(q->name, "model.layers.1.self_attn.query.weight");
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    expect_refused(dir, &small, "tensor model.layers.1.self_attn.q_proj.weight is missing");
+    fx_model_free(&m);
+
+    fx_write_st(dir, "model.safetensors",
+                "{\"model.embed_tokens.weight\":{\"dtype\":\"F8_E4M3\",\"shape\":[40,16],"
+                "\"data_offsets\":[0,640]}}",
+                (char[640]){0}, 640);
+    expect_refused(dir, &small,
+                   "tensor model.embed_tokens.weight has dtype F8_E4M3; F32, BF16 and F16 are");
+}
+
+Test(checkpoint, what_would_be_dropped_silently_is_refused) {
+    static const struct {
+        const char *name, *message; /* NULL: accepted */
+    } cases[] = {
+        {"model.layers.0.self_attn.q_proj.bias", "asks for no such bias"},
+        {"model.layers.0.self_attn.q_norm.weight", "has no use for it"},
+        {"model.layers.2.input_layernorm.weight", "has no use for it"},
+        {"lm_head.bias", "asks for no such bias"},
+        {"model.layers.0.self_attn.rotary_emb.inv_freq", NULL},
+        {"value_head.weight", NULL}, /* not of the language model: a warning */
+    };
+    char *dir = fx_temp_dir();
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        fx_model m = fx_model_make(&small, TD_F32, 1);
+        fx_add(&m, cases[i].name, TD_F32, 16, 0);
+        fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+        if (cases[i].message) {
+            expect_refused(dir, &small, cases[i].message);
+            expect_refused(dir, &small, cases[i].name);
+        } else {
+            hash_of(dir, &small);
+        }
+        fx_model_free(&m);
+    }
+}
+
+Test(checkpoint, a_tied_model_does_not_need_lm_head) {
+    td_model_config tied = small;
+    tied.tied_embeddings = true;
+    char *dir = fx_temp_dir();
+    fx_model m = fx_model_make(&tied, TD_F32, 1);
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    uint64_t h = hash_of(dir, &tied);
+    expect_refused(dir, &small, "tensor lm_head.weight is missing");
+    fx_add(&m, "lm_head.weight", TD_F32, 40, 16);
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    cr_expect_eq(hash_of(dir, &tied), h, "an ignored tensor is no part of the identity");
+    fx_model_free(&m);
+}
