@@ -24,6 +24,7 @@ td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err
     *l = (td_lines){.path = path,
                     .fd = fd,
                     .whole = whole,
+                    .max_bytes = TD_ROW_MAX_BYTES,
                     .read_bytes = TD_ROW_MAX_BYTES,
                     .file_pos = has_bom ? 3 : 0,
                     .start = has_bom ? 3 : 0,
@@ -46,12 +47,12 @@ static td_status fill(td_lines *l, td_error *err) {
         l->begin = 0;
     }
     if (l->end == l->cap) {
-        if (l->cap >= TD_ROW_MAX_BYTES)
+        if (l->cap >= l->max_bytes)
             return td_error_set(err, TD_E_DATA,
                                 "%s: the row that starts at byte %llu (after line %lld) is longer "
                                 "than %zu bytes; cut it into rows of sensible length",
                                 l->path, (unsigned long long)(l->file_pos - l->end),
-                                (long long)l->line_no, TD_ROW_MAX_BYTES);
+                                (long long)l->line_no, l->max_bytes);
         size_t cap = l->cap ? l->cap * 2 : TD_LINES_BUF_BYTES;
         char *p = realloc(l->buf, cap);
         if (!p)

@@ -21,6 +21,7 @@ typedef struct td_lines {
     bool whole; /* one "line": the whole file */
     char *buf;  /* file bytes [file_pos - (end - begin), file_pos) at [begin, end) */
     size_t cap, begin, end;
+    size_t max_bytes;    /* of a line: TD_ROW_MAX_BYTES; a test may lower it */
     size_t read_bytes;   /* at most so much in one read; callers that seek a lot lower it */
     uint64_t file_pos;   /* of the next read */
     uint64_t size_bytes; /* of the file, at open */
