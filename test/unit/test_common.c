@@ -83,6 +83,10 @@ Test(util, atomic_write_leaves_the_old_file_when_it_fails) {
     cr_assert_str_eq(data, "one");
     cr_assert_eq(td_file_read(path, 2, TD_E_DATA, &data, &n, &e), TD_E_DATA);
     cr_assert(strstr(e.text, "too large"));
+    cr_assert_eq(rmdir(blocked) | unlink(path) | rmdir(dir), 0);
+    free(data);
+    free(path);
+    free(blocked);
 }
 
 Test(json, errors_name_file_key_and_expectation) {
