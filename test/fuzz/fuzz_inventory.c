@@ -34,7 +34,8 @@ static size_t mutate(char *text, size_t n) {
                 text[at] = (char)rnd(256);
             break;
         case 1: /* remove */
-            len = TD_MIN(rnd(40), n - at);
+            len = rnd(40);
+            len = TD_MIN(len, n - at);
             memmove(text + at, text + at + len, n - at - len);
             n -= len;
             break;
@@ -49,7 +50,8 @@ static size_t mutate(char *text, size_t n) {
             break;
         }
         default: /* repeat a piece */
-            len = TD_MIN(rnd(300), n - at);
+            len = rnd(300);
+            len = TD_MIN(len, n - at);
             if (n + len <= MAX_TEXT) {
                 memmove(text + at + len, text + at, n - at);
                 n += len;

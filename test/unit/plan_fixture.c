@@ -59,6 +59,8 @@ void pf_gpus(pf *f, const char *list) {
 
 void pf_groups(pf *f, const char *groups) {
     size_t room = strlen(groups) + 1;
+    free(f->cfg.devices.group_of);
+    free(f->cfg.devices.group_device);
     f->cfg.devices.group_of = calloc(room, sizeof(int32_t));
     f->cfg.devices.group_device = calloc(room, sizeof(int32_t));
     int32_t g = 0, n = 0;

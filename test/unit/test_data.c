@@ -1,6 +1,7 @@
 /* Shards of random JSONL and text files: nothing is lost, whatever the shard size, the way of
  * reading, or the cut; and packing, detection of formats, statistics. */
 #include <criterion/criterion.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -328,6 +329,31 @@ Test(data, source_hash_sees_the_rows_and_only_them) {
         td_shard_free(h);
         td_source_close(s);
     }
+}
+
+/* The most heap that was in use after any shard of a file of n_rows rows. (A sanitizer's allocator
+ * reports 0; there this only runs the code.) */
+static size_t heap_while_reading(int n_rows) {
+    td_strbuf b = {0};
+    for (int i = 0; i < n_rows; i++)
+        td_strbuf_printf(&b, "{\"text\":\"%0*d\"}\n", 1 + i % 200, i);
+    fixture_file(&F, "a.jsonl", b.data, b.len);
+    td_strbuf_free(&b);
+    size_t most = 0;
+    td_source *s = open_source();
+    for (td_shard *h; (h = next_shard(s, true)); td_shard_free(h)) {
+        struct mallinfo2 m = mallinfo2();
+        most = TD_MAX(most, m.uordblks + m.hblkhd);
+    }
+    td_source_close(s);
+    return most;
+}
+
+Test(data, memory_does_not_grow_with_the_file) {
+    F.cfg.output.shard_samples = 200;
+    size_t small = heap_while_reading(10000), large = heap_while_reading(150000);
+    cr_assert_leq(large, small + 100000, "1.2 MB: %zu bytes of heap, 17 MB: %zu", small, large);
+    cr_assert_leq(large, 4u << 20);
 }
 
 /* ---- text ---- */
