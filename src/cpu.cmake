@@ -1,0 +1,17 @@
+# The CPU device and the registry. The inner loops are compiled once per instruction-set level; which
+# one runs is chosen when a device is opened, so the program runs on any x86-64.
+add_library(td_device STATIC device.c cpu/cpu_device.c cpu/cpu_memory.c cpu/cpu_pool.c
+                             cpu/cpu_stream.c cpu/cpu_gemm.c cpu/cpu_ops.c)
+target_link_libraries(td_device PUBLIC td_common PRIVATE DNNL::dnnl OpenMP::OpenMP_C)
+
+foreach(level 1 3 4)
+  add_library(td_cpu_kernels_v${level} OBJECT cpu/kernels.c cpu/kernels_attention.c
+                                              cpu/kernels_capture.c)
+  target_link_libraries(td_cpu_kernels_v${level} PRIVATE td_base)
+  target_compile_definitions(td_cpu_kernels_v${level} PRIVATE TD_KERNEL_LEVEL=${level})
+  target_sources(td_device PRIVATE $<TARGET_OBJECTS:td_cpu_kernels_v${level}>)
+endforeach()
+target_compile_options(td_cpu_kernels_v1 PRIVATE -march=x86-64)
+target_compile_options(td_cpu_kernels_v3 PRIVATE -march=x86-64-v3)
+target_compile_options(td_cpu_kernels_v4 PRIVATE -march=x86-64-v4 -mprefer-vector-width=512)
+message(STATUS "tdgen: built for CPU devices (oneDNN ${dnnl_VERSION})")

@@ -1,0 +1,131 @@
+/* cpu.h - private to the CPU backend (and the registry): devices, streams, pools, kernels.
+ *
+ * Threads. A td_stream owns one thread that takes commands off a bounded ring, and a pool of
+ * info.n_threads - 1 helpers that sleep until a command forks. Streams share nothing but read-only
+ * weights and events, so several may use one device. Work items of one operation are handed out by
+ * an atomic counter; no item's result depends on which thread computes it.
+ *
+ * Debug switches (environment, read when a device is opened):
+ *   TDGEN_DEBUG_ALLOC=1            new memory is filled with NaN bytes (0xff)
+ *   TDGEN_DEBUG_FAIL_ALLOC=N       the N-th allocation of the process from then on fails (from 1)
+ *   TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 7"  the 7th gemm that device cpu:1 executes fails its stream
+ */
+#ifndef TDGEN_CPU_CPU_H
+#define TDGEN_CPU_CPU_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include "cpu/kernels.h"
+#include "tdgen/device.h"
+
+/* --- registry entry points -------------------------------------------------------------------- */
+
+td_status td_cpu_enumerate(int32_t n_devices, td_device_info **out, int32_t *n_out, td_error *err);
+td_status td_cpu_open(const td_device_info *info, td_device **out, td_error *err);
+
+/* --- memory (cpu_memory.c) -------------------------------------------------------------------- */
+
+/* The machine's memory or the cgroup's limit, whichever is lower, and what is free of it now. */
+void td_cpu_memory_info(uint64_t *total_bytes, uint64_t *free_bytes);
+/* 64-byte aligned; counted against the machine's memory so that an absurd size is refused here
+ * instead of meeting the kernel's OOM killer later. `who` names the device in the message. */
+td_status td_cpu_mem_alloc(const char *who, size_t size_bytes, void **out, td_error *err);
+void td_cpu_mem_free(void *ptr);
+/* Fails the n-th td_cpu_mem_alloc from now on (1 = the next); 0 turns that off. */
+void td_cpu_mem_fail_at(int64_t n);
+void td_cpu_mem_set_fill(bool nan_fill);
+/* Bytes now held by all CPU devices of the process. */
+uint64_t td_cpu_mem_held(void);
+
+/* --- fork-join pool (cpu_pool.c) -------------------------------------------------------------- */
+
+/* Runs one item; `thread` is in [0, n_threads). */
+typedef void (*td_cpu_item_fn)(void *ctx, int64_t item, int32_t thread);
+
+typedef struct td_cpu_pool td_cpu_pool;
+td_status td_cpu_pool_create(int32_t n_threads, td_cpu_pool **out, td_error *err);
+void td_cpu_pool_destroy(td_cpu_pool *p); /* NULL allowed */
+/* Calls fn for every item in [0, n_items) from the calling thread and the helpers; returns when all
+ * are done. One caller at a time. At most max_threads take part (waking a helper costs more than a
+ * small operation). */
+void td_cpu_pool_run(td_cpu_pool *p, int64_t n_items, int32_t max_threads, td_cpu_item_fn fn,
+                     void *ctx);
+
+/* --- device and stream ------------------------------------------------------------------------ */
+
+typedef struct td_cpu_device {
+    td_device base; /* first member */
+    const td_cpu_kernels *kernels;
+    /* TDGEN_DEBUG_FAIL_OP for this device: name of the operation, and countdown. */
+    char fail_op[16];
+    atomic_int fail_countdown;
+} td_cpu_device;
+
+/* Per-thread scratch of a stream: grows to the largest operation met and stays. */
+typedef struct td_cpu_scratch {
+    void *data;
+    size_t size_bytes;
+} td_cpu_scratch;
+
+struct td_gemm_thread; /* cpu_gemm.c: oneDNN stream of a thread */
+
+/* What an executing operation sees of its stream. Used by the stream's thread only. */
+typedef struct td_cpu_exec {
+    td_cpu_device *dev;
+    td_cpu_pool *pool;
+    int32_t n_threads;
+    td_cpu_scratch *scratch; /* [n_threads] */
+    td_cpu_scratch shared;   /* of the operation as a whole */
+    void **gemm_streams;     /* [n_threads] dnnl_stream_t */
+} td_cpu_exec;
+
+/* Makes *s at least size_bytes; the contents are lost. */
+td_status td_cpu_scratch_need(td_cpu_exec *x, td_cpu_scratch *s, size_t size_bytes, td_error *err);
+/* The same for every thread's scratch. */
+td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *err);
+
+/* cpu_stream.c: the stream, event and enqueue slots of the table. */
+td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err);
+void td_cpu_stream_destroy(td_stream *s);
+double td_cpu_stream_busy_s(const td_stream *s);
+td_status td_cpu_event_create(td_device *dev, td_event **out, td_error *err);
+void td_cpu_event_destroy(td_event *e);
+td_status td_cpu_event_record(td_event *e, td_stream *s, td_error *err);
+td_status td_cpu_stream_wait(td_stream *s, td_event *e, td_error *err);
+td_status td_cpu_event_sync(td_event *e, double timeout_s, td_error *err);
+
+/* A command executes with a copy of its argument struct; failure becomes the stream's. */
+typedef td_status (*td_cpu_exec_fn)(td_cpu_exec *x, const void *args, td_error *err);
+enum { TD_CPU_ARGS_MAX = 192 }; /* bytes of the largest argument struct */
+td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const void *args,
+                         size_t args_size, td_error *err);
+const char *td_cpu_stream_device_name(const td_stream *s);
+
+/* cpu_gemm.c */
+td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
+                                td_dtype compute, td_weight **out, td_error *err);
+void td_cpu_weight_destroy(td_weight *w);
+td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err);
+/* Effective instruction set of oneDNN, as in "avx512_core_bf16", and whether it has bf16 of its
+ * own. That set decides the bits of everything, so our kernels are chosen by it too. */
+const char *td_cpu_isa_name(void);
+bool td_cpu_isa_has_bf16(void);
+int td_cpu_isa_level(void); /* 1: anything, 3: AVX2 + FMA, 4: AVX512 */
+td_status td_cpu_gemm_thread_create(void **out, td_error *err);
+void td_cpu_gemm_thread_destroy(void *stream);
+
+/* cpu_ops.c: the other operations, over the kernels. */
+td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_rmsnorm(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_gated_act(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err);
+
+/* The capture operation's arguments with the temperatures copied in. */
+typedef struct td_cpu_capture_cmd {
+    td_capture_args a;
+    float temperatures[16];
+} td_cpu_capture_cmd;
+
+#endif

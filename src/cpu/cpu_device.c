@@ -1,0 +1,249 @@
+/* cpu_device.c - enumeration, opening, and the table of the CPU backend. */
+#include <errno.h>
+#include <inttypes.h>
+#include <oneapi/dnnl/dnnl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "tdgen/util.h"
+
+enum { CPU_DOMAIN = 0, MAX_CPU_DEVICES = 1024 };
+
+/* Cores this process may run on. */
+static int32_t count_cores(void) {
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof(set), &set))
+        return TD_MAX(CPU_COUNT(&set), 1);
+    return 1;
+}
+
+static void cpu_model_name(char *out, size_t size) {
+    snprintf(out, size, "x86-64 CPU");
+    FILE *f = fopen("/proc/cpuinfo", "re");
+    char line[512];
+    while (f && fgets(line, sizeof(line), f)) {
+        char *value = strchr(line, ':');
+        if (strncmp(line, "model name", 10) || !value)
+            continue;
+        value[strcspn(value, "\n")] = 0;
+        snprintf(out, size, "%s", value + 1 + (value[1] == ' '));
+        break;
+    }
+    if (f)
+        fclose(f);
+}
+
+td_status td_cpu_enumerate(int32_t n_devices, td_device_info **out, int32_t *n_out, td_error *err) {
+    const int32_t n = n_devices == 0 ? 1 : n_devices;
+    if (n < 0 || n > MAX_CPU_DEVICES)
+        return td_error_set(err, TD_E_CONFIG, "cpu*%d: expected 1 to %d CPU devices", n_devices,
+                            MAX_CPU_DEVICES);
+    td_device_info *list = td_calloc((size_t)n, sizeof(*list));
+    if (!list)
+        return td_error_nomem(err, "device list", (size_t)n * sizeof(*list));
+    const int32_t n_cores = count_cores();
+    const dnnl_version_t *v = dnnl_version();
+    uint64_t total, available;
+    td_cpu_memory_info(&total, &available);
+    for (int32_t i = 0; i < n; i++) {
+        td_device_info *d = &list[i];
+        snprintf(d->name, sizeof(d->name), "cpu:%d", i);
+        cpu_model_name(d->model, sizeof(d->model));
+        snprintf(d->kind, sizeof(d->kind), "cpu %s onednn-%d.%d.%d", td_cpu_isa_name(), v->major,
+                 v->minor, v->patch);
+        d->index = i;
+        d->domain = CPU_DOMAIN;
+        d->n_threads = TD_MAX(n_cores / n, 1);
+        d->memory_total_bytes = total / (uint64_t)n;
+        d->memory_free_bytes = available / (uint64_t)n;
+        d->has_f32 = true;
+        d->has_bf16 = td_cpu_isa_has_bf16();
+        d->has_f16 = false;
+    }
+    *out = list;
+    *n_out = n;
+    return TD_OK;
+}
+
+/* --- memory and copies ------------------------------------------------------------------------ */
+
+static td_status cpu_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
+    return td_cpu_mem_alloc(dev->info.name, size_bytes, out, err);
+}
+
+static void cpu_free(td_device *dev, void *ptr) {
+    (void)dev;
+    td_cpu_mem_free(ptr);
+}
+
+typedef struct copy_cmd {
+    void *dst;
+    const void *src;
+    size_t size_bytes;
+} copy_cmd;
+
+static td_status exec_copy(td_cpu_exec *x, const void *args, td_error *err) {
+    const copy_cmd *c = args;
+    (void)x;
+    (void)err;
+    memcpy(c->dst, c->src, c->size_bytes);
+    return TD_OK;
+}
+
+static td_status enqueue_copy(td_stream *s, const char *op, void *dst, const void *src,
+                              size_t size_bytes, td_error *err) {
+    if (!size_bytes || dst == src)
+        return TD_OK;
+    const copy_cmd c = {dst, src, size_bytes};
+    return td_cpu_enqueue(s, op, exec_copy, &c, sizeof(c), err);
+}
+
+static td_status cpu_copy_in(td_stream *s, void *dst, const void *src, size_t size_bytes,
+                             td_error *err) {
+    return enqueue_copy(s, "copy_in", dst, src, size_bytes, err);
+}
+static td_status cpu_copy_out(td_stream *s, void *dst, const void *src, size_t size_bytes,
+                              td_error *err) {
+    return enqueue_copy(s, "copy_out", dst, src, size_bytes, err);
+}
+static td_status cpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src,
+                               size_t size_bytes, td_error *err) {
+    (void)src_dev; /* all CPU devices share one address space */
+    return enqueue_copy(s, "copy_peer", dst, src, size_bytes, err);
+}
+
+/* --- operations: checks at the call, then into the stream --------------------------------------
+ */
+
+static td_status refuse(td_stream *s, const char *op, const char *why, td_error *err) {
+    return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", td_cpu_stream_device_name(s), op, why);
+}
+
+static bool is_activation(td_dtype t) {
+    return t == TD_F32 || t == TD_BF16;
+}
+
+static td_status cpu_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    if (a->n_tokens < 0 || a->n_cols < 1 ||
+        (!is_activation(a->table_dtype) && a->table_dtype != TD_F16))
+        return refuse(s, "embed", "bad shape or table type", err);
+    return td_cpu_enqueue(s, "embed", td_cpu_exec_embed, a, sizeof(*a), err);
+}
+
+static td_status cpu_rmsnorm(td_stream *s, const td_rmsnorm_args *a, td_error *err) {
+    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype))
+        return refuse(s, "rmsnorm", "bad shape or result type", err);
+    if (a->in == a->out && (a->out_dtype != TD_F32 || a->row_index))
+        return refuse(s, "rmsnorm", "in place needs an f32 result and no row_index", err);
+    return td_cpu_enqueue(s, "rmsnorm", td_cpu_exec_rmsnorm, a, sizeof(*a), err);
+}
+
+static td_status cpu_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    if (a->n_rows < 0 || !a->weight || (a->accumulate && a->bias))
+        return refuse(s, "gemm", "no weight, or bias together with accumulate", err);
+    return td_cpu_enqueue(s, "gemm", td_cpu_exec_gemm, a, sizeof(*a), err);
+}
+
+static td_status cpu_rope(td_stream *s, const td_rope_args *a, td_error *err) {
+    if (a->n_tokens < 0 || a->n_heads < 1 || a->rotary_dim < 0 || a->rotary_dim % 2 ||
+        a->rotary_dim > a->head_dim)
+        return refuse(s, "rope", "bad shape", err);
+    return td_cpu_enqueue(s, "rope", td_cpu_exec_rope, a, sizeof(*a), err);
+}
+
+static td_status cpu_attention(td_stream *s, const td_attention_args *a, td_error *err) {
+    if (a->n_seqs < 0 || a->n_heads < 1 || a->n_kv_heads < 1 || a->n_heads % a->n_kv_heads ||
+        a->head_dim < 1 || a->window < 0 || !is_activation(a->out_dtype))
+        return refuse(s, "attention", "bad shape or result type", err);
+    return td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
+}
+
+static td_status cpu_gated_act(td_stream *s, const td_gated_act_args *a, td_error *err) {
+    if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->out_dtype))
+        return refuse(s, "gated_act", "bad shape or result type", err);
+    return td_cpu_enqueue(s, "gated_act", td_cpu_exec_gated_act, a, sizeof(*a), err);
+}
+
+static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *err) {
+    td_cpu_capture_cmd c = {.a = *a};
+    if (a->n_rows < 0 || a->n_vocab < 1 || a->top_k < 0 || a->n_temperatures < 0 ||
+        a->n_temperatures > (int32_t)TD_ARRAY_LEN(c.temperatures))
+        return refuse(s, "capture", "bad shape, or more than 16 temperatures", err);
+    for (int32_t i = 0; i < a->n_temperatures; i++) {
+        if (!(a->temperatures[i] > 0))
+            return refuse(s, "capture", "temperatures must be above 0", err);
+        c.temperatures[i] = a->temperatures[i];
+    }
+    c.a.temperatures = NULL; /* the caller's array may go away */
+    return td_cpu_enqueue(s, "capture", td_cpu_exec_capture, &c, sizeof(c), err);
+}
+
+/* --- open and close --------------------------------------------------------------------------- */
+
+static void cpu_close(td_device *dev) {
+    free(dev);
+}
+
+static const td_device_ops cpu_ops = {
+    .backend = "cpu",
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
+    .stream_create = td_cpu_stream_create,
+    .stream_destroy = td_cpu_stream_destroy,
+    .event_create = td_cpu_event_create,
+    .event_destroy = td_cpu_event_destroy,
+    .event_record = td_cpu_event_record,
+    .stream_wait = td_cpu_stream_wait,
+    .event_sync = td_cpu_event_sync,
+    .copy_in = cpu_copy_in,
+    .copy_out = cpu_copy_out,
+    .copy_peer = cpu_copy_peer,
+    .weight_prepare = td_cpu_weight_prepare,
+    .weight_destroy = td_cpu_weight_destroy,
+    .embed = cpu_embed,
+    .rmsnorm = cpu_rmsnorm,
+    .gemm = cpu_gemm,
+    .rope = cpu_rope,
+    .attention = cpu_attention,
+    .gated_act = cpu_gated_act,
+    .capture = cpu_capture,
+    .stream_busy_s = td_cpu_stream_busy_s,
+};
+
+static void read_debug_switches(td_cpu_device *d) {
+    const char *s = getenv("TDGEN_DEBUG_ALLOC");
+    if (s)
+        td_cpu_mem_set_fill(strcmp(s, "0") != 0);
+    s = getenv("TDGEN_DEBUG_FAIL_ALLOC");
+    if (s)
+        td_cpu_mem_fail_at(strtoll(s, NULL, 10));
+    char name[32], op[16];
+    int n;
+    s = getenv("TDGEN_DEBUG_FAIL_OP");
+    if (s && sscanf(s, "%31s %15s %d", name, op, &n) == 3 && !strcmp(name, d->base.info.name)) {
+        memcpy(d->fail_op, op, sizeof(op));
+        atomic_store(&d->fail_countdown, n);
+    }
+}
+
+td_status td_cpu_open(const td_device_info *info, td_device **out, td_error *err) {
+    td_cpu_device *d = td_calloc(1, sizeof(*d));
+    if (!d)
+        return td_error_nomem(err, "device", sizeof(*d));
+    d->base.ops = &cpu_ops;
+    d->base.info = *info;
+    d->base.info.n_threads = TD_MAX(info->n_threads, 1);
+    const int level = td_cpu_isa_level();
+    d->kernels = level == 4   ? &td_cpu_kernels_v4
+                 : level == 3 ? &td_cpu_kernels_v3
+                              : &td_cpu_kernels_v1;
+    read_debug_switches(d);
+    *out = &d->base;
+    return TD_OK;
+}

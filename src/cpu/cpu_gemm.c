@@ -1,0 +1,401 @@
+/* cpu_gemm.c - matrix products over packed weights, by oneDNN.
+ *
+ * A weight [N, K] is cut into blocks of N that are packed once, each with the format that the
+ * primitive of its shape prefers. A product is a grid of (block of N) x (tile of tile_rows rows);
+ * each cell is one single-threaded primitive execution, our threads take cells. The grid, and so
+ * the arithmetic of a row, depends on the weight's shape alone: the last tile is completed with
+ * zero rows, so that the primitive always sees the same number of rows. That the position in a tile
+ * does not matter either is a property of oneDNN's kernels, which test_gemm_rows checks.
+ *
+ * oneDNN reads its thread count from OpenMP's setting of the calling thread, at creation and at
+ * execution: it is 1 in all threads of ours, and for the time of weight_prepare in the caller's.
+ */
+#include <inttypes.h>
+#include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "tdgen/util.h"
+
+enum {
+    TILE_ROWS = 128,
+    BLOCK_N_MAX = 1024, /* columns of a block: enough cells for many threads, panels near the L2 */
+    BLOCK_N_STEP = 64,  /* blocks are multiples of this, as the packed formats are */
+};
+
+/* One shape of block: all full blocks of a weight share one, a narrower last block has its own. */
+typedef struct block_kind {
+    dnnl_primitive_t primitive;
+    dnnl_memory_desc_t src, weights, dst, scratchpad;
+    size_t packed_bytes, scratchpad_bytes;
+    int64_t n_cols;
+} block_kind;
+
+typedef struct cpu_weight {
+    td_weight base;
+    td_cpu_device *dev;
+    int64_t n_blocks, block_n;
+    block_kind full, last; /* last: as full when N is a multiple, then its primitive is NULL */
+    bool has_last;
+    unsigned char *packed; /* n_blocks panels, full.packed_bytes apart */
+    size_t scratch_bytes;  /* per thread: source tile, result tile, oneDNN's own */
+    size_t src_tile_bytes, dst_tile_bytes;
+} cpu_weight;
+
+static dnnl_engine_t engine;
+static dnnl_status_t engine_status;
+static pthread_once_t engine_once = PTHREAD_ONCE_INIT;
+
+static void engine_make(void) {
+    engine_status = dnnl_engine_create(&engine, dnnl_cpu, 0);
+}
+
+static td_status dnnl_fail(td_error *err, dnnl_status_t st, const char *what) {
+    return td_error_set(err, st == dnnl_out_of_memory ? TD_E_DEVICE_OOM : TD_E_DEVICE,
+                        "oneDNN: %s failed with status %d", what, (int)st);
+}
+
+/* --- what the machine offers ------------------------------------------------------------------ */
+
+const char *td_cpu_isa_name(void) {
+    static const struct {
+        dnnl_cpu_isa_t isa;
+        const char *name;
+    } names[] = {
+        {dnnl_cpu_isa_avx512_core_amx, "avx512_core_amx"},
+        {dnnl_cpu_isa_avx512_core_bf16, "avx512_core_bf16"},
+        {dnnl_cpu_isa_avx512_core_vnni, "avx512_core_vnni"},
+        {dnnl_cpu_isa_avx512_core, "avx512_core"},
+        {dnnl_cpu_isa_avx2_vnni, "avx2_vnni"},
+        {dnnl_cpu_isa_avx2, "avx2"},
+        {dnnl_cpu_isa_avx, "avx"},
+        {dnnl_cpu_isa_sse41, "sse41"},
+    };
+    const unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
+    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++)
+        if ((isa & (unsigned)names[i].isa) == (unsigned)names[i].isa)
+            return names[i].name;
+    return "generic";
+}
+
+bool td_cpu_isa_has_bf16(void) {
+    const unsigned need = (unsigned)dnnl_cpu_isa_avx512_core_bf16;
+    return ((unsigned)dnnl_get_effective_cpu_isa() & need) == need;
+}
+
+int td_cpu_isa_level(void) {
+    const unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
+    const unsigned v4 = (unsigned)dnnl_cpu_isa_avx512_core, v3 = (unsigned)dnnl_cpu_isa_avx2;
+    if ((isa & v4) == v4 && __builtin_cpu_supports("x86-64-v4"))
+        return 4;
+    return (isa & v3) == v3 && __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+}
+
+td_status td_cpu_gemm_thread_create(void **out, td_error *err) {
+    pthread_once(&engine_once, engine_make);
+    if (engine_status)
+        return dnnl_fail(err, engine_status, "creating the CPU engine");
+    dnnl_stream_t s;
+    dnnl_status_t st = dnnl_stream_create(&s, engine, dnnl_stream_default_flags);
+    if (st)
+        return dnnl_fail(err, st, "creating a stream");
+    *out = s;
+    return TD_OK;
+}
+
+void td_cpu_gemm_thread_destroy(void *stream) {
+    if (stream)
+        dnnl_stream_destroy(stream);
+}
+
+/* --- weights ---------------------------------------------------------------------------------- */
+
+static td_status block_kind_make(block_kind *b, int64_t n_cols, int64_t k, td_dtype compute,
+                                 td_error *err) {
+    const dnnl_data_type_t type = compute == TD_BF16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_dims_t src = {TILE_ROWS, k}, weights = {k, n_cols}, dst = {TILE_ROWS, n_cols};
+    dnnl_memory_desc_t any;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_matmul_desc_t desc;
+    dnnl_status_t st;
+
+    b->n_cols = n_cols;
+    if ((st = dnnl_memory_desc_init_by_tag(&b->src, 2, src, type, dnnl_ab)) ||
+        (st = dnnl_memory_desc_init_by_tag(&any, 2, weights, type, dnnl_format_tag_any)) ||
+        (st = dnnl_memory_desc_init_by_tag(&b->dst, 2, dst, dnnl_f32, dnnl_ab)) ||
+        (st = dnnl_primitive_attr_create(&attr)) ||
+        (st = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user)) ||
+        (st = dnnl_matmul_desc_init(&desc, &b->src, &any, NULL, &b->dst)) ||
+        (st = dnnl_primitive_desc_create(&pd, &desc, attr, engine, NULL)))
+        goto out;
+    b->weights = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+    b->scratchpad = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    b->packed_bytes = (dnnl_memory_desc_get_size(&b->weights) + 63) / 64 * 64;
+    b->scratchpad_bytes = (dnnl_memory_desc_get_size(&b->scratchpad) + 63) / 64 * 64;
+    st = dnnl_primitive_create(&b->primitive, pd);
+out:
+    if (pd)
+        dnnl_primitive_desc_destroy(pd);
+    if (attr)
+        dnnl_primitive_attr_destroy(attr);
+    return st ? dnnl_fail(err, st, "creating a matrix product") : TD_OK;
+}
+
+static void convert_row(void *dst, td_dtype to, const void *src, td_dtype from, int64_t n) {
+    if (to == from) {
+        memcpy(dst, src, (size_t)n * td_dtype_size(to));
+        return;
+    }
+    const uint16_t *h = src;
+    const float *f = src;
+    if (to == TD_F32) {
+        float *d = dst;
+        for (int64_t i = 0; i < n; i++)
+            d[i] = from == TD_BF16 ? td_bf16_to_f32(h[i]) : td_f16_to_f32(h[i]);
+    } else {
+        uint16_t *d = dst;
+        for (int64_t i = 0; i < n; i++)
+            d[i] = td_f32_to_bf16(from == TD_F32 ? f[i] : td_f16_to_f32(h[i]));
+    }
+}
+
+/* Packs rows [row, row + b->n_cols) of the parts. rows: that many times K elements. */
+static td_status pack_block(cpu_weight *w, const block_kind *b, unsigned char *packed,
+                            const td_host_matrix *parts, int64_t row, unsigned char *rows,
+                            dnnl_stream_t stream, td_error *err) {
+    const int64_t k = w->base.n_cols;
+    const size_t row_bytes = (size_t)k * td_dtype_size(w->base.compute);
+    const td_host_matrix *part = parts;
+    int64_t first = 0; /* row of the weight at which `part` begins */
+    for (int64_t i = 0; i < b->n_cols; i++) {
+        for (; row + i >= first + part->n_rows; part++)
+            first += part->n_rows;
+        const size_t at = (size_t)(row + i - first) * (size_t)k * td_dtype_size(part->dtype);
+        convert_row(rows + (size_t)i * row_bytes, w->base.compute,
+                    (const unsigned char *)part->data + at, part->dtype, k);
+    }
+
+    /* As the primitive's [K, N] operand: our rows are its columns. */
+    const dnnl_data_type_t type = w->base.compute == TD_BF16 ? dnnl_bf16 : dnnl_f32;
+    dnnl_dims_t dims = {k, b->n_cols};
+    dnnl_memory_desc_t plain;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_t reorder = NULL;
+    dnnl_memory_t from = NULL, to = NULL;
+    dnnl_status_t st;
+    if ((st = dnnl_memory_desc_init_by_tag(&plain, 2, dims, type, dnnl_ba)) ||
+        (st = dnnl_reorder_primitive_desc_create(&pd, &plain, engine, &b->weights, engine, NULL)) ||
+        (st = dnnl_primitive_create(&reorder, pd)) ||
+        (st = dnnl_memory_create(&from, &plain, engine, rows)) ||
+        (st = dnnl_memory_create(&to, &b->weights, engine, packed)))
+        goto out;
+    dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
+    st = dnnl_primitive_execute(reorder, stream, 2, args);
+    if (!st)
+        st = dnnl_stream_wait(stream);
+out:
+    if (to)
+        dnnl_memory_destroy(to);
+    if (from)
+        dnnl_memory_destroy(from);
+    if (reorder)
+        dnnl_primitive_destroy(reorder);
+    if (pd)
+        dnnl_primitive_desc_destroy(pd);
+    return st ? dnnl_fail(err, st, "packing a weight") : TD_OK;
+}
+
+static td_status check_parts(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
+                             td_dtype compute, int64_t *n_out, td_error *err) {
+    const char *name = dev->info.name;
+    if (compute != TD_F32 && !(compute == TD_BF16 && dev->info.has_bf16))
+        return td_error_set(err, TD_E_DEVICE,
+                            "%s: its matrix products do not offer %s; use model.compute = f32%s",
+                            name, td_dtype_name(compute), dev->info.has_bf16 ? " or bf16" : "");
+    int64_t n = 0;
+    for (int32_t i = 0; i < n_parts; i++) {
+        if (parts[i].dtype != TD_F32 && parts[i].dtype != TD_BF16 && parts[i].dtype != TD_F16)
+            return td_error_set(err, TD_E_DEVICE, "%s: a weight of type %s cannot be prepared",
+                                name, td_dtype_name(parts[i].dtype));
+        if (parts[i].n_rows < 1 || parts[i].n_cols < 1 || parts[i].n_cols != parts[0].n_cols ||
+            parts[i].n_rows > INT32_MAX - n || parts[i].n_cols > INT32_MAX)
+            return td_error_set(err, TD_E_DEVICE,
+                                "%s: part %d of a weight is [%" PRId64 ", %" PRId64
+                                "], which does not go with the others",
+                                name, i, parts[i].n_rows, parts[i].n_cols);
+        n += parts[i].n_rows;
+    }
+    if (n == 0)
+        return td_error_set(err, TD_E_DEVICE, "%s: a weight without parts", name);
+    *n_out = n;
+    return TD_OK;
+}
+
+static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_error *err) {
+    const char *name = w->dev->base.info.name;
+    const int64_t n = w->base.n_rows, k = w->base.n_cols;
+    const size_t elem = td_dtype_size(w->base.compute);
+    unsigned char *rows = NULL;
+    void *stream = NULL, *packed = NULL;
+    size_t rows_bytes, all_bytes;
+    td_status st;
+
+    /* Blocks of equal width, so that no thread ends up with a sliver. */
+    const int64_t n_wanted = (n + BLOCK_N_MAX - 1) / BLOCK_N_MAX;
+    w->block_n = n;
+    if (n_wanted > 1)
+        w->block_n =
+            ((n + n_wanted - 1) / n_wanted + BLOCK_N_STEP - 1) / BLOCK_N_STEP * BLOCK_N_STEP;
+    w->n_blocks = (n + w->block_n - 1) / w->block_n;
+    w->has_last = n % w->block_n != 0;
+    if ((st = td_cpu_gemm_thread_create(&stream, err)) ||
+        (st = block_kind_make(&w->full, w->block_n, k, w->base.compute, err)))
+        goto out;
+    if (w->has_last && (st = block_kind_make(&w->last, n % w->block_n, k, w->base.compute, err)))
+        goto out;
+
+    const size_t panel = TD_MAX(w->full.packed_bytes, w->last.packed_bytes);
+    w->full.packed_bytes = panel;
+    if (!td_mul_size((size_t)w->block_n * elem, (size_t)k, &rows_bytes) ||
+        !td_mul_size(panel, (size_t)w->n_blocks, &all_bytes)) {
+        st = td_error_set(err, TD_E_DEVICE_OOM, "weight too large");
+        goto out;
+    }
+    if ((st = td_cpu_mem_alloc(name, all_bytes, &packed, err)))
+        goto out;
+    w->packed = packed;
+    w->base.size_bytes = all_bytes;
+    void *p = NULL;
+    if ((st = td_cpu_mem_alloc(name, rows_bytes, &p, err)))
+        goto out;
+    rows = p;
+    for (int64_t b = 0; b < w->n_blocks && !st; b++) {
+        const block_kind *kind = w->has_last && b == w->n_blocks - 1 ? &w->last : &w->full;
+        st = pack_block(w, kind, w->packed + (size_t)b * panel, parts, b * w->block_n, rows, stream,
+                        err);
+    }
+    w->src_tile_bytes = ((size_t)TILE_ROWS * (size_t)k * elem + 63) / 64 * 64;
+    w->dst_tile_bytes = ((size_t)TILE_ROWS * (size_t)w->block_n * sizeof(float) + 63) / 64 * 64;
+    w->scratch_bytes = w->src_tile_bytes + w->dst_tile_bytes +
+                       TD_MAX(w->full.scratchpad_bytes, w->last.scratchpad_bytes);
+out:
+    td_cpu_mem_free(rows);
+    td_cpu_gemm_thread_destroy(stream);
+    return st;
+}
+
+td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
+                                td_dtype compute, td_weight **out, td_error *err) {
+    int64_t n = 0;
+    td_status st = check_parts(dev, parts, n_parts, compute, &n, err);
+    if (st)
+        return st;
+    cpu_weight *w = td_calloc(1, sizeof(*w));
+    if (!w)
+        return td_error_nomem(err, "weight", sizeof(*w));
+    w->base = (td_weight){dev->ops, n, parts[0].n_cols, compute, 0};
+    w->dev = (td_cpu_device *)dev;
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    st = weight_fill(w, parts, err);
+    omp_set_num_threads(threads);
+    if (st) {
+        td_error_prefix(err, "%s: weight [%" PRId64 ", %" PRId64 "]", dev->info.name, n,
+                        parts[0].n_cols);
+        td_cpu_weight_destroy(&w->base);
+        return st;
+    }
+    *out = &w->base;
+    return TD_OK;
+}
+
+void td_cpu_weight_destroy(td_weight *weight) {
+    cpu_weight *w = (cpu_weight *)weight;
+    if (!w)
+        return;
+    if (w->full.primitive)
+        dnnl_primitive_destroy(w->full.primitive);
+    if (w->last.primitive)
+        dnnl_primitive_destroy(w->last.primitive);
+    td_cpu_mem_free(w->packed);
+    free(w);
+}
+
+/* --- execution -------------------------------------------------------------------------------- */
+
+typedef struct gemm_run {
+    const td_gemm_args *a;
+    const cpu_weight *w;
+    td_cpu_exec *x;
+    int64_t n_tiles;
+    atomic_int status; /* dnnl_status_t of a failed cell */
+} gemm_run;
+
+static dnnl_status_t run_primitive(const block_kind *b, dnnl_stream_t stream, void *src,
+                                   void *packed, void *dst, void *scratchpad) {
+    dnnl_memory_t m[4] = {0};
+    dnnl_status_t st;
+    if (!(st = dnnl_memory_create(&m[0], &b->src, engine, src)) &&
+        !(st = dnnl_memory_create(&m[1], &b->weights, engine, packed)) &&
+        !(st = dnnl_memory_create(&m[2], &b->dst, engine, dst)) &&
+        !(st = dnnl_memory_create(&m[3], &b->scratchpad, engine, scratchpad))) {
+        dnnl_exec_arg_t args[] = {{DNNL_ARG_SRC, m[0]},
+                                  {DNNL_ARG_WEIGHTS, m[1]},
+                                  {DNNL_ARG_DST, m[2]},
+                                  {DNNL_ARG_SCRATCHPAD, m[3]}};
+        st = dnnl_primitive_execute(b->primitive, stream, 4, args);
+    }
+    for (int i = 0; i < 4; i++)
+        if (m[i])
+            dnnl_memory_destroy(m[i]);
+    return st;
+}
+
+static void gemm_cell(void *ctx, int64_t item, int32_t thread) {
+    gemm_run *g = ctx;
+    const cpu_weight *w = g->w;
+    const td_gemm_args *a = g->a;
+    const int64_t block = item / g->n_tiles, row = item % g->n_tiles * TILE_ROWS;
+    const int64_t n = w->base.n_rows, n_rows = TD_MIN((int64_t)TILE_ROWS, a->n_rows - row);
+    const block_kind *b = w->has_last && block == w->n_blocks - 1 ? &w->last : &w->full;
+    const size_t row_bytes = (size_t)w->base.n_cols * td_dtype_size(w->base.compute);
+    unsigned char *scratch = g->x->scratch[thread].data;
+    unsigned char *src = (unsigned char *)(uintptr_t)a->in + (size_t)row * row_bytes;
+    float *tile = (float *)(scratch + w->src_tile_bytes);
+    float *out = a->out + row * n + block * w->block_n;
+
+    if (n_rows < TILE_ROWS) {
+        memcpy(scratch, src, (size_t)n_rows * row_bytes);
+        memset(scratch + (size_t)n_rows * row_bytes, 0, (size_t)(TILE_ROWS - n_rows) * row_bytes);
+        src = scratch;
+    }
+    const bool direct = w->n_blocks == 1 && n_rows == TILE_ROWS && !a->accumulate;
+    float *dst = direct ? out : tile;
+    dnnl_status_t st = run_primitive(b, g->x->gemm_streams[thread], src,
+                                     w->packed + (size_t)block * w->full.packed_bytes, dst,
+                                     scratch + w->src_tile_bytes + w->dst_tile_bytes);
+    if (st) {
+        atomic_store(&g->status, (int)st);
+        return;
+    }
+    g->x->dev->kernels->tile_out(out, n, dst, direct ? n : b->n_cols, n_rows, b->n_cols,
+                                 a->bias ? a->bias + block * w->block_n : NULL, a->accumulate);
+}
+
+td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_gemm_args *a = args;
+    const cpu_weight *w = (const cpu_weight *)a->weight;
+    if (a->n_rows <= 0)
+        return TD_OK;
+    td_status st = td_cpu_scratch_need_all(x, w->scratch_bytes, err);
+    if (st)
+        return st;
+    gemm_run g = {.a = a, .w = w, .x = x, .n_tiles = (a->n_rows + TILE_ROWS - 1) / TILE_ROWS};
+    atomic_init(&g.status, 0);
+    td_cpu_pool_run(x->pool, g.n_tiles * w->n_blocks, x->n_threads, gemm_cell, &g);
+    const int failed = atomic_load(&g.status);
+    return failed ? dnnl_fail(err, (dnnl_status_t)failed, "a matrix product") : TD_OK;
+}

@@ -1,0 +1,148 @@
+/* cpu_ops.c - the operations other than gemm: cut into work items, handed to the level's kernels.
+ *
+ * Items are runs of rows, or (sequence, block of query rows, head) for attention; what an item is
+ * never changes a result, so their sizes are free. Small operations stay on the stream's thread:
+ * waking a helper costs some ten microseconds.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "tdgen/util.h"
+
+typedef struct rows_run {
+    const td_cpu_kernels *kernels;
+    td_cpu_exec *x;
+    const void *args;
+    void (*fn)(struct rows_run *r, int64_t begin, int64_t end, int32_t thread);
+    int64_t n_rows, item_rows;
+} rows_run;
+
+static void rows_item(void *ctx, int64_t item, int32_t thread) {
+    rows_run *r = ctx;
+    const int64_t begin = item * r->item_rows;
+    r->fn(r, begin, TD_MIN(begin + r->item_rows, r->n_rows), thread);
+}
+
+/* row_cost: roughly nanoseconds of one row. */
+static void run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
+                     void (*fn)(rows_run *, int64_t, int64_t, int32_t)) {
+    rows_run r = {x->dev->kernels, x, args, fn, n_rows, 1};
+    enum { ITEM_NS = 20000 };
+    r.item_rows = (int64_t)TD_MAX(1.0, ITEM_NS / TD_MAX(row_cost, 1e-3));
+    if (r.item_rows > n_rows)
+        r.item_rows = TD_MAX(n_rows, 1);
+    const int64_t n_items = (n_rows + r.item_rows - 1) / r.item_rows;
+    td_cpu_pool_run(x->pool, n_items, n_items < 3 ? 1 : x->n_threads, rows_item, &r);
+}
+
+static void embed_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    r->kernels->embed(r->args, begin, end);
+}
+td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_embed_args *a = args;
+    (void)err;
+    run_rows(x, a, a->n_tokens, a->n_cols * 0.5, embed_rows);
+    return TD_OK;
+}
+
+static void rmsnorm_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    r->kernels->rmsnorm(r->args, begin, end);
+}
+td_status td_cpu_exec_rmsnorm(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_rmsnorm_args *a = args;
+    (void)err;
+    run_rows(x, a, a->n_rows, 0.5 * a->n_cols * TD_MAX(a->n_inner, 1), rmsnorm_rows);
+    return TD_OK;
+}
+
+static void rope_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    r->kernels->rope(r->args, begin, end);
+}
+td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_rope_args *a = args;
+    (void)err;
+    run_rows(x, a, a->n_tokens, 0.5 * a->n_heads * a->rotary_dim, rope_rows);
+    return TD_OK;
+}
+
+static void gated_act_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+    (void)thread;
+    r->kernels->gated_act(r->args, begin, end);
+}
+td_status td_cpu_exec_gated_act(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_gated_act_args *a = args;
+    (void)err;
+    run_rows(x, a, a->n_tokens, 1.5 * a->n_cols, gated_act_rows);
+    return TD_OK;
+}
+
+static void capture_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+    const td_cpu_capture_cmd *c = r->args;
+    for (int64_t i = begin; i < end; i++)
+        r->kernels->capture(&c->a, c->temperatures, i, r->x->scratch[thread].data);
+}
+td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_cpu_capture_cmd *c = args;
+    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(c->a.top_k), err);
+    if (st)
+        return st;
+    run_rows(x, c, c->a.n_rows, 3.0 * c->a.n_vocab, capture_rows);
+    return TD_OK;
+}
+
+/* --- attention -------------------------------------------------------------------------------- */
+
+typedef struct attention_run {
+    const td_attention_args *a;
+    td_cpu_exec *x;
+    int32_t *first_block; /* [n_seqs + 1] blocks of query rows before each sequence */
+} attention_run;
+
+static void attention_item(void *ctx, int64_t item, int32_t thread) {
+    const attention_run *r = ctx;
+    const td_attention_args *a = r->a;
+    const int32_t head = (int32_t)(item % a->n_heads);
+    /* From the last block down: the long rows of a sequence come first, short work fills the end.
+     */
+    const int32_t block = r->first_block[a->n_seqs] - 1 - (int32_t)(item / a->n_heads);
+    int32_t lo = 0, hi = a->n_seqs - 1; /* the sequence that holds the block */
+    while (lo < hi) {
+        const int32_t mid = lo + (hi - lo + 1) / 2;
+        if (r->first_block[mid] <= block)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    const int32_t start = a->seq_offsets[lo], len = a->seq_offsets[lo + 1] - start;
+    r->x->dev->kernels->attention(a, start, len, head,
+                                  (block - r->first_block[lo]) * TD_ATT_QUERIES,
+                                  r->x->scratch[thread].data);
+}
+
+td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_attention_args *a = args;
+    if (a->n_seqs <= 0)
+        return TD_OK;
+    td_status st =
+        td_cpu_scratch_need(x, &x->shared, ((size_t)a->n_seqs + 1) * sizeof(int32_t), err);
+    if (!st)
+        st = td_cpu_scratch_need_all(x, td_cpu_attention_scratch_bytes(a->head_dim), err);
+    if (st)
+        return st;
+    attention_run r = {a, x, x->shared.data};
+    r.first_block[0] = 0;
+    double work = 0;
+    for (int32_t i = 0; i < a->n_seqs; i++) {
+        const int32_t len = a->seq_offsets[i + 1] - a->seq_offsets[i];
+        r.first_block[i + 1] = r.first_block[i] + (len + TD_ATT_QUERIES - 1) / TD_ATT_QUERIES;
+        work += (double)len * len;
+    }
+    work *= (double)a->n_heads * a->head_dim;
+    td_cpu_pool_run(x->pool, (int64_t)r.first_block[a->n_seqs] * a->n_heads,
+                    work < 1e6 ? 1 : x->n_threads, attention_item, &r);
+    return TD_OK;
+}

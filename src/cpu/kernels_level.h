@@ -1,0 +1,20 @@
+/* kernels_level.h - names of the functions of the level being compiled (TD_KERNEL_LEVEL = 1, 3 or
+ * 4, set by src/cpu.cmake together with the matching -march). */
+#ifndef TDGEN_CPU_KERNELS_LEVEL_H
+#define TDGEN_CPU_KERNELS_LEVEL_H
+
+#include "cpu/kernels.h"
+
+#ifndef TD_KERNEL_LEVEL
+#error "kernels_*.c are compiled once per level, see src/cpu.cmake"
+#endif
+#define TD_LEVEL_JOIN2(name, level) td_cpu_##name##_v##level
+#define TD_LEVEL_JOIN(name, level) TD_LEVEL_JOIN2(name, level)
+#define TD_LEVEL_NAME(name) TD_LEVEL_JOIN(name, TD_KERNEL_LEVEL)
+
+void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t len, int32_t head,
+                              int32_t q0, float *scratch);
+void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures, int64_t row,
+                            uint64_t *scratch);
+
+#endif

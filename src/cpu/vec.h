@@ -1,0 +1,108 @@
+/* vec.h - sixteen floats at a time, in the compiler's vector extension, and their exp. Included by
+ * kernels_*.c only, so that each instruction-set level gets its own code.
+ *
+ * A product followed by a sum may be contracted to one fused operation where the level has one:
+ * consistently, as all lanes and all rows run the same instructions. */
+#ifndef TDGEN_CPU_VEC_H
+#define TDGEN_CPU_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { TD_LANES = 16 };
+typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(64), aligned(4), may_alias));
+typedef double vd8 __attribute__((vector_size(64), aligned(8), may_alias));
+typedef float vf8 __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Vector arguments of always-inlined functions never cross an ABI boundary. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+#define TD_INLINE static inline __attribute__((always_inline))
+
+TD_INLINE vf vf_set(float x) {
+    return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+TD_INLINE vf vf_load(const float *p) {
+    return *(const vf *)p;
+}
+TD_INLINE void vf_store(float *p, vf v) {
+    *(vf *)p = v;
+}
+/* The first n < 16 elements; the other lanes hold `fill`. */
+TD_INLINE vf vf_load_n(const float *p, int64_t n, float fill) {
+    float t[TD_LANES];
+    for (int i = 0; i < TD_LANES; i++)
+        t[i] = i < n ? p[i] : fill;
+    return vf_load(t);
+}
+TD_INLINE vf vf_sel(vi mask, vf a, vf b) {
+    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
+}
+TD_INLINE vf vf_max(vf a, vf b) {
+    return vf_sel(a > b, a, b);
+}
+TD_INLINE vi vi_iota(void) {
+    return (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+TD_INLINE int vi_any(vi m) {
+    int32_t t[TD_LANES], any = 0;
+    memcpy(t, &m, sizeof(t));
+    for (int i = 0; i < TD_LANES; i++)
+        any |= t[i];
+    return any != 0;
+}
+/* Lanes one after the other, in double. */
+TD_INLINE double vf_sum(vf v) {
+    double s = 0;
+    for (int i = 0; i < TD_LANES; i++)
+        s += (double)v[i];
+    return s;
+}
+/* Sixteen f64 sums, by lane. */
+typedef struct vd {
+    vd8 lo, hi;
+} vd;
+TD_INLINE vd8 vf_lo(vf v) {
+    vf8 h;
+    memcpy(&h, &v, sizeof(h));
+    return __builtin_convertvector(h, vd8);
+}
+TD_INLINE vd8 vf_hi(vf v) {
+    vf8 h;
+    memcpy(&h, (const char *)&v + sizeof(h), sizeof(h));
+    return __builtin_convertvector(h, vd8);
+}
+TD_INLINE double vd_sum(vd v) {
+    double s = 0;
+    for (int i = 0; i < 8; i++)
+        s += v.lo[i];
+    for (int i = 0; i < 8; i++)
+        s += v.hi[i];
+    return s;
+}
+
+/* e^x: x = n ln2 + r with |r| <= ln2/2 (ln2 in two parts, Cody & Waite), a polynomial of degree 7
+ * for e^r, and the power of two in two steps so that subnormal results round once. */
+TD_INLINE vf vf_exp(vf x) {
+    const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = vf_sel(x < vf_set(-105.0f), vf_set(-105.0f), x); /* comparisons keep a NaN */
+    x = vf_sel(x > vf_set(89.0f), vf_set(89.0f), x);
+    vf t = x * vf_set(1.44269504088896341f) + magic;
+    vf n = t - magic;
+    vf r = x - n * vf_set(0.693145751953125f);
+    r = r - n * vf_set(1.42860682030941723e-6f);
+    vf p = vf_set(1.9841270e-4f);
+    p = p * r + vf_set(1.3888889e-3f);
+    p = p * r + vf_set(8.3333333e-3f);
+    p = p * r + vf_set(4.1666667e-2f);
+    p = p * r + vf_set(1.6666667e-1f);
+    p = p * r + vf_set(0.5f);
+    p = p * (r * r) + r;
+    p = p + vf_set(1.0f);
+    vi i = (vi)t - (vi)magic;
+    vi i1 = i >> 1, i2 = i - i1;
+    return p * (vf)((i1 + 127) << 23) * (vf)((i2 + 127) << 23);
+}
+
+#endif

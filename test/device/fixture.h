@@ -1,0 +1,86 @@
+/* fixture.h - a device, a stream and small helpers for the suites of the device API. On CPU devices
+ * device memory is host memory, which the helpers use to fill and read it. */
+#ifndef TDGEN_TEST_DEVICE_FIXTURE_H
+#define TDGEN_TEST_DEVICE_FIXTURE_H
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tdgen/device.h"
+#include "tdgen/util.h"
+
+#define MUST(call)                                                                                 \
+    do {                                                                                           \
+        td_status st_ = (call);                                                                    \
+        cr_assert_eq(st_, TD_OK, #call ": %s", err.text);                                          \
+    } while (0)
+
+typedef struct fixture {
+    td_device *dev;
+    const td_device_ops *ops;
+    td_stream *s;
+    td_event *done;
+} fixture;
+
+/* n_threads overrides the enumeration's share, so that 1, 2 and 4 run on any machine. */
+static inline fixture fixture_open(int32_t n_threads) {
+    td_error err = {0};
+    td_device_info *info;
+    int32_t n;
+    fixture f;
+    MUST(td_device_enumerate("cpu", 1, &info, &n, &err));
+    cr_assert_eq(n, 1);
+    if (n_threads)
+        info[0].n_threads = n_threads;
+    MUST(td_device_open(&info[0], &f.dev, &err));
+    free(info);
+    f.ops = f.dev->ops;
+    MUST(f.ops->stream_create(f.dev, &f.s, &err));
+    MUST(f.ops->event_create(f.dev, &f.done, &err));
+    return f;
+}
+
+static inline void fixture_sync(fixture *f) {
+    td_error err = {0};
+    MUST(f->ops->event_record(f->done, f->s, &err));
+    MUST(f->ops->event_sync(f->done, 0, &err));
+}
+
+static inline void fixture_close(fixture *f) {
+    f->ops->stream_destroy(f->s);
+    f->ops->event_destroy(f->done);
+    td_device_close(f->dev);
+}
+
+/* xorshift: the same numbers everywhere. */
+typedef struct test_rng {
+    uint64_t s;
+} test_rng;
+static inline uint64_t rng_next(test_rng *r) {
+    r->s ^= r->s << 13;
+    r->s ^= r->s >> 7;
+    r->s ^= r->s << 17;
+    return r->s;
+}
+static inline int32_t rng_below(test_rng *r, int32_t n) {
+    return (int32_t)((rng_next(r) >> 33) % (uint64_t)n);
+}
+/* Roughly normal, mean 0, deviation 1. */
+static inline float rng_normal(test_rng *r) {
+    double s = 0;
+    for (int i = 0; i < 4; i++)
+        s += (double)(rng_next(r) >> 40) / 16777216.0;
+    return (float)((s - 2.0) * 1.7320508);
+}
+static inline float *rng_floats(test_rng *r, size_t n) {
+    float *p = malloc((n ? n : 1) * sizeof(float));
+    cr_assert(p);
+    for (size_t i = 0; i < n; i++)
+        p[i] = rng_normal(r);
+    return p;
+}
+
+#endif
