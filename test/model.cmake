@@ -5,3 +5,5 @@ td_test(test_hf_config SOURCES model/test_hf_config.c model/fixture.c LIBS td_mo
 td_test(test_checkpoint SOURCES model/test_checkpoint.c model/fixture.c LIBS td_model LABELS model)
 td_test(fuzz_safetensors PLAIN SOURCES fuzz/fuzz_safetensors.c LIBS td_safetensors LABELS fuzz)
 td_test(fuzz_hf_config PLAIN SOURCES fuzz/fuzz_hf_config.c LIBS td_model_config LABELS fuzz)
+td_test(test_logits SOURCES model/test_logits.c model/harness.c model/fixture.c
+        LIBS td_model td_device LABELS model)

@@ -175,6 +175,11 @@ static td_status read_switches(const reader *r, const arch_traits *a, td_model_c
     c->o_bias = a->has_attention_bias_key && attention_bias;
     c->mlp_bias = a->has_mlp_bias_key && mlp_bias;
     c->qk_norm = a->qk_norm;
+    /* Both project into the residual stream, and td_gemm_args takes no bias there. */
+    if (c->o_bias || c->mlp_bias)
+        return td_error_set(r->err, TD_E_MODEL, "%s: %s is true: a bias on %s is not supported",
+                            r->path, c->o_bias ? "attention_bias" : "mlp_bias",
+                            c->o_bias ? "o_proj" : "down_proj");
     return TD_OK;
 }
 

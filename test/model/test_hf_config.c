@@ -57,12 +57,11 @@ Test(hf_config, defaults_follow_the_architecture) {
 }
 
 Test(hf_config, biases_only_where_the_architecture_reads_the_key) {
-    td_model_config c = must_load(LLAMA ",\"attention_bias\":true,\"mlp_bias\":true}");
-    cr_expect(c.qkv_bias && c.o_bias && c.mlp_bias);
-    c = must_load("{" ARCH("Mistral") SIZES ",\"attention_bias\":true,\"mlp_bias\":true}");
+    td_model_config c =
+        must_load("{" ARCH("Mistral") SIZES ",\"attention_bias\":true,\"mlp_bias\":true}");
     cr_expect(!c.qkv_bias && !c.o_bias && !c.mlp_bias);
-    c = must_load("{" ARCH("Qwen3") SIZES ",\"attention_bias\":true}");
-    cr_expect(c.qkv_bias && c.o_bias && !c.mlp_bias);
+    c = must_load("{" ARCH("Qwen2") SIZES ",\"attention_bias\":true,\"mlp_bias\":true}");
+    cr_expect(c.qkv_bias && !c.o_bias && !c.mlp_bias);
 }
 
 Test(hf_config, windows) {
@@ -126,6 +125,9 @@ Test(hf_config, refuses_by_name) {
         {LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}",
          "quantised (quantization_config: method \"gptq\")"},
         {LLAMA ",\"num_local_experts\":8}", "mixture of experts (num_local_experts is 8)"},
+        {LLAMA ",\"attention_bias\":true}", "attention_bias is true: a bias on o_proj is not"},
+        {LLAMA ",\"mlp_bias\":true}", "mlp_bias is true: a bias on down_proj is not"},
+        {"{" ARCH("Qwen3") SIZES ",\"attention_bias\":true}", "attention_bias is true"},
         {LLAMA ",\"hidden_act\":\"gelu\"}", "hidden_act \"gelu\" is not supported"},
         {LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}",
          "the rope type \"yarn\" is not supported; default, linear and llama3 are"},
