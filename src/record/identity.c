@@ -234,7 +234,7 @@ static td_status manifest_hash(const json_t *root, uint64_t *out, td_error *err)
 
 td_status td_manifest_text(const td_config *cfg, const td_identity *id, const json_t *identity,
                            const td_capture_spec *spec, char **text, td_error *err) {
-    uint64_t fingerprint, hash;
+    uint64_t fingerprint = 0, hash = 0;
     td_status rc = td_identity_fingerprint(identity, &fingerprint, err);
     if (rc != TD_OK)
         return rc;
@@ -308,7 +308,7 @@ static td_status read_spec(td_manifest *m, const char *path, td_status code, td_
 
 static td_status check_manifest(td_manifest *m, const char *path, const char *data, size_t n,
                                 td_status code, td_error *err) {
-    uint64_t want, have;
+    uint64_t want = 0, have = 0;
     int64_t schema = 0;
     if (!json_is_object(m->root))
         return td_error_set(err, code, "%s: expected a JSON object", path);

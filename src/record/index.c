@@ -141,15 +141,15 @@ static char *index_path(const char *dir) {
     return td_asprintf("%s/" TD_INDEX_NAME, dir);
 }
 
-td_status td_index_load(const char *dir, td_index *x, bool *clean, td_error *err) {
+td_status td_index_load(const char *dir, td_index *x, td_index_faults *faults, td_error *err) {
     char *path = index_path(dir), *data = NULL;
     size_t n = 0;
-    *clean = true;
+    *faults = (td_index_faults){0};
     if (!path)
         return td_error_nomem(err, "a path", strlen(dir));
     td_status rc = TD_OK;
     if (access(path, F_OK) != 0 && errno == ENOENT) {
-        *clean = false;
+        faults->missing = true;
         goto done;
     }
     rc = td_file_read(path, (size_t)1 << 31, TD_E_OUTPUT, &data, &n, err);
@@ -160,7 +160,7 @@ td_status td_index_load(const char *dir, td_index *x, bool *clean, td_error *err
         td_index_entry e;
         bool replaced = false, in_order;
         if (!nl || !td_index_parse(p, (size_t)(nl - p), &e)) {
-            *clean = false;
+            faults->n_damaged++;
             if (!nl)
                 break;
             p = nl + 1;
@@ -171,8 +171,8 @@ td_status td_index_load(const char *dir, td_index *x, bool *clean, td_error *err
             rc = td_error_nomem(err, path, sizeof e);
             goto done;
         }
-        if (replaced || !in_order)
-            *clean = false;
+        faults->n_doubled += replaced;
+        faults->out_of_order |= !replaced && !in_order;
         p = nl + 1;
     }
 done:

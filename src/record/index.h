@@ -38,9 +38,15 @@ void td_index_line(const td_index_entry *e, td_strbuf *out);
 /* Only what td_index_line would write is accepted (without the newline). */
 bool td_index_parse(const char *line, size_t n, td_index_entry *out);
 
-/* Reads DIR/shards.jsonl; a missing file gives an empty index. *clean = false when a line had to be
- * dropped or is out of order or doubled, or the last has no newline. */
-td_status td_index_load(const char *dir, td_index *x, bool *clean, td_error *err);
+typedef struct td_index_faults {
+    bool missing;      /* no file */
+    bool out_of_order; /* harmless: shards were finished in another order */
+    int64_t n_doubled; /* a shard with more than one line; the last counts */
+    int64_t n_damaged; /* lines that could not be read, or a last one without its newline */
+} td_index_faults;
+
+/* Reads DIR/shards.jsonl; a missing file gives an empty index. */
+td_status td_index_load(const char *dir, td_index *x, td_index_faults *faults, td_error *err);
 td_status td_index_rewrite(const char *dir, const td_index *x, td_error *err);
 td_status td_index_append(const char *dir, const td_index_entry *e, td_error *err);
 

@@ -163,9 +163,9 @@ static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, 
 
 /* Brings index and folder into agreement. */
 static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td_error *err) {
-    bool clean;
-    size_t n_added = 0;
-    td_status rc = td_index_load(o->dir, &o->index, &clean, err);
+    td_index_faults faults;
+    size_t n_added = 0, n_dropped = 0;
+    td_status rc = td_index_load(o->dir, &o->index, &faults, err);
     if (rc != TD_OK)
         return rc;
     for (size_t i = 0; i < n; i++) {
@@ -202,12 +202,13 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
         td_log_warn("%s/%s is in the index, but not in the folder; it will be computed again",
                     o->dir, name);
         td_index_remove(&o->index, o->index.entries[i].number);
-        clean = false;
+        n_dropped++;
     }
     if (n_added)
         td_log_info("%s: %zu finished shard%s added to the index again", o->dir, n_added,
                     n_added == 1 ? "" : "s");
-    if (n_added || !clean)
+    if (n_added || n_dropped || faults.missing || faults.out_of_order || faults.n_doubled ||
+        faults.n_damaged)
         rc = td_index_rewrite(o->dir, &o->index, err);
     return rc;
 }

@@ -215,6 +215,11 @@ static td_status check_header_hash(td_shard_file *f, td_status code, bool *ok, t
         goto done;
     }
     f->header_size_bytes = f->size_bytes - data_size;
+    if (f->header_size_bytes % 64) { /* tensors are read in place: they must be aligned */
+        rc = td_error_set(err, code, "%s: its data part begins at byte %llu, no multiple of 64",
+                          f->path, (unsigned long long)f->header_size_bytes);
+        goto done;
+    }
     size_t n = (size_t)f->header_size_bytes - 8;
     header = malloc(n + 1);
     if (!header) {

@@ -1,0 +1,510 @@
+/* tdgen inspect: what an output folder holds, and one sample as a table a person can read.
+ *
+ * Reads the manifest, the index, a few shards for the mean figures and one shard for the table;
+ * never the whole folder. Values from a shard are bounds-checked where they index something;
+ * whether they are right is the business of verify.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "record/identity.h"
+#include "record/index.h"
+#include "record/text.h"
+#include "tdgen/json.h"
+
+#define COLUMNS 100
+/* The mean figures come from at most this many shards, spread over the folder. */
+#define MAX_STAT_SHARDS 32
+
+typedef struct inspector {
+    const char *dir;
+    FILE *out;
+    td_manifest manifest;
+    td_index index;
+    td_tokenizer *tok; /* NULL: ids are shown */
+    char *tok_note;    /* why there are no texts */
+} inspector;
+
+/* --- small pieces of text --------------------------------------------------------------------- */
+
+/* "1,234,567" */
+static const char *grouped(int64_t n, char *buf, size_t size) {
+    char digits[24];
+    int len = snprintf(digits, sizeof digits, "%lld", (long long)n);
+    size_t at = 0;
+    for (int i = 0; i < len && at + 2 < size; i++) {
+        if (i && (len - i) % 3 == 0 && digits[i - 1] != '-')
+            buf[at++] = ',';
+        buf[at++] = digits[i];
+    }
+    buf[at] = '\0';
+    return buf;
+}
+
+static void percent(double p, char *buf, size_t size) {
+    p *= 100;
+    if (p >= 99.95)
+        snprintf(buf, size, "100%%");
+    else
+        snprintf(buf, size, p >= 9.95 ? "%.0f%%" : p >= 0.1 ? "%.1f%%" : "<.1%%", p);
+}
+
+/* One token as a table shows it: a leading space as ␣, escapes for what a line cannot hold. */
+static void token_text(const inspector *in, int32_t id, td_strbuf *out) {
+    td_strbuf raw = {0};
+    td_strbuf_clear(out);
+    if (in->tok && id >= 0)
+        td_tokenizer_token_text(in->tok, id, &raw);
+    if (raw.len == 0) {
+        td_strbuf_printf(out, "#%d", id);
+        td_strbuf_free(&raw);
+        return;
+    }
+    size_t spaces = 0;
+    for (; spaces < raw.len && raw.data[spaces] == ' '; spaces++)
+        td_strbuf_puts(out, "␣");
+    td_text_printable(raw.data + spaces, raw.len - spaces, out);
+    td_strbuf_free(&raw);
+}
+
+static const char *cell_of(td_strbuf *b) {
+    return b->oom || !b->data ? "" : b->data;
+}
+
+/* --- the folder ---------------------------------------------------------------------------------
+ */
+
+static td_status open_shard(const inspector *in, const td_index_entry *e, td_shard_file **out,
+                            td_error *err) {
+    char name[TD_SHARD_NAME_SIZE];
+    td_shard_name(e->number, name);
+    char *path = td_asprintf("%s/%s", in->dir, name);
+    if (!path)
+        return td_error_nomem(err, "a path", 0);
+    td_status rc = td_shard_file_open(path, &in->manifest.spec, TD_E_VERIFY, NULL, out, err);
+    free(path);
+    return rc;
+}
+
+typedef struct means {
+    int64_t n, n_first; /* rows looked at; where the target is the most probable token */
+    double tail, entropy, target;
+} means;
+
+static void add_means(const td_shard_file *f, means *m) {
+    const float *tail = td_shard_file_data(f, TD_T_TAIL_MASS);
+    const float *entropy = td_shard_file_data(f, TD_T_ENTROPY);
+    const float *target = td_shard_file_data(f, TD_T_TARGET_LOGPROB);
+    const int32_t *rank = td_shard_file_data(f, TD_T_TARGET_RANK);
+    for (int64_t r = 0; r < f->layout.counts.n_rows; r++) {
+        m->tail += (double)tail[r];
+        m->entropy += (double)entropy[r];
+        m->target += (double)target[r];
+        m->n_first += rank[r] == 0;
+        m->n++;
+    }
+}
+
+static td_status collect_means(const inspector *in, means *m, td_strbuf *devices, td_error *err) {
+    size_t n = in->index.n, step = (n + MAX_STAT_SHARDS - 1) / MAX_STAT_SHARDS;
+    for (size_t i = 0; i < n; i += step) {
+        td_shard_file *f = NULL;
+        td_status rc = open_shard(in, &in->index.entries[i], &f, err);
+        if (rc != TD_OK)
+            return rc;
+        add_means(f, m);
+        for (int32_t k = 0; k < f->meta.n_kinds; k++) {
+            if (devices->data && strstr(devices->data, f->meta.device_kinds[k]))
+                continue;
+            td_strbuf_puts(devices, devices->len ? ", " : "");
+            td_text_printable(f->meta.device_kinds[k], strlen(f->meta.device_kinds[k]), devices);
+        }
+        td_shard_file_close(f);
+    }
+    return TD_OK;
+}
+
+/* The value of an identity key as text: strings bare, null as "none". */
+static void key_text(const inspector *in, const char *key, td_strbuf *out) {
+    const json_t *v = json_object_get(in->manifest.identity, key);
+    td_strbuf_clear(out);
+    if (json_is_string(v)) {
+        td_text_printable(json_string_value(v), json_string_length(v), out);
+        return;
+    }
+    char *text = v && !json_is_null(v) && !(json_is_array(v) && json_array_size(v) == 0)
+                     ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6))
+                     : NULL;
+    td_strbuf_puts(out, text ? text : "none");
+    free(text);
+}
+
+static void print_field(const inspector *in, const char *label, const char *text) {
+    fprintf(in->out, "  %-10s %s\n", label, text);
+}
+
+static void print_settings(const inspector *in) {
+    td_strbuf line = {0}, v = {0};
+    const char *model = json_string_value(json_object_get(in->manifest.root, "model_path"));
+    const char *data = json_string_value(json_object_get(in->manifest.root, "data_path"));
+    td_text_printable(model ? model : "", model ? strlen(model) : 0, &line);
+    print_field(in, "teacher", cell_of(&line));
+    td_strbuf_clear(&line);
+    key_text(in, "model.architecture", &v);
+    td_strbuf_puts(&line, cell_of(&v));
+    key_text(in, "model.n_vocab", &v);
+    td_strbuf_printf(&line, ", vocabulary %s", cell_of(&v));
+    key_text(in, "model.compute", &v);
+    td_strbuf_printf(&line, ", computed in %s", cell_of(&v));
+    print_field(in, "", cell_of(&line));
+    td_strbuf_clear(&line);
+    td_text_printable(data ? data : "", data ? strlen(data) : 0, &line);
+    print_field(in, "data", cell_of(&line));
+    td_strbuf_clear(&line);
+    key_text(in, "data.format", &v);
+    td_strbuf_puts(&line, cell_of(&v));
+    static const char *const fields[] = {"data.text_field", "data.prompt_field",
+                                         "data.completion_field", "data.ids_field"};
+    for (size_t i = 0; i < TD_ARRAY_LEN(fields); i++) {
+        if (!td_json_has(in->manifest.identity, fields[i]))
+            continue;
+        key_text(in, fields[i], &v);
+        td_strbuf_printf(&line, ", %s \"%s\"", fields[i] + 5, cell_of(&v));
+    }
+    key_text(in, "data.max_length", &v);
+    td_strbuf_printf(&line, ", max_length %s", cell_of(&v));
+    key_text(in, "data.overflow", &v);
+    td_strbuf_printf(&line, " (%s)", cell_of(&v));
+    print_field(in, "", cell_of(&line));
+    td_strbuf_clear(&line);
+    key_text(in, "capture.logprob_dtype", &v);
+    td_strbuf_printf(&line, "top %d of %d tokens as %s", in->manifest.spec.top_k,
+                     in->manifest.spec.n_vocab, cell_of(&v));
+    if (in->manifest.spec.n_temperatures) {
+        key_text(in, "capture.temperatures", &v);
+        td_strbuf_printf(&line, ", log-sum-exp at temperatures %s", cell_of(&v));
+    }
+    print_field(in, "capture", cell_of(&line));
+    td_strbuf_free(&line);
+    td_strbuf_free(&v);
+}
+
+static td_status print_counts(const inspector *in, td_error *err) {
+    td_index_entry sum = {0};
+    char a[32], b[32], c[32], d[32];
+    for (size_t i = 0; i < in->index.n; i++) {
+        const td_index_entry *e = &in->index.entries[i];
+        sum.n_samples += e->n_samples;
+        sum.n_tokens += e->n_tokens;
+        sum.n_rows += e->n_rows;
+        sum.n_skipped += e->n_skipped;
+        sum.n_bad_rows += e->n_bad_rows;
+        sum.n_overflow_rows += e->n_overflow_rows;
+        sum.size_bytes += e->size_bytes;
+    }
+    fprintf(in->out, "  %-10s %s in %s", "shards", grouped((int64_t)in->index.n, a, sizeof a),
+            td_human_bytes(sum.size_bytes, b, sizeof b));
+    if (in->index.n)
+        fprintf(in->out, ", numbers %lld to %lld", (long long)in->index.entries[0].number,
+                (long long)in->index.entries[in->index.n - 1].number);
+    if (sum.n_tokens)
+        fprintf(in->out, ", %.1f bytes per token", (double)sum.size_bytes / (double)sum.n_tokens);
+    fprintf(in->out, "\n  %-10s %s samples, %s tokens, %s recorded positions\n", "content",
+            grouped(sum.n_samples, a, sizeof a), grouped(sum.n_tokens, b, sizeof b),
+            grouped(sum.n_rows, c, sizeof c));
+    if (sum.n_skipped || sum.n_bad_rows || sum.n_overflow_rows)
+        fprintf(in->out,
+                "  %-10s %s samples skipped, %s bad dataset rows, %s rows over max_length\n", "",
+                grouped(sum.n_skipped, a, sizeof a), grouped(sum.n_bad_rows, b, sizeof b),
+                grouped(sum.n_overflow_rows, d, sizeof d));
+    if (sum.n_rows == 0)
+        return TD_OK;
+    means m = {0};
+    td_strbuf devices = {0};
+    td_status rc = collect_means(in, &m, &devices, err);
+    if (rc == TD_OK && m.n) {
+        double n = (double)m.n;
+        print_field(in, "devices", cell_of(&devices));
+        fprintf(in->out,
+                "  %-10s %.2f%% of the probability is covered, entropy %.2f nats; the data's next "
+                "token:\n  %-10s perplexity %.2f, most probable one at %.1f%% of the positions\n",
+                "means", 100 * (1 - m.tail / n), m.entropy / n, "", exp(-m.target / n),
+                100 * (double)m.n_first / n);
+        if (in->index.n > MAX_STAT_SHARDS)
+            fprintf(in->out, "  %-10s (of %s positions in shards spread over the folder)\n", "",
+                    grouped(m.n, a, sizeof a));
+    }
+    td_strbuf_free(&devices);
+    return rc;
+}
+
+/* --- the table ----------------------------------------------------------------------------------
+ */
+
+/* Offsets of sample i lie in the shard and positions in the sample. */
+static bool sample_is_sound(const td_shard_file *f, int64_t i) {
+    const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
+    const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
+    const td_layout_counts *c = &f->layout.counts;
+    if (t[i] < 0 || t[i + 1] < t[i] || t[i + 1] > c->n_tokens || r[i] < 0 || r[i + 1] < r[i] ||
+        r[i + 1] > c->n_rows)
+        return false;
+    for (int64_t k = r[i]; k < r[i + 1]; k++)
+        if (position[k] < 0 || position[k] + INT64_C(1) >= t[i + 1] - t[i])
+            return false;
+    return true;
+}
+
+static void print_candidates(const inspector *in, const td_shard_file *f, int64_t row, int32_t max,
+                             int room) {
+    const int32_t *ids = td_shard_file_data(f, TD_T_TOPK_IDS);
+    const float *f32 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F32);
+    const uint16_t *f16 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F16);
+    int64_t k = in->manifest.spec.top_k;
+    td_strbuf text = {0}, cell = {0};
+    for (int64_t j = 0; j < TD_MIN(k, (int64_t)max); j++) {
+        int64_t at = row * k + j;
+        char p[16];
+        if (ids[at] < 0)
+            break;
+        token_text(in, ids[at], &text);
+        int width = TD_MIN(td_text_width(cell_of(&text)), 14);
+        td_strbuf_clear(&cell);
+        td_text_cell(cell_of(&text), width, &cell);
+        percent(exp((double)(f16 ? td_f16_to_f32(f16[at]) : f32[at])), p, sizeof p);
+        int need = width + 1 + (int)strlen(p) + (j ? 2 : 0);
+        if (need > room)
+            break;
+        fprintf(in->out, "%s%s %s", j ? "  " : "", cell_of(&cell), p);
+        room -= need;
+    }
+    fputc('\n', in->out);
+    td_strbuf_free(&cell);
+    td_strbuf_free(&text);
+}
+
+static void print_row(const inspector *in, const td_shard_file *f, int64_t sample, int64_t row,
+                      int32_t n_candidates) {
+    const int64_t *tokens = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
+    const int32_t *ids = td_shard_file_data(f, TD_T_INPUT_IDS);
+    int32_t position = ((const int32_t *)td_shard_file_data(f, TD_T_ROW_POSITION))[row];
+    int32_t rank = ((const int32_t *)td_shard_file_data(f, TD_T_TARGET_RANK))[row];
+    float lp = ((const float *)td_shard_file_data(f, TD_T_TARGET_LOGPROB))[row];
+    float tail = ((const float *)td_shard_file_data(f, TD_T_TAIL_MASS))[row];
+    char p[16], covered[16];
+    td_strbuf text = {0}, cells = {0};
+    token_text(in, ids[tokens[sample] + position], &text);
+    td_text_cell(cell_of(&text), 12, &cells);
+    td_strbuf_puts(&cells, "  ");
+    token_text(in, ids[tokens[sample] + position + 1], &text);
+    td_text_cell(cell_of(&text), 12, &cells);
+    percent(exp((double)lp), p, sizeof p);
+    percent(1 - (double)tail, covered, sizeof covered);
+    int used = fprintf(in->out, "%6d  ", position);
+    fputs(cell_of(&cells), in->out);
+    used += 26;
+    used += fprintf(in->out, "%6s %5d %6s   ", p, rank, covered);
+    print_candidates(in, f, row, n_candidates, COLUMNS - used);
+    td_strbuf_free(&cells);
+    td_strbuf_free(&text);
+}
+
+static void print_quoted_text(const inspector *in, const int32_t *ids, int64_t n) {
+    enum { LINES = 3 };
+    td_strbuf raw = {0}, text = {0};
+    td_error ignored;
+    if (!in->tok || td_tokenizer_decode(in->tok, ids, (size_t)TD_MIN(n, INT64_C(400)), false, &raw,
+                                        &ignored) != TD_OK)
+        goto done;
+    td_text_printable(cell_of(&raw), raw.len, &text);
+    const char *s = cell_of(&text);
+    for (int line = 0; line < LINES && *s; line++) {
+        /* as many bytes as fit the columns; never within a character */
+        size_t len = 0;
+        while (s[len]) {
+            size_t next = len + 1;
+            while (((unsigned char)s[next] & 0xc0) == 0x80)
+                next++;
+            char *part = td_strndup(s, next);
+            int width = part ? td_text_width(part) : COLUMNS;
+            free(part);
+            if (width > COLUMNS - 8)
+                break;
+            len = next;
+        }
+        bool more = line + 1 == LINES && s[len];
+        fprintf(in->out, "  | %.*s%s\n", (int)len, s, more ? "…" : "");
+        s += len;
+    }
+done:
+    td_strbuf_free(&raw);
+    td_strbuf_free(&text);
+}
+
+static void print_sample(const inspector *in, const td_shard_file *f, int64_t i, int64_t number,
+                         const td_inspect_options *opt) {
+    const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
+    const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+    const int64_t *id_at = td_shard_file_data(f, TD_T_SAMPLE_ID_OFFSETS);
+    const int64_t *start = td_shard_file_data(f, TD_T_SAMPLE_START);
+    const int32_t *ids = (const int32_t *)td_shard_file_data(f, TD_T_INPUT_IDS) + t[i];
+    int64_t n_rows = r[i + 1] - r[i];
+    int64_t row = ((const int64_t *)td_shard_file_data(f, TD_T_SAMPLE_INDEX))[i];
+    fprintf(in->out, "\nSample %lld (shard %lld, dataset row %lld", (long long)number,
+            (long long)f->meta.number, (long long)row);
+    if (start[i])
+        fprintf(in->out, " from token %lld", (long long)start[i]);
+    if (id_at && id_at[i] >= 0 && id_at[i + 1] >= id_at[i] &&
+        id_at[i + 1] <= f->layout.counts.n_id_bytes) {
+        td_strbuf id = {0};
+        td_text_printable((const char *)td_shard_file_data(f, TD_T_SAMPLE_ID_BYTES) + id_at[i],
+                          (size_t)TD_MIN(id_at[i + 1] - id_at[i], INT64_C(40)), &id);
+        fprintf(in->out, ", id \"%s\"", cell_of(&id));
+        td_strbuf_free(&id);
+    }
+    fprintf(in->out, "): %lld tokens, %lld recorded positions\n", (long long)(t[i + 1] - t[i]),
+            (long long)n_rows);
+    print_quoted_text(in, ids, t[i + 1] - t[i]);
+    if (n_rows == 0) {
+        bool skipped = ((const uint8_t *)td_shard_file_data(f, TD_T_SAMPLE_STATUS))[i];
+        fprintf(in->out, "  no positions: %s\n",
+                skipped ? "the sample could not be computed and was skipped"
+                        : "none of its tokens is a training target");
+        return;
+    }
+    fprintf(in->out, "\n%6s  %-12s  %-12s%6s %5s %6s   %s\n", "pos", "token", "next in data",
+            "prob", "rank", "cover", "the teacher's most probable next tokens");
+    int64_t shown = TD_MIN(n_rows, (int64_t)opt->n_positions);
+    for (int64_t k = 0; k < shown; k++)
+        print_row(in, f, i, r[i] + k, opt->n_candidates);
+    if (shown < n_rows)
+        fprintf(in->out, "        ... %lld more positions (--positions N shows more)\n",
+                (long long)(n_rows - shown));
+    fprintf(
+        in->out,
+        "\n        prob: the teacher's probability of the token that follows in the data; rank: "
+        "its place,\n        from 0; cover: probability of all %d recorded candidates\n",
+        in->manifest.spec.top_k);
+    if (in->tok_note)
+        fprintf(in->out, "        #N are token ids: %s\n", in->tok_note);
+}
+
+/* The sample asked for: its shard, opened, and its place in it. */
+static td_status find_sample(const inspector *in, const td_inspect_options *opt,
+                             td_shard_file **out, int64_t *place, int64_t *number, td_error *err) {
+    int64_t first = 0;
+    for (size_t e = 0; e < in->index.n; e++) {
+        const td_index_entry *entry = &in->index.entries[e];
+        td_shard_file *f = NULL;
+        bool here = opt->sample >= 0 ? opt->sample < first + entry->n_samples : entry->n_rows > 0;
+        if (!here) {
+            first += entry->n_samples;
+            continue;
+        }
+        td_status rc = open_shard(in, entry, &f, err);
+        if (rc != TD_OK)
+            return rc;
+        int64_t n = f->layout.counts.n_samples, i = opt->sample >= 0 ? opt->sample - first : 0;
+        const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+        while (opt->sample < 0 && i < n && r[i + 1] == r[i])
+            i++;
+        if (i < 0 || i >= n || !sample_is_sound(f, i)) {
+            rc = td_error_set(err, TD_E_VERIFY, "%s is damaged; run tdgen verify %s", f->path,
+                              in->dir);
+            td_shard_file_close(f);
+            return rc;
+        }
+        *out = f;
+        *place = i;
+        *number = first + i;
+        return TD_OK;
+    }
+    if (opt->sample >= 0)
+        return td_error_set(err, TD_E_CONFIG,
+                            "there is no sample %lld: the folder has %lld, from 0",
+                            (long long)opt->sample, (long long)first);
+    *out = NULL;
+    return TD_OK;
+}
+
+/* --- token texts --------------------------------------------------------------------------------
+ */
+
+static td_status load_tokenizer(inspector *in, const char *asked, td_error *err) {
+    const char *dir =
+        asked ? asked : json_string_value(json_object_get(in->manifest.root, "model_path"));
+    const char *want = json_string_value(json_object_get(in->manifest.identity, "tokenizer.hash"));
+    td_error why = {0};
+    char have[17];
+    if (!dir)
+        return TD_OK;
+    td_status rc = td_tokenizer_load(dir, &in->tok, &why);
+    if (rc == TD_OK && want) {
+        td_hash_hex(td_tokenizer_hash(in->tok), have);
+        if (strcmp(have, want) != 0) {
+            rc = td_error_set(&why, TD_E_MODEL,
+                              "%s/tokenizer.json is not the tokenizer that this run used", dir);
+            td_tokenizer_free(in->tok);
+            in->tok = NULL;
+        }
+    }
+    if (rc == TD_OK)
+        return TD_OK;
+    if (asked) {
+        if (err)
+            *err = why;
+        return rc;
+    }
+    in->tok_note = td_asprintf("%s (--model DIR names another place)", why.text);
+    return TD_OK;
+}
+
+td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err) {
+    inspector in = {.dir = dir, .out = out};
+    td_index_faults faults;
+    td_shard_file *f = NULL;
+    int64_t place = 0, number = 0;
+    td_inspect_options o = *opt;
+    if (o.n_positions <= 0)
+        o.n_positions = 24;
+    if (o.n_candidates <= 0)
+        o.n_candidates = 5;
+    char *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);
+    if (!path)
+        return td_error_nomem(err, "a path", 0);
+    td_status rc = TD_OK;
+    if (!td_path_exists(path))
+        rc = td_error_set(err, TD_E_OUTPUT,
+                          "%s is no output folder of tdgen: it has no " TD_MANIFEST_NAME, dir);
+    free(path);
+    if (rc == TD_OK)
+        rc = td_manifest_load(dir, TD_E_VERIFY, &in.manifest, err);
+    if (rc == TD_OK)
+        rc = td_index_load(dir, &in.index, &faults, err);
+    if (rc == TD_OK)
+        rc = load_tokenizer(&in, o.model_dir, err);
+    if (rc == TD_OK)
+        rc = find_sample(&in, &o, &f, &place, &number, err);
+    if (rc != TD_OK)
+        goto done;
+    fprintf(out, "%s\n", dir);
+    print_settings(&in);
+    rc = print_counts(&in, err);
+    if (rc != TD_OK)
+        goto done;
+    if (faults.n_damaged || faults.n_doubled || faults.missing)
+        fprintf(out, "  %-10s the index needs repair (the next run does it): counts may be low\n",
+                "note");
+    if (f)
+        print_sample(&in, f, place, number, &o);
+    else
+        fprintf(out, "\nNo recorded positions yet.\n");
+done:
+    td_shard_file_close(f);
+    td_tokenizer_free(in.tok);
+    free(in.tok_note);
+    td_index_free(&in.index);
+    td_manifest_free(&in.manifest);
+    return rc;
+}
