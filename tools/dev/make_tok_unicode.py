@@ -39,9 +39,7 @@ for name in ["L", "M", "N", "P", "S", "Z"] + names:
     items = "".join(
         "\\\\x{%X}" % a if a == b else "\\\\x{%X}-\\\\x{%X}" % (a, b) for a, b in ranges(now - was)
     )
-    lines = [items[i : i + 84] for i in range(0, len(items), 84)] or [""]
-    # never cut an escape: join the pieces at "\\x"
-    lines, cur = [], ""
+    lines, cur = [], ""  # cut between ranges only
     for part in items.split("\\\\x")[1:]:
         if len(cur) > 72 and not cur.endswith("-"):
             lines.append(cur)
@@ -61,7 +59,8 @@ for c in ALL:
     if d and d[0] != "<" and " " in d:
         a, b = (chr(int(x, 16)) for x in d.split())
         if new.normalize("NFC", a + b) == c and hf.normalize_str(a + b) != c:
-            inert.add(b)
+            # A new letter with an old mark: the mark keeps its other compositions.
+            inert.add(b if b > "\uffff" else a)
 print("/* Marks that HF's NFC does not know (its tables are those of an older Unicode): it neither")
 print(" * reorders them nor composes with them. */")
 print("static const struct {\n    uint32_t first, last;\n} tok_nfc_inert[] = {")
