@@ -2,6 +2,6 @@
 td_test(test_data SOURCES unit/test_data.c unit/test_data_rows.c unit/test_data_tokens.c unit/test_data_lines.c
                           unit/data_fixture.c
                   LIBS td_data LABELS unit)
-td_test(fuzz_jsonl PLAIN SOURCES fuzz/fuzz_jsonl.c unit/data_fixture.c LIBS td_data ARGS 3000 1
+td_test(fuzz_jsonl PLAIN SOURCES fuzz/fuzz_jsonl.c unit/data_fixture.c LIBS td_data ARGS 1500 1
                    LABELS fuzz)
 target_include_directories(fuzz_jsonl PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/unit)

@@ -58,25 +58,25 @@ typedef struct td_micro_batch {
 
 typedef struct td_shard {
     int64_t number;
-    int64_t row_begin, row_end;  /* dataset rows */
-    int32_t *ids;                /* [n_tokens] */
-    uint8_t *loss_mask;          /* [n_tokens], 0 at each sample's first token */
+    int64_t row_begin, row_end; /* dataset rows */
+    int32_t *ids;               /* [n_tokens] */
+    uint8_t *loss_mask;         /* [n_tokens], 0 at each sample's first token */
     int64_t n_tokens, n_rows;
-    td_sample *samples;          /* [n_samples], in dataset order */
+    td_sample *samples; /* [n_samples], in dataset order */
     int32_t n_samples;
     /* id_field: UTF-8 of sample i at id_bytes[id_offsets[i] .. id_offsets[i+1]); NULL without. */
     char *id_bytes;
-    int64_t *id_offsets;         /* [n_samples + 1] */
+    int64_t *id_offsets; /* [n_samples + 1] */
     /* xxh3 of the rows' raw bytes in file order: lines with their line end (a missing last LF
      * counts as there); of tokens: u64 number of ids, ids, mask of each row. Bad rows count. */
     uint64_t source_hash;
-    int32_t n_bad_rows;          /* rows left out under on_bad_sample = skip */
-    int32_t n_overflow_rows;     /* rows cut, split or skipped because of max_length */
+    int32_t n_bad_rows;      /* rows left out under on_bad_sample = skip */
+    int32_t n_overflow_rows; /* rows cut, split or skipped because of max_length */
     /* Samples with n_rows > 0, longest first, packed up to batch_tokens; a longer sample is a
      * micro-batch of its own. Samples without rows are in none: nothing has to be computed. */
     td_micro_batch *batches;
     int32_t n_batches;
-    int32_t *batch_samples;      /* backing store of the lists */
+    int32_t *batch_samples; /* backing store of the lists */
 } td_shard;
 
 void td_shard_free(td_shard *s); /* NULL allowed */
@@ -84,17 +84,17 @@ void td_shard_free(td_shard *s); /* NULL allowed */
 typedef struct td_source td_source;
 
 typedef struct td_source_limits {
-    int32_t n_vocab;     /* all ids must be below it (the model's padded vocabulary); 0 = unknown */
-    int32_t eos_id;      /* for append_eos; -1: none known, then append_eos is refused by name */
+    int32_t n_vocab; /* all ids must be below it (the model's padded vocabulary); 0 = unknown */
+    int32_t eos_id;  /* for append_eos; -1: none known, then append_eos is refused by name */
     int32_t max_positions; /* the model's own limit, for the warning; 0 = unknown */
 } td_source_limits;
 
 /* Resolves format = auto by extension and first bytes, checks that the file is there, readable and
- * has rows and, for JSONL, that the first row has the configured fields (under on_bad_sample = skip:
- * one of the first rows). `tok` may be NULL when the rows are already tokenised. cfg and tok are
- * borrowed. Compressed files are refused by name. */
-td_status td_source_open(const td_config *cfg, const td_tokenizer *tok,
-                         const td_source_limits *lim, td_source **out, td_error *err);
+ * has rows and, for JSONL, that the first row has the configured fields (under on_bad_sample =
+ * skip: one of the first rows). `tok` may be NULL when the rows are already tokenised. cfg and tok
+ * are borrowed. Compressed files are refused by name. */
+td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
+                         td_source **out, td_error *err);
 void td_source_close(td_source *s); /* NULL allowed */
 /* The resolved format, never TD_FORMAT_AUTO. */
 td_data_format td_source_format(const td_source *s);
@@ -117,7 +117,8 @@ void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *byte
 
 /* Identity of the dataset file: size and xxh3 over its first and last MiB (the rows themselves are
  * covered by each shard's source_hash). */
-td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash, td_error *err);
+td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash,
+                                td_error *err);
 
 /* What the planner wants to know. Small files (and small max_samples) are read whole (estimated =
  * false); of large ones some thousand rows spread over the file are tokenised and scaled up; bad
@@ -130,6 +131,7 @@ typedef struct td_dataset_stats {
     bool estimated, tokens_from_bytes;
 } td_dataset_stats;
 td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
-                                  const td_source_limits *lim, td_dataset_stats *out, td_error *err);
+                                  const td_source_limits *lim, td_dataset_stats *out,
+                                  td_error *err);
 
 #endif

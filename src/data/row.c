@@ -257,10 +257,13 @@ static td_status missing_field(const json_t *obj, const char *field, const char 
     if (names)
         json_object_foreach((json_t *)obj, key, v) names[n++] = key;
     const char *near = names ? td_nearest_name(field, names, n) : NULL;
+    bool is_text = strcmp(config_key, "text_field") == 0;
     td_status rc = td_error_set(
-        err, TD_E_DATA, "%s: the row has no \"%.100s\" (data.%s)%s%.100s%s; row has keys: %s",
-        where, field, config_key, near ? ", did you mean \"" : "", near ? near : "",
-        near ? "\"?" : "", keys.len && !keys.oom ? keys.data : "none");
+        err, TD_E_DATA,
+        "%s: the row has no \"%.100s\" (data.%s)%s%.100s%s; row has keys: %s; set data.%s%s", where,
+        field, config_key, near ? ", did you mean \"" : "", near ? near : "", near ? "\"?" : "",
+        keys.len && !keys.oom ? keys.data : "none", config_key,
+        is_text ? ", or data.prompt_field and data.completion_field" : " to the one that is meant");
     free(names);
     td_strbuf_free(&keys);
     return rc;

@@ -333,10 +333,6 @@ static td_status check_limits(const td_config *cfg, const td_tokenizer *tok,
             "data.append_eos = true, but the end-of-sequence id %d is not below the "
             "model's vocabulary of %d; set data.append_eos = false",
             (int)lim->eos_id, (int)lim->n_vocab);
-    if (lim->max_positions > 0 && cfg->data.max_length > lim->max_positions)
-        td_log_warn("data.max_length = %d is above the model's own limit of %d positions; tokens "
-                    "beyond it get predictions of unknown quality",
-                    (int)cfg->data.max_length, (int)lim->max_positions);
     return TD_OK;
 }
 
@@ -352,10 +348,15 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
                             "data.max_samples at least 0");
     td_data_format format;
     td_status rc = td_format_resolve(cfg, &format, err);
-    if (rc == TD_OK && !estimating)
+    /* A plan may be made without the tokenizer that knows these things. */
+    if (rc == TD_OK && (!estimating || tok || !td_format_needs_tokenizer(cfg, format)))
         rc = check_limits(cfg, tok, lim, format, err);
     if (rc != TD_OK)
         return rc;
+    if (!estimating && lim->max_positions > 0 && cfg->data.max_length > lim->max_positions)
+        td_log_warn("data.max_length = %d is above the model's own limit of %d positions; tokens "
+                    "beyond it get predictions of unknown quality",
+                    (int)cfg->data.max_length, (int)lim->max_positions);
 
     td_source *s = td_calloc(1, sizeof *s);
     if (!s)

@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include "tdgen/data.h"
 
-/* td_source_open; with `estimating` text needs no tokenizer (4 bytes a token), append_eos no known
- * id, and nothing is logged: the run says these things once. */
+/* td_source_open; with `estimating` text needs no tokenizer (4 bytes a token; append_eos then no
+ * known id), and nothing is logged: the run says these things once. */
 td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
                              const td_source_limits *lim, bool estimating, td_source **out,
                              td_error *err);

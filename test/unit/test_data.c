@@ -552,6 +552,11 @@ Test(data, keys_that_the_format_cannot_serve) {
     F.lim.eos_id = -1;
     cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_E_CONFIG);
     cr_assert(strstr(err.text, "data.append_eos"), "%s", err.text);
+    td_dataset_stats st;
+    cr_assert_eq(td_dataset_stats_sample(&F.cfg, F.tok, &F.lim, &st, &err), TD_E_CONFIG);
+    F.lim.eos_id = F.lim.n_vocab;
+    cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_E_CONFIG);
+    cr_assert(strstr(err.text, "data.append_eos"), "%s", err.text);
     F.cfg.data.append_eos = false;
     cr_assert_eq(td_source_open(&F.cfg, NULL, &F.lim, &s, &err), TD_E_MODEL);
     cr_assert(strstr(err.text, "tokenizer.json"), "%s", err.text);
