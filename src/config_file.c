@@ -115,15 +115,15 @@ static td_status take_value(reader *r, const char *section, const char *name, co
     int k = td_config_key_index(section, name);
     if (k < 0)
         return td_config_unknown_key(section, name, r->err);
-    if (st->origin[k].line)
-        return td_error_set(r->err, TD_E_CONFIG,
-                            "[%s] %s is given twice, first in line %d; keep one of them", section,
-                            name, (int)st->origin[k].line);
     td_status rc = td_config_set_value(&st->cfg, &td_config_keys[k], value, r->err);
     if (rc != TD_OK) {
         td_error_prefix(r->err, "[%s] %s", section, name);
         return rc;
     }
+    if (st->origin[k].line) /* behind the value's own checks, which say more */
+        return td_error_set(r->err, TD_E_CONFIG,
+                            "[%s] %s is given twice, first in line %d; keep one of them", section,
+                            name, (int)st->origin[k].line);
     st->origin[k].line = r->line;
     if (td_config_keys[k].type == TD_KEY_STRING && strstr(value, " #"))
         td_log_warn("%s:%d: [%s] %s is '%s', with the '#': a comment behind a value starts with "
