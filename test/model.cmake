@@ -7,3 +7,5 @@ td_test(fuzz_safetensors PLAIN SOURCES fuzz/fuzz_safetensors.c LIBS td_safetenso
 td_test(fuzz_hf_config PLAIN SOURCES fuzz/fuzz_hf_config.c LIBS td_model_config LABELS fuzz)
 td_test(test_logits SOURCES model/test_logits.c model/harness.c model/fixture.c
         LIBS td_model td_device LABELS model)
+td_test(test_session SOURCES model/test_session.c model/reference.c model/harness.c model/fixture.c
+        LIBS td_model td_device LABELS model)
