@@ -1,1 +1,4 @@
 td_test(stress_queue PLAIN SOURCES stress/stress_queue.c LIBS td_queue LABELS stress)
+if(TARGET td_sched AND TARGET td_device)
+  td_test(test_run SOURCES sched/test_run.c LIBS td_sched td_device LABELS sched)
+endif()

@@ -38,6 +38,11 @@ struct td_source {
     int64_t next_row, row_limit, next_number;
     int64_t n_bad_rows;
     uint64_t payload_read; /* tokens */
+    /* Where the last shard began, for td_source_step_back; offset < 0: nothing to go back to. */
+    struct {
+        int64_t offset, line_no, row;
+        uint64_t payload_read;
+    } mark;
     _Atomic uint64_t bytes_read, bytes_total;
 };
 
@@ -184,6 +189,10 @@ td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *
     if (s->at_end || s->next_row >= row_stop)
         goto end_of_data;
 
+    s->mark.offset = s->tokens ? 0 : (int64_t)td_lines_offset(&s->lines);
+    s->mark.line_no = s->lines.line_no;
+    s->mark.row = s->next_row;
+    s->mark.payload_read = s->payload_read;
     td_shard_builder b;
     td_shard *shard = NULL;
     td_status rc =
@@ -219,6 +228,24 @@ fail_builder:
 fail:
     s->failed = true;
     return rc;
+}
+
+td_status td_source_step_back(td_source *s, td_error *err) {
+    if (s->mark.offset < 0)
+        return td_error_set(err, TD_E_INTERNAL, "%s: no shard to go back to", s->cfg->data.path);
+    if (!s->tokens) {
+        td_status rc = td_lines_seek(&s->lines, (uint64_t)s->mark.offset, err);
+        if (rc != TD_OK)
+            return rc;
+        s->lines.line_no = s->mark.line_no;
+        s->lines.given_whole = false;
+    }
+    s->next_row = s->mark.row;
+    s->payload_read = s->mark.payload_read;
+    s->next_number--;
+    s->at_end = false;
+    s->mark.offset = -1;
+    return TD_OK;
 }
 
 int64_t td_source_next_number(const td_source *s) {
@@ -366,6 +393,7 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     s->silent = estimating;
     s->whole_file = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
     s->lines.fd = -1;
+    s->mark.offset = -1;
     s->row_limit = cfg->data.max_samples ? cfg->data.max_samples : INT64_MAX;
     s->where_cap = strlen(cfg->data.path) + 64;
     s->where = td_calloc(s->where_cap, 1);

@@ -1,0 +1,265 @@
+/* Runs with devices that fail: a group that retires hands its work over, memory that is short makes
+ * smaller micro-batches, and the output is byte-identical all the same. */
+#include <criterion/criterion.h>
+#include <dirent.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tdgen/run.h"
+#include "tdgen/util.h"
+
+enum { MAX_DEVICES = 4 };
+
+typedef struct fixture {
+    char dir[256];
+    td_config cfg;
+    td_model_config model;
+    td_tokenizer *tok;
+    td_device_info *info;
+    int32_t n_info;
+    td_inventory inv;
+    td_dataset_stats stats;
+    td_plan plan;
+    td_device *devices[MAX_DEVICES];
+    td_weights *weights;
+    td_source *source;
+    td_output *output;
+} fixture;
+
+#define OK(call) cr_assert_eq((call), TD_OK, "%s: %s", #call, err.text)
+
+static void setup(fixture *f, const char *name, const char *gpus, int32_t n_cpu,
+                  const char *batch_tokens) {
+    td_error err = {0};
+    *f = (fixture){0};
+    snprintf(f->dir, sizeof f->dir, "/tmp/tdgen-run-%d-%s", (int)getpid(), name);
+    char *dir = td_asprintf("output.dir=%s", f->dir), *dev = td_asprintf("devices.gpus=%s", gpus);
+    char *batch = td_asprintf("run.batch_tokens=%s", batch_tokens);
+    const char *overrides[] = {dir,
+                               dev,
+                               "devices.gpus_per_model=1",
+                               "model.path=" TD_SOURCE_DIR "/demo/teacher",
+                               "data.path=" TD_SOURCE_DIR "/demo/demo.jsonl",
+                               "data.max_samples=60",
+                               "output.shard_samples=16",
+                               batch,
+                               "capture.top_k=8"};
+    OK(td_config_load(TD_SOURCE_DIR "/conf/demo.ini", overrides, TD_ARRAY_LEN(overrides), &f->cfg,
+                      &err));
+    OK(td_model_config_load(f->cfg.model.path, &f->model, &err));
+    OK(td_tokenizer_load(f->cfg.model.path, &f->tok, &err));
+    td_source_limits lim = {.n_vocab = f->model.n_vocab, .eos_id = f->model.eos_id};
+    OK(td_dataset_stats_sample(&f->cfg, f->tok, &lim, &f->stats, &err));
+    OK(td_device_enumerate("cpu", n_cpu, &f->info, &f->n_info, &err));
+    OK(td_inventory_from_devices(f->info, f->n_info, true, &f->inv, &err));
+    OK(td_plan_make(&f->cfg, &f->inv, &f->model, &f->stats, NULL, &f->plan, &err));
+    cr_assert_eq(f->plan.n_groups, n_cpu);
+    td_stage stages[MAX_DEVICES];
+    for (int32_t i = 0; i < n_cpu; i++) {
+        OK(td_device_open(&f->info[i], &f->devices[i], &err));
+        const td_plan_stage *s = &f->plan.groups[i].stages[0];
+        cr_assert_eq(s->device, i); /* groups of one device each, in order */
+        stages[i] = (td_stage){f->devices[i], s->item_begin, s->item_end};
+    }
+    OK(td_weights_open(f->cfg.model.path, &f->model, &f->weights, &err));
+    OK(td_weights_load(f->weights, stages, n_cpu, f->plan.compute, NULL, &err));
+    OK(td_source_open(&f->cfg, f->tok, &lim, &f->source, &err));
+    td_identity id = {.model = &f->model,
+                      .compute = f->plan.compute,
+                      .has_tokenizer = true,
+                      .tokenizer_hash = td_tokenizer_hash(f->tok),
+                      .tokenizer_n_vocab = td_tokenizer_n_vocab(f->tok),
+                      .format = td_source_format(f->source)};
+    uint64_t hash;
+    OK(td_output_open(&f->cfg, &id, &f->output, &err));
+    OK(td_weights_hash(f->weights, &hash, &err));
+    OK(td_output_bind_weights(f->output, hash, &err));
+    free(dir);
+    free(dev);
+    free(batch);
+}
+
+static td_status run(fixture *f, td_run_summary *s, td_error *err) {
+    td_run_input in = {.cfg = &f->cfg,
+                       .plan = &f->plan,
+                       .weights = f->weights,
+                       .devices = f->devices,
+                       .source = f->source,
+                       .output = f->output};
+    return td_run(&in, s, err);
+}
+
+static void teardown(fixture *f, const td_device_ops *real) {
+    td_output_close(f->output);
+    td_source_close(f->source);
+    for (int32_t i = 0; i < MAX_DEVICES; i++)
+        if (f->devices[i] && real)
+            f->devices[i]->ops = real;
+    td_weights_close(f->weights);
+    for (int32_t i = 0; i < MAX_DEVICES; i++)
+        td_device_close(f->devices[i]);
+    td_plan_free(&f->plan);
+    td_inventory_free(&f->inv);
+    free(f->info);
+    td_tokenizer_free(f->tok);
+    td_config_free(&f->cfg);
+}
+
+/* All shards of b are those of a, byte for byte. */
+static void assert_same_shards(const char *a, const char *b) {
+    int n = 0;
+    for (int i = 0; i < 4; i++) {
+        char *pa = td_asprintf("%s/shard-%06d.safetensors", a, i);
+        char *pb = td_asprintf("%s/shard-%06d.safetensors", b, i);
+        char *da, *db;
+        size_t na, nb;
+        td_error err;
+        OK(td_file_read(pa, 1 << 26, TD_E_DATA, &da, &na, &err));
+        OK(td_file_read(pb, 1 << 26, TD_E_DATA, &db, &nb, &err));
+        cr_assert(na == nb && memcmp(da, db, na) == 0, "%s and %s differ", pa, pb);
+        free(da);
+        free(db);
+        free(pa);
+        free(pb);
+        n++;
+    }
+    cr_assert_eq(n, 4); /* 60 rows in shards of 16 */
+}
+
+static void remove_dir(const char *dir) {
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        char *p = td_asprintf("%s/%s", dir, e->d_name);
+        unlink(p);
+        free(p);
+    }
+    if (d)
+        closedir(d);
+    rmdir(dir);
+}
+
+static void make_reference(char *dir, size_t n) {
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "ref", "cpu", 1, "512");
+    OK(run(&f, &s, &err));
+    cr_assert_eq(s.n_shards_written, 4);
+    cr_assert_eq(s.n_retired, 0);
+    snprintf(dir, n, "%s", f.dir);
+    td_run_summary_free(&s);
+    teardown(&f, NULL);
+}
+
+/* A device table that fails on purpose. */
+static const td_device_ops *g_real;
+static _Atomic int g_calls_left;
+static size_t g_alloc_limit;
+
+static td_status failing_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    if (atomic_fetch_sub(&g_calls_left, 1) <= 0)
+        return td_error_set(err, TD_E_DEVICE, "cpu:1: gemm: injected failure");
+    return g_real->gemm(s, a, err);
+}
+
+static td_status short_alloc(td_device *dev, size_t n, void **out, td_error *err) {
+    if (n > g_alloc_limit)
+        return td_error_set(err, TD_E_DEVICE_OOM, "%s: no memory for %zu bytes", dev->info.name, n);
+    return g_real->alloc(dev, n, out, err);
+}
+
+Test(run, retired_group_hands_its_work_over) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    /* At the first product, in the middle, late. */
+    static const int after[] = {0, 40, 150};
+    for (size_t i = 0; i < TD_ARRAY_LEN(after); i++) {
+        fixture f;
+        td_run_summary s;
+        td_error err = {0};
+        setup(&f, "retire", "cpu*2", 2, "512");
+        td_device_ops ops = *(g_real = f.devices[1]->ops);
+        ops.gemm = failing_gemm;
+        f.devices[1]->ops = &ops;
+        atomic_store(&g_calls_left, after[i]);
+        OK(run(&f, &s, &err));
+        cr_assert_eq(s.n_shards_written, 4);
+        cr_assert_leq(s.n_retired, 1);
+        if (after[i] < 100) {
+            cr_assert_eq(s.n_retired, 1);
+            cr_assert(s.groups[1].retired);
+            cr_assert(strstr(s.groups[1].retired_why, "group 1"));
+            cr_assert(strstr(s.groups[1].retired_why, "injected failure"));
+        }
+        assert_same_shards(ref, f.dir);
+        td_run_summary_free(&s);
+        char dir[256];
+        memcpy(dir, f.dir, sizeof dir);
+        teardown(&f, g_real);
+        remove_dir(dir);
+    }
+    remove_dir(ref);
+}
+
+Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "last", "cpu", 1, "512");
+    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    ops.gemm = failing_gemm;
+    f.devices[0]->ops = &ops;
+    atomic_store(&g_calls_left, 60);
+    cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE);
+    cr_assert(strstr(err.text, "injected failure"));
+    td_run_summary_free(&s);
+    teardown(&f, g_real);
+    setup(&f, "last", "cpu", 1, "512");
+    OK(run(&f, &s, &err));
+    assert_same_shards(ref, f.dir);
+    td_run_summary_free(&s);
+    char dir[256];
+    memcpy(dir, f.dir, sizeof dir);
+    teardown(&f, NULL);
+    remove_dir(dir);
+    remove_dir(ref);
+}
+
+Test(run, short_memory_makes_smaller_micro_batches) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "oom", "cpu", 1, "2048");
+    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    ops.alloc = short_alloc;
+    f.devices[0]->ops = &ops;
+    /* The gate-and-up buffer of the planned micro-batch does not fit, that of half of it does. */
+    g_alloc_limit = (size_t)f.plan.limits.max_tokens * 2 * (size_t)f.model.n_ffn * 4 - 1;
+    OK(run(&f, &s, &err));
+    cr_assert_lt(f.cfg.run.batch_tokens, 2048);
+    assert_same_shards(ref, f.dir);
+    td_run_summary_free(&s);
+    char dir[256];
+    memcpy(dir, f.dir, sizeof dir);
+    teardown(&f, g_real);
+    remove_dir(dir);
+
+    setup(&f, "oom2", "cpu", 1, "512");
+    f.devices[0]->ops = &ops;
+    g_alloc_limit = 1000;
+    cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE_OOM);
+    cr_assert(strstr(err.text, "data.max_length"));
+    td_run_summary_free(&s);
+    memcpy(dir, f.dir, sizeof dir);
+    teardown(&f, g_real);
+    remove_dir(dir);
+    remove_dir(ref);
+}
