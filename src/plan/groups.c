@@ -142,11 +142,15 @@ static double stage_seconds(const void *user, int32_t kind, int32_t b, int32_t e
     return sum[e] - sum[b] + (b ? c->boundary[kind] : 0);
 }
 
+/* Interchangeable devices. What is free differs a little between the GPUs of a real machine: up to
+ * 1% counts as equal (and the least of them as the limit), or eight equal GPUs would be eight
+ * kinds. */
 static bool same_kind(const td_planner *pl, const td_plan_device *a, const td_plan_device *b) {
     const td_inventory *inv = &pl->plan->inventory;
+    double ma = (double)a->memory_bytes, mb = (double)b->memory_bytes;
     return !strcmp(a->type, b->type) && a->tflops == b->tflops && a->tflops_f32 == b->tflops_f32 &&
            a->mem_gbs == b->mem_gbs && a->link_gbs == b->link_gbs &&
-           (a->memory_bytes == b->memory_bytes ||
+           (fabs(ma - mb) <= 0.01 * fmax(ma, mb) ||
             (td_plan_shares_memory(inv, a) && td_plan_shares_memory(inv, b)));
 }
 
@@ -182,6 +186,8 @@ static td_status place_group(const td_planner *pl, const int32_t *devices, int32
             for (int32_t item = 0; item < pl->n_items; item++)
                 sum[item + 1] = sum[item] + td_plan_item_seconds(pl, d, item);
         }
+        if (limit[k] != UINT64_MAX)
+            limit[k] = TD_MIN(limit[k], d->memory_bytes);
         kind[i] = k;
         speed += 1 / seconds[(size_t)k * m + m - 1];
     }

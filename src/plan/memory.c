@@ -18,8 +18,9 @@ static const uint64_t MAX_LOGITS_BYTES = (uint64_t)1 << 30;
 int32_t td_plan_longest_sample(const td_planner *pl) {
     const td_dataset_stats *st = &pl->plan->stats;
     /* Of a sampled dataset the longest sample is not known, only what it cannot exceed. */
-    return st->estimated ? pl->cfg->data.max_length
-                         : TD_MIN(TD_MAX(st->max_tokens, 1), pl->cfg->data.max_length);
+    return st->estimated || st->tokens_from_bytes
+               ? pl->cfg->data.max_length
+               : TD_MIN(TD_MAX(st->max_tokens, 1), pl->cfg->data.max_length);
 }
 
 void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {

@@ -141,8 +141,10 @@ static td_status fit(td_planner *pl) {
         pl->n_failed_devices = 0;
         plan->batch_tokens = batch;
         td_status st = td_plan_form_groups(pl, &fits);
-        if (st == TD_OK && fits)
+        if (st == TD_OK && fits) {
+            pl->n_failed_devices = 0; /* of narrower groups that were tried */
             st = td_plan_count_domains(pl, &fits);
+        }
         if (st != TD_OK)
             return st;
         if (fits)

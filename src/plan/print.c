@@ -7,6 +7,8 @@
 #include "plan_internal.h"
 #include "tdgen/util.h"
 
+enum { MAX_TITLE_TYPES = 4 };
+
 /* --- assignment ---------------------------------------------------------------------------------
  */
 
@@ -64,9 +66,10 @@ static const td_plan_domain *domain_of(const td_plan *p, const td_plan_device *d
     return NULL;
 }
 
-/* Same devices by type and memory, same stages: one table serves both. */
+/* Same devices by type, memory and speed, same stages: one table serves both. */
 static bool alike(const td_plan *p, const td_plan_group *a, const td_plan_group *b) {
-    if (a->n_devices != b->n_devices || a->n_stages != b->n_stages)
+    if (a->n_devices != b->n_devices || a->n_stages != b->n_stages ||
+        fabs(a->tokens_per_s - b->tokens_per_s) > 0.05 * fmax(a->tokens_per_s, b->tokens_per_s))
         return false;
     for (int32_t s = 0; s < a->n_stages; s++) {
         const td_plan_stage *x = &a->stages[s], *y = &b->stages[s];
@@ -104,20 +107,32 @@ static void describe_items(int32_t begin, int32_t end, int32_t n_layers, td_strb
         td_strbuf_printf(b, "%slm_head", sep);
 }
 
+/* Devices of one type in a row, from position i of the group on. */
+static int32_t run_of_type(const td_plan *p, const td_plan_group *g, int32_t i) {
+    int32_t run = 1;
+    while (i + run < g->n_devices && !strcmp(p->inventory.devices[g->devices[i]].type,
+                                             p->inventory.devices[g->devices[i + run]].type))
+        run++;
+    return run;
+}
+
 static void print_group_title(const td_plan *p, int32_t first, int32_t n, FILE *out) {
     const td_plan_group *g = &p->groups[first];
     if (n == 1)
         fprintf(out, "\nWorker %d on ", first);
     else
         fprintf(out, "\nWorkers %d-%d, each on ", first, first + n - 1);
-    for (int32_t i = 0; i < g->n_devices;) {
-        const char *type = p->inventory.devices[g->devices[i]].type;
-        int32_t run = 1;
-        while (i + run < g->n_devices &&
-               !strcmp(p->inventory.devices[g->devices[i + run]].type, type))
-            run++;
-        fprintf(out, "%s%d x %s", i ? " + " : "", run, type);
-        i += run;
+    int32_t runs = 0;
+    for (int32_t i = 0; i < g->n_devices; i += run_of_type(p, g, i))
+        runs++;
+    if (runs > MAX_TITLE_TYPES) {
+        fprintf(out, "%d devices of several types", g->n_devices);
+    } else {
+        for (int32_t i = 0, run; i < g->n_devices; i += run) {
+            run = run_of_type(p, g, i);
+            fprintf(out, "%s%d x %s", i ? " + " : "", run,
+                    p->inventory.devices[g->devices[i]].type);
+        }
     }
     fputs(":\n", out);
 }

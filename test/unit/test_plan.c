@@ -323,6 +323,7 @@ Test(request, surplus_devices_of_a_group_are_a_warning) {
     pf_make(&f);
     expect_contains(pf_assignment(&f), "  Worker 0: GPUs 0,1,2,3,4,5,6,7\n");
     cr_expect_leq(f.plan.groups[0].n_stages, 4);
+    cr_expect_eq(f.plan.limits.n_slots, f.plan.groups[0].n_stages + 1);
     expect_contains(pf_details(&f, 0), "Worker 0 has 8 devices for the 4 parts of the model");
     pf_close(&f);
 }

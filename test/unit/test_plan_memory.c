@@ -299,3 +299,90 @@ Test(predict, faster_devices_get_more_layers) {
     cr_assert_lt(g->bottleneck_over_ideal, 1.1);
     pf_close(&f);
 }
+
+Test(predict, a_slow_link_counts_for_the_stage_behind_it) {
+    pf f;
+    pf_open(&f, "llama-1b", "8xa100-80gb");
+    pf_groups(&f, "0,1");
+    cr_assert_eq(pf_make(&f), TD_OK);
+    const td_plan_stage *s = f.plan.groups[0].stages;
+    int32_t cut = s[1].item_begin;
+    double first = s[0].seconds_per_token, second = s[1].seconds_per_token;
+    /* 8 KiB a token over 2 GB/s are 4.1 us, some four layers' time: they move to the other side. */
+    for (int32_t i = 0; i < f.inv.n_devices; i++)
+        f.inv.devices[i].link_gbs = 2;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    s = f.plan.groups[0].stages;
+    cr_assert_eq(f.plan.groups[0].n_stages, 2);
+    cr_assert_gt(s[1].item_begin, cut);
+    cr_assert_float_eq(s[0].seconds_per_token + s[1].seconds_per_token - first - second,
+                       4 * 2048 / 2e9 - 4 * 2048 / 300e9, 1e-9);
+    /* Over 0.5 GB/s the second device costs more than it computes. */
+    for (int32_t i = 0; i < f.inv.n_devices; i++)
+        f.inv.devices[i].link_gbs = 0.5;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_eq(f.plan.groups[0].n_stages, 1);
+    expect_contains(pf_details(&f, 0), "Worker 0 is fastest without GPU 1, which will be empty.");
+    pf_close(&f);
+}
+
+Test(predict, f32_runs_at_the_f32_rate) {
+    pf f;
+    pf_open(&f, "llama-8b", "1xh100");
+    cr_assert_eq(pf_make(&f), TD_OK);
+    double bf16 = f.plan.tokens_per_s;
+    f.cfg.model.compute = TD_COMPUTE_F32;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_gt(bf16,
+                 8 * f.plan.tokens_per_s); /* 989 against 67 TFLOP/s, less what memory bounds */
+    double given = f.plan.tokens_per_s;
+    f.inv.devices[0].tflops_f32 = 0; /* then a sixteenth is assumed */
+    cr_assert_eq(pf_make(&f), TD_OK);
+    cr_assert_lt(fabs(f.plan.tokens_per_s / given - 989.0 / 16 / 67), 0.05);
+    pf_close(&f);
+}
+
+Test(predict, filling_a_pipeline_takes_time) {
+    pf f;
+    pf_open(&f, "llama-8b", "8xa100-80gb");
+    f.cfg.devices.gpus_per_model = 8;
+    cr_assert_eq(pf_make(&f), TD_OK);
+    double bubble = 7 * 8192 / f.plan.tokens_per_s;
+    cr_assert_float_eq(f.plan.wall_s, 50000000 / f.plan.tokens_per_s + bubble,
+                       1e-9 * f.plan.wall_s);
+    pf_close(&f);
+}
+
+Test(memory, nearly_equal_devices_are_interchangeable_and_the_least_is_the_limit) {
+    pf f;
+    pf_open(&f, "llama-70b", "8xa100-80gb");
+    for (int32_t i = 0; i < 8; i++)
+        f.inv.devices[i].memory_bytes -= (uint64_t)i << 26;
+    f.cfg.devices.gpus_per_model = 2;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    check_invariants(&f);
+    expect_contains(pf_details(&f, 0), "Workers 0-3, each on 2 x A100-80GB:\n");
+    pf_close(&f);
+}
+
+Test(memory, many_different_devices_are_placed_in_their_order_with_a_warning) {
+    pf f;
+    pf_open(&f, "llama-70b", NULL);
+    int32_t n = 16;
+    f.inv = (td_inventory){.devices = calloc((size_t)n, sizeof *f.inv.devices), .n_devices = n};
+    for (int32_t i = 0; i < n; i++) {
+        td_plan_device *d = &f.inv.devices[i];
+        snprintf(d->label, sizeof d->label, "%d", i);
+        snprintf(d->type, sizeof d->type, "T%d", i);
+        d->index = d->domain = i;
+        d->memory_bytes = (uint64_t)40 << 30;
+        d->tflops = 100 + i;
+        d->has_f32 = d->has_bf16 = true;
+    }
+    f.cfg.devices.gpus_per_model = n;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    check_invariants(&f);
+    expect_contains(pf_details(&f, 0), "Worker 0 on 16 devices of several types:\n");
+    expect_contains(f.text, "too many different devices for an exact placement");
+    pf_close(&f);
+}
