@@ -24,7 +24,7 @@ cat >"$work/bin/id" <<'END'
 #!/bin/sh
 echo "${FAKE_UID:-0}"
 END
-for tool in bash env tail sed wc mkdir dirname nproc cat; do
+for tool in bash env grep tail sed wc mkdir dirname nproc cat; do
     ln -s "$(type -P "$tool")" "$work/bin/$tool"
 done
 chmod +x "$work"/bin/{dpkg-query,apt-get,id}

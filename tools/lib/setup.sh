@@ -27,7 +27,8 @@ logged() {
     printf '+ %s\n' "$*" >>"$log"
     "$@" >>"$log" 2>&1 </dev/null || status=$?
     if ((status != 0)); then
-        tail -n "+$((from + 2))" "$log" | tail -n "${tail_lines:-40}" | sed 's/^/    /' >&2
+        # Without ninja's lines on what went well.
+        tail -n "+$((from + 2))" "$log" | grep -vE '^\[[0-9]+/[0-9]+\] [A-Z]' | tail -n "${tail_lines:-40}" | sed 's/^/    /' >&2
         say "    failed with status $status: ${*:1:3} (all of it: $log)" >&2
     fi
     return "$status"
