@@ -1,4 +1,5 @@
 /* The "model" section of tokenizer.json: vocabulary, merges, options. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"

@@ -12,6 +12,7 @@
  * A hand-written scanner per known pattern would be a little faster; PCRE2's JIT is not the
  * bottleneck.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"
