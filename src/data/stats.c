@@ -73,6 +73,7 @@ static td_status sample_lines(const td_config *cfg, td_data_format format, td_ro
     if (rc != TD_OK)
         return rc;
     l.read_bytes = SEEK_READ_BYTES;
+    bool jsonl = format == TD_FORMAT_JSONL;
     double bytes = 0;
     int64_t seen = 0;
     for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
@@ -82,27 +83,38 @@ static td_status sample_lines(const td_config *cfg, td_data_format format, td_ro
         rc = td_lines_seek(&l, at, err);
         if (rc != TD_OK)
             goto done;
-        uint64_t begin = td_lines_offset(&l);
-        do
+        uint64_t begin;
+        do {
+            begin = td_lines_offset(&l);
             rc = td_lines_next(&l, &line, &n, err);
-        while (rc == TD_OK && line && format == TD_FORMAT_JSONL && td_line_is_blank(line, n));
+        } while (rc == TD_OK && line && jsonl && td_line_is_blank(line, n));
         if (rc != TD_OK)
             goto done;
         if (!line)
-            continue; /* behind the start of the last line */
-        bytes += (double)(td_lines_offset(&l) - begin);
+            continue; /* behind the start of the last row */
+        uint64_t end = td_lines_offset(&l);
         seen++;
         td_error e;
         rc = take(b, m,
-                  format == TD_FORMAT_JSONL
-                      ? td_row_from_json(m, line, n, cfg->data.path, &e)
-                      : td_row_from_text(m, line, td_line_content(line, n), cfg->data.path, &e),
+                  jsonl ? td_row_from_json(m, line, n, cfg->data.path, &e)
+                        : td_row_from_text(m, line, td_line_content(line, n), cfg->data.path, &e),
                   &e);
         if (rc != TD_OK) {
             if (err)
                 *err = e;
             goto done;
         }
+        /* Blank lines count with the row before them: then the chance of a row to be met depends on
+         * its predecessor's bytes alone, and the mean is unbiased. */
+        while (jsonl) {
+            rc = td_lines_next(&l, &line, &n, err);
+            if (rc != TD_OK)
+                goto done;
+            if (!line || !td_line_is_blank(line, n))
+                break;
+            end = td_lines_offset(&l);
+        }
+        bytes += (double)(end - begin);
     }
     /* No line start was met but the first: a few giant rows. */
     double n_rows = seen ? (double)(l.size_bytes - l.start) / (bytes / (double)seen) : 1;

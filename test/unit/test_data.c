@@ -646,7 +646,9 @@ Test(data, statistics_of_a_large_file_are_near) {
         td_strbuf_clear(&word);
         for (size_t i = 0; i < n; i++)
             td_strbuf_append(&word, "abcdefgh " + test_random(&rnd) % 9, 1);
-        td_strbuf_printf(&b, "{\"text\": \"%s\"}\n%s", n ? word.data : "", n % 3 ? "" : "\n");
+        td_strbuf_printf(&b, "{\"text\": \"%s\"}\n", n ? word.data : "");
+        if (n % 3 == 0) /* blank lines count as bytes, not as rows */
+            td_strbuf_printf(&b, "%600s\n", "");
         rows++;
         tokens += (double)n;
     }
