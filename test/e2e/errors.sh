@@ -19,7 +19,7 @@ expect 0 'exit codes' "$TDGEN" --help
 expect 0 'devices: cpu' "$TDGEN" --version
 for command in devices inspect verify tokenize; do
     expect 0 "usage: tdgen $command" "$TDGEN" $command --help
-    expect 0 'exit codes' "$TDGEN" $command --help
+    expect 0 '[Ee]xit code' "$TDGEN" $command --help
 done
 expect 0 'cpu:0' "$TDGEN" devices
 expect 2 'no argument "x"' "$TDGEN" devices x
@@ -73,6 +73,8 @@ run 3 'tokenizer\.json' model.path="$TMP/m" output.dir="$TMP/e1"
 
 # --- data: 4
 run 4 'none\.jsonl' data.path="$TMP/none.jsonl" output.dir="$TMP/e1"
+: >"$TMP/empty.jsonl"
+run 4 'empty' data.path="$TMP/empty.jsonl" output.dir="$TMP/e1"
 printf '{"text":"a"}\n{"txt":"b"}\n' >"$TMP/d.jsonl"
 run 4 'd\.jsonl:2.*text' data.path="$TMP/d.jsonl" output.dir="$TMP/e2"
 printf '{"text":"a b c"}\n{"text":7}\n' >"$TMP/d.jsonl"

@@ -50,10 +50,6 @@ run 0 'Done in' data.id_field=id capture.temperatures=0.5,2 capture.logprob_dtyp
 for d in f x; do expect 0 '' "$TDGEN" verify "$TMP/$d"; done
 expect 0 'pass|LORD|God' "$TDGEN" inspect "$TMP/x"
 
-# An empty dataset is a run without shards.
-: >"$TMP/empty.jsonl"
-run 0 'Done in' data.path="$TMP/empty.jsonl" output.dir="$TMP/empty"
-expect 0 '' "$TDGEN" verify "$TMP/empty"
 # Rows that predict nothing still are there.
 printf '{"text":""}\n{"text":"a"}\n' >"$TMP/short.jsonl"
 run 0 'Done in' data.path="$TMP/short.jsonl" data.add_special_tokens=false output.dir="$TMP/short"
