@@ -84,7 +84,8 @@ static size_t damage(char *buf) {
     for (size_t k = rng(4); k > 0 && n > 2; k--) {
         const char *other = seeds[rng(TD_ARRAY_LEN(seeds))];
         size_t at = rng(n), len = 1 + rng(TD_MIN(n - at, (size_t)40));
-        size_t from = rng(strlen(other)), other_len = TD_MIN(strlen(other) - from, 1 + rng(60));
+        size_t from = rng(strlen(other)), other_len = 1 + rng(60);
+        other_len = TD_MIN(strlen(other) - from, other_len);
         switch (rng(5)) {
         case 0:
             buf[at] = (char)rng(256);
