@@ -31,7 +31,7 @@ typedef struct td_model_config {
     int32_t max_positions;      /* the model's own limit */
     float rms_eps;
     bool tied_embeddings;
-    bool qkv_bias, o_bias, mlp_bias; /* what the architecture has; the weights must agree */
+    bool qkv_bias, o_bias, mlp_bias; /* what the weights have; config_load refuses the last two */
     bool qk_norm;               /* RMSNorm over each head of q and k before rope (Qwen3) */
     int32_t window;             /* sliding window, 0 = full; per layer below */
     int32_t window_first_layer; /* layers >= this use the window (Qwen2 max_window_layers) */
@@ -54,11 +54,15 @@ typedef struct td_weights td_weights;
 
 /* Opens model.safetensors or the shards of model.safetensors.index.json, validates every header and
  * the presence, shape and dtype of each tensor that the config asks for. Path escapes in the index
- * are refused. `cfg` is copied. */
+ * are refused, and so is a tensor of the language model that the config has no use for: leaving it
+ * out would change the teacher. `cfg` is copied. */
 td_status td_weights_open(const char *model_dir, const td_model_config *cfg, td_weights **out,
                           td_error *err);
 void td_weights_close(td_weights *w); /* NULL allowed; after all sessions are gone */
-/* xxh3 over all tensor bytes in name order (one pass over the mapped files); cached. */
+/* Identity of the weights: xxh3 over (name, dtype, shape, xxh3 of the bytes) of the tensors that
+ * the model uses, in name order, so it does not depend on how they are spread over files. The
+ * bytes of each tensor are hashed when td_weights_load touches it: after a load of the whole model
+ * this reads nothing more. Cached. */
 td_status td_weights_hash(td_weights *w, uint64_t *out, td_error *err);
 /* The dtype of the checkpoint's matrices (the widest met). */
 td_dtype td_weights_dtype(const td_weights *w);
@@ -70,9 +74,10 @@ typedef struct td_stage {
     int32_t item_begin, item_end;
 } td_stage;
 
-/* Prepares the items of all given stages in `compute`. Each tensor is read from the mapping once;
- * stages whose devices share a domain share the prepared weight. Call once, before any session.
- * bytes_read (may be NULL) counts file bytes touched. */
+/* Prepares the items of all given stages (of all groups) in `compute`. Each tensor is read from the
+ * mapping once, and its pages are given back; stages whose devices share a domain share the
+ * prepared weight. Call once, before any session; after a failure it may be called again.
+ * bytes_read (may be NULL) counts file bytes touched. The devices outlive w. */
 td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages,
                           td_dtype compute, uint64_t *bytes_read, td_error *err);
 
@@ -97,13 +102,13 @@ void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
                               const td_session_limits *lim, int32_t item_begin, int32_t item_end,
                               td_stage_memory *out);
 
-/* One micro-batch, host arrays, borrowed until td_session_wait of its slot returned. */
+/* One micro-batch, host arrays; td_session_submit copies what it needs of them. */
 typedef struct td_batch {
     int32_t n_tokens, n_seqs, n_rows;
     const int32_t *ids;         /* [n_tokens], 0 <= id < V checked by submit (TD_E_DATA) */
     const int32_t *seq_offsets; /* [n_seqs + 1], from 0 to n_tokens; no empty sequences */
     const int32_t *row_token;   /* [n_rows] ascending: the row's hidden state is at this token */
-    const int32_t *row_target;  /* [n_rows] the token it predicts */
+    const int32_t *row_target;  /* [n_rows] the token it predicts, or -1 for none */
 } td_batch;
 
 /* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
