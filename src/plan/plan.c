@@ -219,6 +219,11 @@ static td_status settle(td_planner *pl) {
 /* --- what to tell -------------------------------------------------------------------------------
  */
 
+static const char *device_noun(const td_plan *plan, int32_t n) {
+    return plan->inventory.is_cpu ? (n == 1 ? "device" : "devices") : n == 1 ? "GPU" : "GPUs";
+}
+
+/* Tells of devices of a group that got no stage. */
 static bool warn_empty_devices(const td_planner *pl, int32_t group) {
     td_plan *plan = pl->plan;
     const td_plan_group *g = &plan->groups[group];
@@ -237,10 +242,11 @@ static bool warn_empty_devices(const td_planner *pl, int32_t group) {
     if (g->n_devices > pl->n_items)
         return td_plan_warn(plan,
                             "Worker %d has %d devices for the %d parts of the model (embedding, %d "
-                            "layers, lm_head): %s will be empty.",
-                            group, g->n_devices, pl->n_items, pl->model->n_layers, labels);
-    return td_plan_warn(plan, "Worker %d is fastest without %s, which will be empty.", group,
-                        labels);
+                            "layers, lm_head): %s %s will be empty.",
+                            group, g->n_devices, pl->n_items, pl->model->n_layers,
+                            device_noun(plan, n), labels);
+    return td_plan_warn(plan, "Worker %d is fastest without %s %s, which will be empty.", group,
+                        device_noun(plan, n), labels);
 }
 
 static td_status add_warnings(td_planner *pl) {
@@ -249,11 +255,9 @@ static td_status add_warnings(td_planner *pl) {
     for (int32_t g = 0; g < plan->n_groups; g++)
         if (!warn_empty_devices(pl, g))
             goto nomem;
-    bool one = plan->n_leftover == 1;
     td_plan_labels(plan, plan->leftover, plan->n_leftover, labels, sizeof labels);
-    if (plan->n_leftover && !td_plan_warn(plan, "%s%s %s %s left over: no worker uses %s.",
-                                          plan->inventory.is_cpu ? "Device" : "GPU", one ? "" : "s",
-                                          labels, one ? "is" : "are", one ? "it" : "them"))
+    if (plan->n_leftover && !td_plan_warn(plan, "Left over: no worker uses %s %s.",
+                                          device_noun(plan, plan->n_leftover), labels))
         goto nomem;
     if (plan->compute == TD_F16 && pl->model->weight_dtype != TD_F16 &&
         !td_plan_warn(plan,

@@ -210,7 +210,7 @@ Test(scenario, auto_width_per_device_type) {
     expect_contains(pf_assignment(&f), "  GPUs per model: 1 (4 workers), 3 (1 worker)\n");
     expect_contains(f.text, "  Worker 4: GPUs 4,5,6\n");
     cr_assert_eq(f.plan.n_leftover, 1);
-    expect_contains(pf_details(&f, 0), "GPU 7 is left over: no worker uses it.");
+    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPU 7.");
     pf_groups(&f, "4,5");
     cr_expect_eq(pf_make(&f), TD_E_DEVICE);
     expect_contains(f.err.text, "does not fit on 2 x V100-32GB (GPUs 4,5)");
@@ -251,11 +251,11 @@ Test(request, leftover_devices_are_reported) {
     expect_contains(pf_assignment(&f), "  Number of workers: 2\n");
     cr_assert_eq(f.plan.n_leftover, 2);
     cr_expect_eq(f.plan.leftover[0], 6);
-    expect_contains(pf_details(&f, 0), "GPUs 6,7 are left over: no worker uses them.");
+    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPUs 6,7.");
     pf_groups(&f, "0,1,2 | 7");
     pf_make(&f);
     cr_expect_eq(f.plan.n_leftover, 4);
-    expect_contains(pf_details(&f, 0), "GPUs 3,4,5,6 are left over");
+    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPUs 3,4,5,6.");
     pf_close(&f);
 }
 
