@@ -362,6 +362,18 @@ Test(memory, nearly_equal_devices_are_interchangeable_and_the_least_is_the_limit
     cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
     check_invariants(&f);
     expect_contains(pf_details(&f, 0), "Workers 0-3, each on 2 x A100-80GB:\n");
+    /* Around the size at which the model just fits, the smaller one is never overfilled. */
+    int fitted = 0;
+    for (int32_t i = 0; i < 60; i++) {
+        f.inv.n_devices = 2;
+        f.inv.devices[0].memory_bytes = (uint64_t)((66 + 0.1 * i) * 0x1p30);
+        f.inv.devices[1].memory_bytes = f.inv.devices[0].memory_bytes / 1000 * 992;
+        if (pf_make(&f) == TD_OK) {
+            check_invariants(&f);
+            fitted++;
+        }
+    }
+    cr_assert(fitted > 0 && fitted < 60, "%d", fitted);
     pf_close(&f);
 }
 
