@@ -173,7 +173,7 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
     if (!final && !line_due && !status_due && !log_due)
         return;
     view v = look(p, now);
-    char line[256];
+    char line[320];
     compose_line(p->run, &v, final, line, sizeof line);
     if (final) {
         td_log_progress("");
