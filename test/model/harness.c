@@ -102,6 +102,22 @@ bool hs_rows_equal(const hs_rows *a, int32_t a0, const hs_rows *b, int32_t b0, i
            same(a->entropy, a0, b->entropy, b0, n, 1);
 }
 
+bool hs_can_compute(td_dtype compute) {
+    td_device_info *info;
+    int32_t n;
+    td_error e;
+    cr_assert_eq(td_device_enumerate("cpu", 1, &info, &n, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(n, 1);
+    bool can = compute == TD_F32    ? info->has_f32
+               : compute == TD_BF16 ? info->has_bf16
+                                    : info->has_f16;
+    if (!can)
+        fprintf(stderr, "SKIPPED: %s (%s) has no %s\n", info->name, info->kind,
+                td_dtype_name(compute));
+    free(info);
+    return can;
+}
+
 void hs_devices_open(td_device **devices, int32_t n) {
     td_device_info *info;
     int32_t n_found;

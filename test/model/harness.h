@@ -42,6 +42,8 @@ typedef struct hs_setup {
 /* Runs the samples in order, as many whole samples per micro-batch as fit, slots always full. */
 hs_rows hs_run(const hs_setup *setup, const hs_samples *s);
 
+/* False, after saying so loudly, when this CPU (or ONEDNN_MAX_CPU_ISA) has no such compute mode. */
+bool hs_can_compute(td_dtype compute);
 /* Opens n CPU devices. */
 void hs_devices_open(td_device **devices, int32_t n);
 void hs_devices_close(td_device **devices, int32_t n);

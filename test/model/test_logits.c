@@ -155,6 +155,8 @@ Test(logits, bf16_stays_close_to_f32) {
                                            {"tiny-random-llama3", "tiny-random-llama3"},
                                            {"tiny-random-qwen3", "tiny-random-qwen3"}};
     need_shared();
+    if (!hs_can_compute(TD_BF16))
+        cr_skip("SKIPPED: no bf16 on this CPU");
     for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
         char *ids_path = td_asprintf(TD_SHARED_DIR "/data/logits/%s.ids.txt", names[i][0]);
         char *dir = td_asprintf(TD_SHARED_DIR "/data/models/%s", names[i][1]);

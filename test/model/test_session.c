@@ -136,6 +136,8 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
     fx_model m = write_model(&c, TD_BF16, "", &dir);
     int32_t n_compared = 0;
     for (int compute = TD_F32; compute <= TD_BF16; compute++) {
+        if (!hs_can_compute((td_dtype)compute))
+            continue;
         hs_setup setup = {.dir = dir,
                           .compute = (td_dtype)compute,
                           .n_stages = 1,
@@ -166,6 +168,7 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
         hs_rows_free(&want);
         hs_samples_free(&alone);
     }
+    cr_expect_gt(n_compared, 0);
     printf("bit identity: %d arrangements compared\n", n_compared);
     fx_model_free(&m);
     hs_samples_free(&s);
