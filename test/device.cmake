@@ -2,3 +2,5 @@ td_test(test_device_gemm SOURCES device/test_device_gemm.c LIBS td_device LABELS
 td_test(test_device_ops SOURCES device/test_device_ops.c LIBS td_device LABELS device)
 td_test(test_device_capture SOURCES device/test_device_capture.c LIBS td_device LABELS device)
 td_test(test_cpu_kernels SOURCES device/test_cpu_kernels.c LIBS td_device LABELS device)
+td_test(test_device_streams SOURCES device/test_device_streams.c LIBS td_device LABELS device)
+td_test(stress_streams PLAIN SOURCES stress/stress_streams.c LIBS td_device LABELS stress)
