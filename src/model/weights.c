@@ -203,7 +203,7 @@ static td_status load_vector(loader *ld, int32_t domain, td_ckpt_entry *e, float
 static td_status load_matrix(loader *ld, int32_t domain, td_ckpt_entry *const *parts, int32_t n,
                              td_weight **out) {
     td_device *dev = ld->w->domains[domain].device;
-    td_host_matrix mats[3];
+    td_host_matrix mats[3] = {{0}};
     void *aligned[3] = {NULL};
     td_status rc = TD_OK;
     for (int32_t i = 0; i < n && rc == TD_OK; i++) {
