@@ -1,9 +1,22 @@
 /* tokenizer.h - Hugging Face tokenizer.json (BPE), exact.
  *
+ * Order of use: td_tokenizer_load -> td_tok_scratch_create in each thread -> td_tokenizer_encode
+ * for each text -> td_tok_scratch_free -> td_tokenizer_free.
+ *
  * A td_tokenizer is read-only after load and shared by threads; each thread encodes through a
- * td_tok_scratch of its own. Text may hold any byte, U+0000 included; invalid UTF-8 is replaced by
- * U+FFFD as Python's errors="replace" does. What tokenizer.json asks for and we do not implement is
- * refused by name at load (TD_E_MODEL).
+ * td_tok_scratch of its own, which must not outlive the tokenizer. A scratch holds 2 MB of cached
+ * pieces and buffers that grow to about 30 bytes per byte of the longest text.
+ *
+ * Text may hold any byte, U+0000 included; invalid UTF-8 is replaced by U+FFFD as Python's
+ * errors="replace" does. Results are those of `tokenizers` 0.22, whose Unicode tables (16 for
+ * patterns, an older one for NFC) are followed where they differ from our libraries'.
+ *
+ * Implemented: model BPE (byte_fallback, fuse_unk, ignore_merges); normalizers NFC, Prepend,
+ * Replace, Strip; pre-tokenizers Split, ByteLevel, Metaspace, Digits, WhitespaceSplit;
+ * post-processors TemplateProcessing, ByteLevel; decoders ByteLevel, Replace, ByteFallback, Fuse,
+ * Strip, Metaspace; sequences of all of them; added tokens with all their flags. Anything else that
+ * tokenizer.json asks for is refused by name at load (TD_E_MODEL). Its "truncation" and "padding"
+ * are ignored: tdgen cuts samples itself (data.max_length) and never pads.
  */
 #ifndef TDGEN_TOKENIZER_H
 #define TDGEN_TOKENIZER_H
@@ -30,16 +43,20 @@ void td_tokenizer_free(td_tokenizer *tok);
 td_status td_tok_scratch_create(const td_tokenizer *tok, td_tok_scratch **out, td_error *err);
 void td_tok_scratch_free(td_tok_scratch *s);
 
-/* Appends the ids of text[0..n) to *out. add_special: run the post-processor's template. On failure
- * *out is as before. */
-td_status td_tokenizer_encode(const td_tokenizer *tok, td_tok_scratch *s, const char *text, size_t n,
-                              bool add_special, td_ids *out, td_error *err);
+/* Appends the ids of text[0..n) to *out. add_special: run the post-processor's template; special
+ * tokens written in the text are recognised in any case. On failure *out is as before: TD_E_DATA
+ * when the split pattern gives up on this text, TD_E_INTERNAL when memory is exhausted. `s` must
+ * have been created for `tok`. */
+td_status td_tokenizer_encode(const td_tokenizer *tok, td_tok_scratch *s, const char *text,
+                              size_t n, bool add_special, td_ids *out, td_error *err);
 
-/* Appends the text of ids to *out through the decoder of tokenizer.json. Unknown ids give nothing. */
+/* Appends the text of ids to *out through the decoder of tokenizer.json. Unknown ids give nothing.
+ */
 td_status td_tokenizer_decode(const td_tokenizer *tok, const int32_t *ids, size_t n,
                               bool skip_special, td_strbuf *out, td_error *err);
-/* Appends the text of one token as it stands inside a line (leading space kept, bytes that are no
- * UTF-8 by themselves as \xNN): for tables a person reads. */
+/* Appends the text of one token as it stands inside a line (leading space kept; control characters
+ * and bytes that are no UTF-8 by themselves as \n, \r, \t, \xNN): for tables a person reads. An
+ * unknown id gives nothing. */
 void td_tokenizer_token_text(const td_tokenizer *tok, int32_t id, td_strbuf *out);
 
 /* 1 + the highest id (added tokens included). */

@@ -26,6 +26,8 @@
     "200B}-\\x{2027}\\x{202A}-\\x{202E}\\x{2030}-\\x{205E}\\x{2060}-\\x{2FFF}\\x{3001}-\\x{"       \
     "10FFFF}"
 
+enum { MATCH_LIMIT = 10000000 };
+
 typedef struct translation {
     const char *p; /* what is left of the pattern */
     const char *end;
@@ -325,6 +327,10 @@ td_status tok_pattern_next(const tok_pattern *p, td_tok_scratch *s, const char *
         }
         return TD_OK;
     }
+    /* PCRE2's default limit stops a runaway pattern, but 10 MB of spaces also meet it honestly: a
+     * sane pattern walks a long run back a few times, so the limit grows with the text. */
+    uint32_t extra = n < UINT32_MAX / 64 ? (uint32_t)n * 32 : UINT32_MAX / 2;
+    pcre2_set_match_limit(s->match_context, MATCH_LIMIT + extra);
     /* The text is valid UTF-8 by construction. */
     int rc = pcre2_match(p->code, (PCRE2_SPTR)text, n, from, PCRE2_NO_UTF_CHECK, s->match_data,
                          s->match_context);

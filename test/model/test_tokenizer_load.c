@@ -258,3 +258,19 @@ Test(tokenizer_load, pre_tokenizers_cut_as_hugging_face_does) {
                          "%s of \"%s\": %s", cases[i].json, cases[i].text, b.data);
     td_strbuf_free(&b);
 }
+
+/* PCRE2's own match limit would stop this one: the first alternative walks the whole run back. */
+Test(tokenizer_load, a_long_run_is_no_runaway_pattern) {
+    enum { N = 6000000 };
+    char *text = malloc(N + 2);
+    td_strbuf b = {0};
+    memset(text, ' ', N);
+    memcpy(text + N, "x", 2);
+    const char *got = pieces("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s*[\\r\\n]+|"
+                             "\\\\s+(?!\\\\S)|\\\\s+\"},\"behavior\":\"Isolated\"}",
+                             text, true, &b);
+    cr_expect_eq(b.len, N + 3);
+    cr_expect(strcmp(got + N - 1, "| |x") == 0);
+    free(text);
+    td_strbuf_free(&b);
+}
