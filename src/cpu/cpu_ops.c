@@ -87,7 +87,8 @@ static void capture_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread
 }
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err) {
     const td_cpu_capture_cmd *c = args;
-    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(c->a.top_k), err);
+    td_status st =
+        td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(c->a.top_k, c->a.n_vocab), err);
     if (st)
         return st;
     run_rows(x, c, c->a.n_rows, 3.0 * c->a.n_vocab, capture_rows);

@@ -39,10 +39,14 @@ typedef struct td_cpu_kernels {
 extern const td_cpu_kernels td_cpu_kernels_v1, td_cpu_kernels_v3, td_cpu_kernels_v4;
 
 static inline size_t td_cpu_attention_scratch_bytes(int32_t head_dim) {
-    return sizeof(float) * TD_ATT_QUERIES * ((size_t)head_dim * 2 + TD_ATT_KEYS);
+    return sizeof(float) *
+           (TD_ATT_QUERIES * ((size_t)head_dim * 2 + TD_ATT_KEYS) + (size_t)head_dim * TD_ATT_KEYS);
 }
-static inline size_t td_cpu_capture_scratch_bytes(int32_t top_k) {
-    return sizeof(uint64_t) * ((size_t)top_k * 4 + 1024);
+/* Elements of a row of logits whose maximum and sum are kept for the later passes. */
+enum { TD_CAPTURE_BLOCK = 512 };
+static inline size_t td_cpu_capture_scratch_bytes(int32_t top_k, int32_t n_vocab) {
+    const size_t n_blocks = ((size_t)n_vocab + TD_CAPTURE_BLOCK - 1) / TD_CAPTURE_BLOCK;
+    return sizeof(uint64_t) * (n_blocks * 2 + (size_t)top_k * 4 + 1024);
 }
 
 #endif

@@ -10,13 +10,19 @@
 #include "tdgen/util.h"
 
 enum { Q = TD_ATT_QUERIES, KT = TD_ATT_KEYS, NV = Q / TD_LANES };
+/* Accumulators held in registers: WIDE x NV vectors of sixteen lanes. */
+#if TD_KERNEL_LEVEL >= 4
+enum { WIDE = 8 };
+#else
+enum { WIDE = 4 };
+#endif
 _Static_assert(NV == 2, "the loops below hold two vectors of rows");
 _Static_assert(KT % Q == 0, "the masked tiles are those that the diagonal block meets");
 
-/* s[j][rows] = sum_d k[j][d] * qt[d][rows], four keys at a time. */
+/* s[j][rows] = sum_d k[j][d] * qt[d][rows], WIDE keys at a time. */
 TD_INLINE void scores_n(const float *qt, const float *k, int64_t stride, int32_t dim, int nk,
                         float *s) {
-    vf a[4][NV];
+    vf a[WIDE][NV];
     for (int j = 0; j < nk; j++)
         for (int v = 0; v < NV; v++)
             a[j][v] = vf_set(0);
@@ -33,12 +39,12 @@ TD_INLINE void scores_n(const float *qt, const float *k, int64_t stride, int32_t
             vf_store(s + j * Q + v * TD_LANES, a[j][v]);
 }
 
-/* o[d][rows] = o[d][rows] * corr[rows] + sum_j p[j][rows] * v[j][d], four d at a time. `masked`:
+/* o[d][rows] = o[d][rows] * corr[rows] + sum_j p[j][rows] * v[j][d], WIDE d at a time. `masked`:
  * a row takes key j only where lo <= j' <= hi (by select, not by adding 0 * v: v may be infinite
  * in a token that this row must not see). */
 TD_INLINE void values_n(float *o, const float *p, const float *val, int64_t stride, int n_keys,
                         int nd, const vf *corr, int masked, const vi *first, const vi *last) {
-    vf a[4][NV];
+    vf a[WIDE][NV];
     for (int d = 0; d < nd; d++)
         for (int v = 0; v < NV; v++)
             a[d][v] = vf_load(o + d * Q + v * TD_LANES) * corr[v];
@@ -69,13 +75,13 @@ static void values(float *o, const float *p, const float *val, int64_t stride, i
                    int32_t dim, const vf *corr, int masked, const vi *first, const vi *last) {
     int32_t d = 0;
     if (masked) {
-        for (; d + 4 <= dim; d += 4)
-            values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, 4, corr, 1, first, last);
+        for (; d + WIDE <= dim; d += WIDE)
+            values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, WIDE, corr, 1, first, last);
         for (; d < dim; d++)
             values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, 1, corr, 1, first, last);
     } else {
-        for (; d + 4 <= dim; d += 4)
-            values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, 4, corr, 0, first, last);
+        for (; d + WIDE <= dim; d += WIDE)
+            values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, WIDE, corr, 0, first, last);
         for (; d < dim; d++)
             values_n(o + (size_t)d * Q, p, val + d, stride, n_keys, 1, corr, 0, first, last);
     }
@@ -89,7 +95,7 @@ void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t
     const float *q = a->q + (int64_t)(start + q0) * stride + (int64_t)head * dim;
     const float *k = a->k + (int64_t)start * stride + (int64_t)kv_head * dim;
     const float *val = a->v + (int64_t)start * stride + (int64_t)kv_head * dim;
-    float *qt = scratch, *o = qt + (size_t)dim * Q, *s = o + (size_t)dim * Q;
+    float *qt = scratch, *o = qt + (size_t)dim * Q, *s = o + (size_t)dim * Q, *vt = s + KT * Q;
     const float ninf = -INFINITY;
 
     for (int32_t d = 0; d < dim; d++)
@@ -116,8 +122,8 @@ void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t
         vi first[NV], last[NV];
         int32_t j = 0;
         const float *kt = k + (int64_t)k0 * stride;
-        for (; j + 4 <= n_k; j += 4)
-            scores_n(qt, kt + j * stride, stride, dim, 4, s + j * Q);
+        for (; j + WIDE <= n_k; j += WIDE)
+            scores_n(qt, kt + j * stride, stride, dim, WIDE, s + j * Q);
         for (; j < n_k; j++)
             scores_n(qt, kt + j * stride, stride, dim, 1, s + j * Q);
         vf m_new[NV] = {m[0], m[1]}, corr[NV];
@@ -147,7 +153,12 @@ void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t
                 vf_store(sj, e);
             }
         }
-        values(o, s, val + (int64_t)k0 * stride, stride, n_k, dim, corr, masked, first, last);
+        /* Dense, as `values` walks the tile once per WIDE columns: at the stride of qkv, a power of
+         * two times the head, all its rows would fall into the same few cache sets. */
+        for (j = 0; j < n_k; j++)
+            memcpy(vt + (size_t)j * dim, val + (int64_t)(k0 + j) * stride,
+                   (size_t)dim * sizeof(float));
+        values(o, s, vt, dim, n_k, dim, corr, masked, first, last);
     }
     for (int v = 0; v < NV; v++)
         for (int32_t d = 0; d < dim; d++) {

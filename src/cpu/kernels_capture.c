@@ -1,11 +1,11 @@
 /* kernels_capture.c - one row of logits to its record; the definitions are in td_capture_args.
  *
- * Four passes over the row, which stays in the second-level cache after the first: maximum and
- * validity; sums; selection; the sum of what was not selected. Selection keeps a buffer of
- * candidates above a threshold and cuts it to the best K when it is full (quickselect), so that a
- * row in ascending order costs O(V), too. A candidate is one 64-bit key: the log-prob mapped to an
- * ordered integer in the upper half, the complement of the id in the lower: one comparison is the
- * record's order.
+ * Two full passes over the row, which stays in the second-level cache after the first: maximum and
+ * validity; sums. Selection, the sum of what was not selected, and the target's rank then read only
+ * the blocks whose maximum says that they matter. Selection keeps a buffer of candidates above a
+ * threshold and cuts it to the best K when it is full (quickselect), so that a row in ascending
+ * order costs O(V), too. A candidate is one 64-bit key: the log-prob mapped to an ordered integer
+ * in the upper half, the complement of the id in the lower: one comparison is the record's order.
  */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
@@ -91,128 +91,234 @@ static void store_invalid(const td_capture_args *a, int64_t row) {
     a->target_rank[row] = 0;
 }
 
-/* The last, partial vector of the row is completed with -inf, which adds nothing to any sum. */
-#define FOR_VECTORS(z, n, i, x)                                                                    \
-    for (int64_t i = 0; i < (n); i += TD_LANES)                                                    \
-        for (vf x = i + TD_LANES <= (n) ? vf_load((z) + i) : vf_load_n((z) + i, (n)-i, -INFINITY), \
-                *once_ = &x;                                                                       \
-             once_; once_ = NULL)
+/* The row is walked in blocks; what is kept of each decides which blocks later passes can skip. */
+enum { BLOCK = TD_CAPTURE_BLOCK };
+_Static_assert(BLOCK % TD_LANES == 0, "blocks are whole vectors");
+
+/* Calls step(state, vector, id of its first lane, arguments...) over z[begin, end). The last,
+ * partial vector is completed with -inf, which adds nothing to any sum and is never selected. */
+#define WALK(step, state, z, begin, end, ...)                                                      \
+    do {                                                                                           \
+        int64_t i_ = (begin);                                                                      \
+        for (; i_ + TD_LANES <= (end); i_ += TD_LANES)                                             \
+            step(state, vf_load((z) + i_), i_, __VA_ARGS__);                                       \
+        if (i_ < (end))                                                                            \
+            step(state, vf_load_n((z) + i_, (end)-i_, -INFINITY), i_, __VA_ARGS__);                \
+    } while (0)
+
+/* What is known of a row while it is being captured. */
+typedef struct row_state {
+    const float *z; /* [n] */
+    int64_t n, n_blocks;
+    float m, log_s;
+    double s;
+    float *block_max;  /* [n_blocks] */
+    double *block_sum; /* [n_blocks] of exp(z - m) */
+    uint64_t *key;     /* [4k + 1024] candidates */
+} row_state;
+
+typedef struct max_state {
+    vf max;
+    vi bad;
+} max_state;
+
+TD_INLINE void max_step(max_state *t, vf x, int64_t i, int unused) {
+    (void)i, (void)unused;
+    t->max = vf_max(x, t->max);
+    t->bad |= (x != x) | (x == vf_set(INFINITY));
+}
+
+/* False when the row has a NaN, +inf, or nothing finite. */
+static int find_max(row_state *r) {
+    vi bad = (vi)vf_set(0);
+    r->m = -INFINITY;
+    for (int64_t b = 0; b < r->n_blocks; b++) {
+        max_state t = {vf_set(-INFINITY), bad};
+        WALK(max_step, &t, r->z, b * BLOCK, TD_MIN((b + 1) * BLOCK, r->n), 0);
+        bad = t.bad;
+        float max = -INFINITY;
+        for (int i = 0; i < TD_LANES; i++)
+            max = TD_MAX(max, t.max[i]);
+        r->block_max[b] = max;
+        r->m = TD_MAX(r->m, max);
+    }
+    return !vi_any(bad) && r->m > -INFINITY;
+}
+
+typedef struct sum_state {
+    vd sum, weighted;
+} sum_state;
 
 TD_INLINE void add_exp(vd *s, vf e) {
     s->lo += vf_lo(e);
     s->hi += vf_hi(e);
 }
 
-/* sum exp((z - m) * inv_t) in f64. */
-static double sum_exp(const float *z, int64_t n, float m, float t) {
-    vd s = {0};
-    const vf vm = vf_set(m), vt = vf_set(t);
-    FOR_VECTORS(z, n, i, x) {
-        add_exp(&s, vf_exp((x - vm) / vt));
-    }
-    return vd_sum(s);
+TD_INLINE void sum_step(sum_state *t, vf x, int64_t i, vf m) {
+    (void)i;
+    vf d = x - m;
+    d = vf_max(vf_set(-105.0f), d); /* e is 0 there; 0 * inf would be NaN */
+    vf e = vf_exp(d);
+    vd8 lo = vf_lo(e), hi = vf_hi(e);
+    t->sum.lo += lo;
+    t->sum.hi += hi;
+    t->weighted.lo += lo * vf_lo(d);
+    t->weighted.hi += hi * vf_hi(d);
 }
 
-/* Fills key[] with the min(K, finite entries) best, sorted; returns their number. */
-static int64_t select_row(const float *z, int64_t n, float m, float log_s, int64_t k,
-                          uint64_t *key) {
+/* S and, returned, sum exp(z - m) (z - m). */
+static double sum_row(row_state *r) {
+    sum_state t = {0};
+    r->s = 0;
+    for (int64_t b = 0; b < r->n_blocks; b++) {
+        t.sum = (vd){0};
+        WALK(sum_step, &t, r->z, b * BLOCK, TD_MIN((b + 1) * BLOCK, r->n), vf_set(r->m));
+        r->block_sum[b] = vd_sum(t.sum);
+        r->s += r->block_sum[b];
+    }
+    return vd_sum(t.weighted);
+}
+
+TD_INLINE void tempered_step(vd *t, vf x, int64_t i, vf m, vf temperature) {
+    (void)i;
+    add_exp(t, vf_exp((x - m) / temperature));
+}
+
+/* sum exp((z - m) / T) */
+static double sum_tempered(const row_state *r, float temperature) {
+    vd t = {0};
+    WALK(tempered_step, &t, r->z, 0, r->n, vf_set(r->m), vf_set(temperature));
+    return vd_sum(t);
+}
+
+typedef struct select_state {
+    uint64_t *key;
+    int64_t len, k, cap;
+    float limit; /* strictly above gets in: an equal one has a later id than those that are in */
+} select_state;
+
+/* Keeps the k best; the limit becomes the least of them. */
+static void select_cut(select_state *t) {
+    if (t->len < t->k)
+        return;
+    select_top(t->key, t->len, t->k);
+    t->len = t->k;
+    uint64_t least = t->key[0];
+    for (int64_t j = 1; j < t->len; j++)
+        least = TD_MIN(least, t->key[j]);
+    t->limit = float_of((uint32_t)(least >> 32));
+}
+
+TD_INLINE void select_step(select_state *t, vf x, int64_t i, vf m, vf log_s) {
+    vf lp = (x - m) - log_s;
+    if (!vi_any(lp > vf_set(t->limit)))
+        return;
+    float a[TD_LANES];
+    vf_store(a, lp);
+    for (int j = 0; j < TD_LANES; j++)
+        if (a[j] > t->limit)
+            t->key[t->len++] = key_of(a[j], (int32_t)(i + j));
+    if (t->len >= t->cap || (t->limit == -INFINITY && t->len >= t->k))
+        select_cut(t);
+}
+
+/* Leaves the min(K, finite entries) best in key[], sorted; returns their number. */
+static int64_t select_row(const row_state *r, int64_t k) {
     if (k == 0)
         return 0;
-    const int64_t cap = 4 * k + 1024 - TD_LANES; /* td_cpu_capture_scratch_bytes */
-    const vf vm = vf_set(m), vl = vf_set(log_s);
-    int64_t len = 0;
-    float limit = -INFINITY; /* an equal log-prob with a later id never gets in: strictly above */
-    FOR_VECTORS(z, n, i, x) {
-        vf lp = (x - vm) - vl;
-        if (!vi_any(lp > vf_set(limit)))
+    select_state t = {r->key, 0, k, 4 * k + 1024 - 2 * TD_LANES, -INFINITY};
+    for (int64_t b = 0; b < r->n_blocks; b++) {
+        if (!((r->block_max[b] - r->m) - r->log_s > t.limit))
             continue;
-        for (int j = 0; j < TD_LANES; j++)
-            if (lp[j] > limit)
-                key[len++] = key_of(lp[j], (int32_t)(i + j));
-        if (len >= cap - TD_LANES || (limit == -INFINITY && len >= k)) {
-            select_top(key, len, k);
-            len = TD_MIN(len, k);
-            uint64_t least = key[0];
-            for (int64_t j = 1; j < len; j++)
-                least = TD_MIN(least, key[j]);
-            if (len == k)
-                limit = float_of((uint32_t)(least >> 32));
+        WALK(select_step, &t, r->z, b * BLOCK, TD_MIN((b + 1) * BLOCK, r->n), vf_set(r->m),
+             vf_set(r->log_s));
+    }
+    if (t.len > k)
+        select_cut(&t);
+    sort_descending(t.key, t.len);
+    return t.len;
+}
+
+typedef struct tail_state {
+    vd sum;
+} tail_state;
+
+TD_INLINE void tail_step(tail_state *t, vf x, int64_t i, const row_state *r, float last_lp,
+                         int32_t last_id) {
+    vf d = x - vf_set(r->m), lp = d - vf_set(r->log_s);
+    vi id = vi_iota() + (int32_t)i;
+    vi out = (lp < vf_set(last_lp)) | ((lp == vf_set(last_lp)) & (id > last_id));
+    add_exp(&t->sum, vf_sel(out, vf_exp(d), vf_set(0)));
+}
+
+/* sum exp(z - m) over the ids after (last_lp, last_id) in the order. A block without any taken id
+ * gives the sum that it had. */
+static double sum_tail(const row_state *r, float last_lp, int32_t last_id) {
+    double sum = 0;
+    for (int64_t b = 0; b < r->n_blocks; b++) {
+        tail_state t = {{{0}, {0}}};
+        if ((r->block_max[b] - r->m) - r->log_s < last_lp) {
+            sum += r->block_sum[b];
+            continue;
         }
+        WALK(tail_step, &t, r->z, b * BLOCK, TD_MIN((b + 1) * BLOCK, r->n), r, last_lp, last_id);
+        sum += vd_sum(t.sum);
     }
-    if (len > k) {
-        select_top(key, len, k);
-        len = k;
-    }
-    sort_descending(key, len);
-    return len;
+    return sum;
+}
+
+TD_INLINE void rank_step(vi *t, vf x, int64_t i, const row_state *r, float lp_target,
+                         int32_t target) {
+    vf lp = (x - vf_set(r->m)) - vf_set(r->log_s);
+    vi id = vi_iota() + (int32_t)i;
+    *t -= (lp > vf_set(lp_target)) | ((lp == vf_set(lp_target)) & (id < target));
+}
+
+static int32_t rank_of(const row_state *r, float lp_target, int32_t target) {
+    vi t = (vi)vf_set(0);
+    for (int64_t b = 0; b < r->n_blocks; b++)
+        if ((r->block_max[b] - r->m) - r->log_s >= lp_target)
+            WALK(rank_step, &t, r->z, b * BLOCK, TD_MIN((b + 1) * BLOCK, r->n), r, lp_target,
+                 target);
+    int32_t rank = 0;
+    for (int i = 0; i < TD_LANES; i++)
+        rank += t[i];
+    return rank;
 }
 
 void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures, int64_t row,
                             uint64_t *scratch) {
-    const int64_t n = a->n_vocab;
-    const float *z = a->logits + row * n;
-
-    vf vmax = vf_set(-INFINITY);
-    vi bad = (vi)vf_set(0);
-    FOR_VECTORS(z, n, i, x) {
-        vmax = vf_max(x, vmax);
-        bad |= (x != x) | (x == vf_set(INFINITY));
-    }
-    float m = -INFINITY;
-    for (int i = 0; i < TD_LANES; i++)
-        m = TD_MAX(m, vmax[i]);
-    if (vi_any(bad) || m == -INFINITY) {
+    row_state r = {.z = a->logits + row * a->n_vocab, .n = a->n_vocab};
+    r.n_blocks = (r.n + BLOCK - 1) / BLOCK;
+    r.block_sum = (double *)scratch;
+    r.block_max = (float *)(scratch + r.n_blocks);
+    r.key = scratch + r.n_blocks * 2;
+    if (!find_max(&r)) {
         store_invalid(a, row);
         return;
     }
 
-    vd sum = {0}, weighted = {0};
-    FOR_VECTORS(z, n, i, x) {
-        vf d = x - vf_set(m);
-        vf e = vf_exp(d);
-        d = vf_sel(d < vf_set(-105.0f), vf_set(-105.0f),
-                   d); /* there e is 0; 0 * inf would be NaN */
-        add_exp(&sum, e);
-        weighted.lo += vf_lo(e) * vf_lo(d);
-        weighted.hi += vf_hi(e) * vf_hi(d);
-    }
-    const double s = vd_sum(sum), log_s64 = log(s);
-    const float log_s = (float)log_s64;
-    a->logsumexp[row] = (float)((double)m + log_s64);
-    const double entropy = log_s64 - vd_sum(weighted) / s;
+    const double weighted = sum_row(&r), log_s = log(r.s), entropy = log_s - weighted / r.s;
+    r.log_s = (float)log_s;
+    a->logsumexp[row] = (float)((double)r.m + log_s);
     a->entropy[row] = (float)TD_MAX(entropy, 0.0);
     for (int32_t i = 0; a->logsumexp_t && i < a->n_temperatures; i++) {
         const float t = temperatures[i];
-        const double st = t == 1.0f ? s : sum_exp(z, n, m, t);
-        a->logsumexp_t[row * a->n_temperatures + i] = (float)((double)m / (double)t + log(st));
+        const double s = t == 1.0f ? r.s : sum_tempered(&r, t);
+        a->logsumexp_t[row * a->n_temperatures + i] = (float)((double)r.m / (double)t + log(s));
     }
 
-    const int64_t n_taken = select_row(z, n, m, log_s, a->top_k, scratch);
+    const int64_t n_taken = select_row(&r, a->top_k);
     for (int64_t i = 0; i < a->top_k; i++) {
         const int64_t at = row * a->top_k + i;
-        a->topk_ids[at] = i < n_taken ? (int32_t) ~(uint32_t)scratch[i] : -1;
-        a->topk_logprobs[at] = i < n_taken ? float_of((uint32_t)(scratch[i] >> 32)) : -INFINITY;
+        a->topk_ids[at] = i < n_taken ? (int32_t) ~(uint32_t)r.key[i] : -1;
+        a->topk_logprobs[at] = i < n_taken ? float_of((uint32_t)(r.key[i] >> 32)) : -INFINITY;
     }
+    const float last_lp = n_taken ? float_of((uint32_t)(r.key[n_taken - 1] >> 32)) : INFINITY;
+    const int32_t last_id = n_taken ? (int32_t) ~(uint32_t)r.key[n_taken - 1] : -1;
+    a->tail_mass[row] = (float)(sum_tail(&r, last_lp, last_id) / r.s);
 
-    /* Not taken: after the last taken one in the order. Rank: before the target in the order. */
-    const float last_lp = n_taken ? float_of((uint32_t)(scratch[n_taken - 1] >> 32)) : INFINITY;
-    const int32_t last_id = n_taken ? (int32_t) ~(uint32_t)scratch[n_taken - 1] : -1;
     const int32_t target = a->targets[row];
-    const float target_lp = target >= 0 ? (z[target] - m) - log_s : -INFINITY;
-    const vf vm = vf_set(m), vl = vf_set(log_s);
-    vd tail = {0};
-    vi before = (vi)vf_set(0);
-    FOR_VECTORS(z, n, i, x) {
-        vf d = x - vm, lp = d - vl;
-        vi id = vi_iota() + (int32_t)i;
-        vi out = (lp < vf_set(last_lp)) | ((lp == vf_set(last_lp)) & (id > last_id));
-        add_exp(&tail, vf_sel(out, vf_exp(d), vf_set(0)));
-        before -= (lp > vf_set(target_lp)) | ((lp == vf_set(target_lp)) & (id < target));
-    }
-    a->tail_mass[row] = (float)(vd_sum(tail) / s);
-    int32_t rank = 0;
-    for (int i = 0; i < TD_LANES; i++)
-        rank += before[i];
-    a->target_logprob[row] = target_lp;
-    a->target_rank[row] = target >= 0 ? rank : -1;
+    a->target_logprob[row] = target >= 0 ? (r.z[target] - r.m) - r.log_s : -INFINITY;
+    a->target_rank[row] = target >= 0 ? rank_of(&r, a->target_logprob[row], target) : -1;
 }

@@ -9,6 +9,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 enum { TD_LANES = 16 };
 typedef float vf __attribute__((vector_size(64), aligned(4), may_alias));
@@ -39,18 +42,40 @@ TD_INLINE vf vf_load_n(const float *p, int64_t n, float fill) {
 TD_INLINE vf vf_sel(vi mask, vf a, vf b) {
     return (vf)(((vi)a & mask) | ((vi)b & ~mask));
 }
+/* a > b ? a : b, and min alike: with a NaN, b. */
 TD_INLINE vf vf_max(vf a, vf b) {
+#ifdef __AVX512F__
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
     return vf_sel(a > b, a, b);
+#endif
+}
+TD_INLINE vf vf_min(vf a, vf b) {
+#ifdef __AVX512F__
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return vf_sel(a < b, a, b);
+#endif
 }
 TD_INLINE vi vi_iota(void) {
     return (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
+/* Is any lane of a comparison's result set? */
 TD_INLINE int vi_any(vi m) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#elif defined(__AVX2__)
+    __m256i h[2];
+    memcpy(h, &m, sizeof(h));
+    h[0] = _mm256_or_si256(h[0], h[1]);
+    return !_mm256_testz_si256(h[0], h[0]);
+#else
     int32_t t[TD_LANES], any = 0;
     memcpy(t, &m, sizeof(t));
     for (int i = 0; i < TD_LANES; i++)
         any |= t[i];
     return any != 0;
+#endif
 }
 /* Lanes one after the other, in double. */
 TD_INLINE double vf_sum(vf v) {
@@ -63,6 +88,14 @@ TD_INLINE double vf_sum(vf v) {
 typedef struct vd {
     vd8 lo, hi;
 } vd;
+#ifdef __AVX512F__ /* the compiler's own conversion goes by quarters, through memory */
+TD_INLINE vd8 vf_lo(vf v) {
+    return (vd8)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+}
+TD_INLINE vd8 vf_hi(vf v) {
+    return (vd8)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+}
+#else
 TD_INLINE vd8 vf_lo(vf v) {
     vf8 h;
     memcpy(&h, &v, sizeof(h));
@@ -73,21 +106,24 @@ TD_INLINE vd8 vf_hi(vf v) {
     memcpy(&h, (const char *)&v + sizeof(h), sizeof(h));
     return __builtin_convertvector(h, vd8);
 }
+#endif
+/* By halves: 16 -> 8 -> 4 -> 2 -> 1. */
 TD_INLINE double vd_sum(vd v) {
-    double s = 0;
-    for (int i = 0; i < 8; i++)
-        s += v.lo[i];
-    for (int i = 0; i < 8; i++)
-        s += v.hi[i];
-    return s;
+    double t[8];
+    v.lo += v.hi;
+    memcpy(t, &v.lo, sizeof(t));
+    for (int n = 4; n; n /= 2)
+        for (int i = 0; i < n; i++)
+            t[i] += t[i + n];
+    return t[0];
 }
 
 /* e^x: x = n ln2 + r with |r| <= ln2/2 (ln2 in two parts, Cody & Waite), a polynomial of degree 7
  * for e^r, and the power of two in two steps so that subnormal results round once. */
 TD_INLINE vf vf_exp(vf x) {
     const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = vf_sel(x < vf_set(-105.0f), vf_set(-105.0f), x); /* comparisons keep a NaN */
-    x = vf_sel(x > vf_set(89.0f), vf_set(89.0f), x);
+    x = vf_max(vf_set(-105.0f), x);       /* both keep a NaN */
+    x = vf_min(vf_set(89.0f), x);
     vf t = x * vf_set(1.44269504088896341f) + magic;
     vf n = t - magic;
     vf r = x - n * vf_set(0.693145751953125f);
@@ -100,9 +136,13 @@ TD_INLINE vf vf_exp(vf x) {
     p = p * r + vf_set(0.5f);
     p = p * (r * r) + r;
     p = p + vf_set(1.0f);
+#ifdef __AVX512F__
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     vi i = (vi)t - (vi)magic;
     vi i1 = i >> 1, i2 = i - i1;
     return p * (vf)((i1 + 127) << 23) * (vf)((i2 + 127) << 23);
+#endif
 }
 
 #endif
