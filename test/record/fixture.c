@@ -33,6 +33,7 @@ void td_fixture_init(td_fixture *f) {
                           .dataset_hash = 99,
                           .format = TD_FORMAT_JSONL};
     f->weights_hash = 0xabcdef;
+    f->skip = -1;
 }
 
 void td_fixture_remove_tree(const char *dir) {
@@ -258,7 +259,7 @@ td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td
         bool done = false;
         rc = td_output_shard_done(o, k, s->row_begin, s->row_end, s->source_hash, &done, NULL, err);
         if (rc == TD_OK && !done) {
-            rc = td_fixture_write(f, o, s, -1, err);
+            rc = td_fixture_write(f, o, s, f->skip, err);
             if (rc == TD_OK && n_written)
                 ++*n_written;
         }

@@ -11,6 +11,7 @@ typedef struct td_fixture {
     td_model_config model;
     td_identity id;
     uint64_t weights_hash;
+    int32_t skip; /* td_fixture_run skips this sample of each shard; -1 = none */
 } td_fixture;
 
 /* V = 50 words, K = 8, f16, 4 dataset rows a shard. Fields may be changed before use. */

@@ -1,0 +1,185 @@
+/* Mutations of a valid output folder: verify and inspect must never crash, overrun or accept what
+ * changed, whatever the bytes.
+ *
+ *   fuzz_shard [N_ROUNDS [SEED]]        default 3000 rounds, seed 1: bounded and repeatable
+ *
+ * Each round spoils one file (bits, bytes, numbers of the header, truncation, growth, repeated
+ * parts). Half of the rounds then make the hashes of a shard right again, so that the checks behind
+ * the hashes meet the spoilt values as well.
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../record/fixture.h"
+#include "record/layout.h"
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+
+static uint64_t rng_state;
+
+static uint64_t rnd(uint64_t below) {
+    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (z ^ (z >> 31)) % below;
+}
+
+static void mutate(char *data, size_t *n, size_t cap) {
+    static const int64_t special[] = {0,         -1,        1,  INT32_MAX, INT32_MIN,
+                                      INT64_MAX, INT64_MIN, 50, 1 << 20};
+    for (uint64_t left = 1 + rnd(4); left && *n > 16; left--) {
+        size_t at = rnd(2) ? rnd(*n) : rnd(TD_MIN(*n, (size_t)2600)); /* headers are small */
+        switch (rnd(8)) {
+        case 0:
+        case 1:
+            data[at] ^= (char)(1u << rnd(8));
+            break;
+        case 2:
+            data[at] = (char)rnd(256);
+            break;
+        case 3: { /* a number, where it may be an offset or an id */
+            int64_t v = special[rnd(TD_ARRAY_LEN(special))];
+            size_t size = rnd(2) ? 8 : 4;
+            at = at / size * size;
+            if (at + size <= *n)
+                memcpy(data + at, &v, size);
+            break;
+        }
+        case 4: { /* a digit of the header */
+            for (size_t i = 0; i < 200 && at + i < *n; i++)
+                if (data[at + i] >= '0' && data[at + i] <= '9') {
+                    data[at + i] = (char)('0' + rnd(10));
+                    break;
+                }
+            break;
+        }
+        case 5:
+            *n = rnd(4) ? *n - rnd(TD_MIN(*n - 1, (size_t)64)) : rnd(*n);
+            break;
+        case 6: {
+            size_t more = TD_MIN((size_t)rnd(64), cap - *n);
+            memset(data + *n, (int)rnd(256), more);
+            *n += more;
+            break;
+        }
+        default: {
+            size_t from = rnd(*n), len = TD_MIN((size_t)rnd(64), *n - TD_MAX(from, at));
+            memmove(data + at, data + from, len);
+            break;
+        }
+        }
+    }
+}
+
+static void put_hex(char *data, size_t n, const char *key, size_t skip, uint64_t hash) {
+    char hex[17], *at = memmem(data, n, key, strlen(key));
+    if (!at || (size_t)(data + n - at) < strlen(key) + skip + 16)
+        return;
+    td_hash_hex(hash, hex);
+    memcpy(at + strlen(key) + skip, hex, 16);
+}
+
+/* The hashes of a spoilt shard, where its header still has places for them. */
+static void reseal(char *data, size_t n, const td_layout *l) {
+    uint64_t header, h;
+    if (n < 8)
+        return;
+    memcpy(&header, data, 8);
+    if (header > n - 8)
+        return;
+    const char *body = data + 8 + header;
+    size_t body_n = n - 8 - (size_t)header, k = 0;
+    put_hex(data + 8, (size_t)header, "\"data_hash\":\"", 0, td_hash64(body, body_n));
+    for (int i = 0; i < TD_T_COUNT; i++) {
+        const td_layout_tensor *t = &l->tensor[i];
+        if (!t->present)
+            continue;
+        if (t->end <= body_n)
+            put_hex(data + 8, (size_t)header, "\"tensor_hashes\":\"", 17 * k,
+                    td_hash64(body + t->begin, t->end - t->begin));
+        k++;
+    }
+    if (td_layout_header_hash(data + 8, (size_t)header, &h))
+        put_hex(data + 8, (size_t)header, "\"header_hash\":\"", 0, h);
+}
+
+static bool write_all(const char *path, const char *data, size_t n) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    bool ok = fd >= 0 && write(fd, data, n) == (ssize_t)n;
+    if (fd >= 0)
+        close(fd);
+    return ok;
+}
+
+int main(int argc, char **argv) {
+    static const char *const files[] = {"shard-000001.safetensors", "manifest.json",
+                                        "shards.jsonl"};
+    long rounds = argc > 1 ? atol(argv[1]) : 3000, n_accepted = 0, n_refused = 0;
+    rng_state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    td_fixture f;
+    td_error err = {0};
+    td_log_set_level(TD_LOG_ERROR);
+    td_fixture_init(&f);
+    f.cfg.capture.n_temperatures = 1;
+    f.cfg.capture.temperatures[0] = 2;
+    f.cfg.data.id_field = td_strdup("id");
+    td_shard *s = td_fixture_shard(&f, 1, 4);
+    td_capture_spec spec = {
+        .top_k = 8, .logprob_dtype = TD_F16, .n_temperatures = 1, .n_vocab = f.model.n_vocab};
+    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4]};
+    td_layout layout;
+    FILE *sink = fopen("/dev/null", "w");
+    int rc = 1;
+    if (!sink || !td_layout_init(&layout, &spec, &counts) ||
+        td_fixture_run(&f, 2, NULL, &err) != TD_OK) {
+        fprintf(stderr, "cannot make a run: %s\n", err.text);
+        goto done;
+    }
+    for (long i = 0; i < rounds; i++) {
+        const char *name = files[rnd(4) ? 0 : 1 + rnd(2)];
+        size_t n = 0;
+        char *good = td_fixture_read(f.cfg.output.dir, name, &n), *bad = malloc(n + 512);
+        char *path = td_asprintf("%s/%s", f.cfg.output.dir, name);
+        size_t good_n = n;
+        if (!good || !bad || !path)
+            abort();
+        memcpy(bad, good, n);
+        mutate(bad, &n, good_n + 512);
+        bool sealed = name == files[0] && rnd(2);
+        if (sealed)
+            reseal(bad, n, &layout);
+        bool changed = n != good_n || memcmp(bad, good, n) != 0;
+        if (!write_all(path, bad, n))
+            abort();
+        td_inspect_options opt = {
+            .sample = (int64_t)rnd(10) - 1, .n_positions = 100, .n_candidates = 9};
+        td_inspect(f.cfg.output.dir, &opt, sink, &err);
+        td_status v = td_verify(f.cfg.output.dir, sink, true, &err);
+        /* The index still holds the hash of the good file, so a change is always found. */
+        if ((v == TD_OK) == changed || (changed && v != TD_E_VERIFY)) {
+            fprintf(stderr, "round %ld, %s: changed %d, but verify says %s: %s\n", i, name, changed,
+                    td_status_name(v), err.text);
+            n_accepted++;
+        }
+        n_refused += v == TD_E_VERIFY;
+        if (!write_all(path, good, good_n))
+            abort();
+        free(path);
+        free(bad);
+        free(good);
+        if (n_accepted)
+            goto done;
+    }
+    printf("fuzz_shard: %ld rounds, %ld spoilt folders refused, none accepted\n", rounds,
+           n_refused);
+    rc = n_refused > rounds / 2 ? 0 : 1;
+done:
+    if (sink)
+        fclose(sink);
+    td_fixture_shard_free(s);
+    td_fixture_free(&f);
+    return rc;
+}

@@ -1,0 +1,289 @@
+/* Death and failure at every system call that writes: the folder is repaired by running again, and
+ * its bytes are those of an uninterrupted run.
+ *
+ * The linker's --wrap sends the calls of the record code through the functions below, so nothing in
+ * the program knows of this test. Each counts; the chosen one ends the process (before it acts, or
+ * half way through a write), or fails as on a full disk.
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fixture.h"
+#include "tdgen/log.h"
+#include "tdgen/util.h"
+
+enum fault { FAULT_NONE, FAULT_DIE, FAULT_DIE_HALF, FAULT_ENOSPC, FAULT_SHORT };
+enum { DIED = 99, SHARDS = 3 };
+
+static enum fault fault;
+static long countdown; /* the call that meets the fault, from 1 */
+
+/* Is this the call? */
+static bool hit(void) {
+    return fault != FAULT_NONE && --countdown == 0;
+}
+
+/* The fault of a call that moves no bytes; true = it must fail with errno set. */
+static bool plain_fault(void) {
+    if (!hit())
+        return false;
+    if (fault == FAULT_DIE || fault == FAULT_DIE_HALF)
+        _exit(DIED);
+    if (fault == FAULT_SHORT)
+        return false;
+    errno = ENOSPC;
+    return true;
+}
+
+ssize_t __real_pwrite(int fd, const void *p, size_t n, off_t at);
+ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at);
+ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at) {
+    if (!hit())
+        return __real_pwrite(fd, p, n, at);
+    if (fault == FAULT_DIE_HALF || fault == FAULT_SHORT) {
+        ssize_t r = __real_pwrite(fd, p, n > 1 ? n / 2 : n, at);
+        if (fault == FAULT_SHORT)
+            return r; /* a short write is no error: the caller goes on */
+    }
+    if (fault != FAULT_ENOSPC)
+        _exit(DIED);
+    errno = ENOSPC;
+    return -1;
+}
+
+ssize_t __real_write(int fd, const void *p, size_t n);
+ssize_t __wrap_write(int fd, const void *p, size_t n);
+ssize_t __wrap_write(int fd, const void *p, size_t n) {
+    if (!hit())
+        return __real_write(fd, p, n);
+    if (fault == FAULT_DIE_HALF || fault == FAULT_SHORT) {
+        ssize_t r = __real_write(fd, p, n / 2);
+        if (fault == FAULT_SHORT)
+            return r;
+    }
+    if (fault != FAULT_ENOSPC)
+        _exit(DIED);
+    errno = ENOSPC;
+    return -1;
+}
+
+int __real_open(const char *path, int flags, ...);
+int __wrap_open(const char *path, int flags, ...);
+int __wrap_open(const char *path, int flags, ...) {
+    va_list ap;
+    va_start(ap, flags);
+    mode_t mode = flags & O_CREAT ? va_arg(ap, mode_t) : 0;
+    va_end(ap);
+    if ((flags & O_ACCMODE) != O_RDONLY && plain_fault())
+        return -1;
+    return __real_open(path, flags, mode);
+}
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_fsync(int fd) {
+    return plain_fault() ? -1 : __real_fsync(fd);
+}
+
+int __real_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to) {
+    return plain_fault() ? -1 : __real_rename(from, to);
+}
+
+int __real_unlink(const char *path);
+int __wrap_unlink(const char *path);
+int __wrap_unlink(const char *path) {
+    return plain_fault() ? -1 : __real_unlink(path);
+}
+
+int __real_ftruncate(int fd, off_t n);
+int __wrap_ftruncate(int fd, off_t n);
+int __wrap_ftruncate(int fd, off_t n) {
+    return plain_fault() ? -1 : __real_ftruncate(fd, n);
+}
+
+int __real_posix_fallocate(int fd, off_t at, off_t n);
+int __wrap_posix_fallocate(int fd, off_t at, off_t n);
+int __wrap_posix_fallocate(int fd, off_t at, off_t n) {
+    return plain_fault() ? ENOSPC : __real_posix_fallocate(fd, at, n);
+}
+
+/* --- the folder, all of it ----------------------------------------------------------------------
+ */
+
+static const char *const files[] = {"manifest.json", "shards.jsonl", "shard-000000.safetensors",
+                                    "shard-000001.safetensors", "shard-000002.safetensors"};
+enum { N_FILES = 5 };
+
+typedef struct snapshot {
+    char *data[N_FILES];
+    size_t n[N_FILES];
+} snapshot;
+
+static void take(const td_fixture *f, snapshot *s) {
+    for (int i = 0; i < N_FILES; i++) {
+        s->data[i] = td_fixture_read(f->cfg.output.dir, files[i], &s->n[i]);
+        cr_assert(s->data[i], "%s is missing", files[i]);
+    }
+}
+
+static void drop(snapshot *s) {
+    for (int i = 0; i < N_FILES; i++)
+        free(s->data[i]);
+}
+
+static void same(const td_fixture *f, const snapshot *want, const char *what, long k) {
+    snapshot have;
+    take(f, &have);
+    for (int i = 0; i < N_FILES; i++)
+        cr_assert(have.n[i] == want->n[i] && memcmp(have.data[i], want->data[i], want->n[i]) == 0,
+                  "%s at call %ld: %s differs", what, k, files[i]);
+    drop(&have);
+}
+
+static void begin(td_fixture *f, snapshot *reference) {
+    td_error err;
+    td_log_set_level(TD_LOG_ERROR);
+    td_fixture_init(f);
+    f->skip = 3; /* so that commit rewrites the shard without that sample's rows */
+    cr_assert_eq(td_fixture_run(f, SHARDS, NULL, &err), TD_OK, "%s", err.text);
+    take(f, reference);
+}
+
+static void finish_run(td_fixture *f, const snapshot *reference, const char *what, long k) {
+    td_error err;
+    cr_assert_eq(td_fixture_run(f, SHARDS, NULL, &err), TD_OK, "%s at call %ld: %s", what, k,
+                 err.text);
+    same(f, reference, what, k);
+    FILE *sink = fopen("/dev/null", "w");
+    cr_assert_eq(td_verify(f->cfg.output.dir, sink, false, &err), TD_OK, "%s", err.text);
+    fclose(sink);
+}
+
+static void die_at_every_call(enum fault how, const char *what) {
+    td_fixture f;
+    snapshot reference;
+    begin(&f, &reference);
+    long k = 1;
+    for (;; k++) {
+        td_fixture_remove_tree(f.cfg.output.dir);
+        pid_t child = fork();
+        cr_assert_geq(child, 0);
+        if (child == 0) {
+            td_error err;
+            fault = how;
+            countdown = k;
+            _exit(td_fixture_run(&f, SHARDS, NULL, &err) == TD_OK ? 0 : 1);
+        }
+        int status;
+        cr_assert_eq(waitpid(child, &status, 0), child);
+        cr_assert(WIFEXITED(status), "%s at call %ld: signal %d", what, k, WTERMSIG(status));
+        if (WEXITSTATUS(status) == 0)
+            break; /* fewer calls than k: every one was met */
+        cr_assert_eq(WEXITSTATUS(status), DIED, "%s at call %ld", what, k);
+        finish_run(&f, &reference, what, k);
+    }
+    cr_assert_gt(k, 100, "only %ld calls were met: is the wrapping in place?", k);
+    drop(&reference);
+    td_fixture_free(&f);
+}
+
+Test(crash, death_before_every_call, .timeout = 300) {
+    die_at_every_call(FAULT_DIE, "death");
+}
+
+Test(crash, death_half_way_through_every_write, .timeout = 300) {
+    die_at_every_call(FAULT_DIE_HALF, "death half way");
+}
+
+/* A full disk at every call: an output error that says so (or no error, where the call does not
+ * matter), nothing left that a second run does not put right. */
+Test(crash, a_full_disk_at_every_call, .timeout = 300) {
+    td_fixture f;
+    snapshot reference;
+    begin(&f, &reference);
+    long k = 1, n_failed = 0;
+    for (;; k++) {
+        td_error err = {0};
+        td_fixture_remove_tree(f.cfg.output.dir);
+        fault = FAULT_ENOSPC;
+        countdown = k;
+        td_status rc = td_fixture_run(&f, SHARDS, NULL, &err);
+        bool met = countdown <= 0;
+        fault = FAULT_NONE;
+        if (!met)
+            break;
+        if (rc != TD_OK) {
+            n_failed++;
+            cr_assert_eq(rc, TD_E_OUTPUT, "call %ld: %s", k, err.text);
+            cr_assert(strstr(err.text, "No space left"), "call %ld: %s", k, err.text);
+            cr_assert(strstr(err.text, f.cfg.output.dir), "call %ld: %s", k, err.text);
+        }
+        finish_run(&f, &reference, "a full disk", k);
+    }
+    cr_assert_gt(n_failed, 100);
+    drop(&reference);
+    td_fixture_free(&f);
+}
+
+/* Short writes are legal and must change nothing but the index, whose line is one write: there it
+ * is an error, and repaired. */
+Test(crash, short_writes_lose_nothing, .timeout = 300) {
+    td_fixture f;
+    snapshot reference;
+    begin(&f, &reference);
+    for (long k = 1;; k++) {
+        td_error err = {0};
+        td_fixture_remove_tree(f.cfg.output.dir);
+        fault = FAULT_SHORT;
+        countdown = k;
+        td_status rc = td_fixture_run(&f, SHARDS, NULL, &err);
+        bool met = countdown <= 0;
+        fault = FAULT_NONE;
+        if (!met)
+            break;
+        if (rc == TD_OK)
+            same(&f, &reference, "a short write", k);
+        else
+            cr_assert(strstr(err.text, "shards.jsonl"), "call %ld: %s", k, err.text);
+        finish_run(&f, &reference, "a short write", k);
+    }
+    drop(&reference);
+    td_fixture_free(&f);
+}
+
+/* The real thing: the kernel refuses a file of that size. */
+Test(crash, a_shard_that_does_not_fit_is_refused_before_anything_is_computed) {
+    td_fixture f;
+    td_error err;
+    td_output *o;
+    td_shard_writer *w;
+    td_fixture_init(&f);
+    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_OK);
+    td_shard *s = td_fixture_shard(&f, 0, 4);
+    struct rlimit limit;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &(struct rlimit){1000, limit.rlim_max});
+    td_status rc = td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    cr_assert_eq(rc, TD_E_OUTPUT);
+    cr_assert(strstr(err.text, "cannot reserve") && strstr(err.text, "is free") &&
+                  strstr(err.text, "output.dir"),
+              "%s", err.text);
+    size_t n;
+    cr_assert_null(td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors.tmp", &n));
+    cr_assert_eq(td_fixture_write(&f, o, s, -1, &err), TD_OK, "%s", err.text);
+    td_output_close(o);
+    td_fixture_shard_free(s);
+    td_fixture_free(&f);
+}
