@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tdgen/json.h"
 #include "tdgen/util.h"
 #include "tok_fixture.h"
 
@@ -488,6 +489,45 @@ Test(tokenizer, a_failed_text_leaves_the_output_alone) {
     cr_expect(strstr(err.text, "split pattern gave up"), "%s", err.text);
     cr_expect_eq(ids.n, 3);
     td_ids_free(&ids);
+    td_tok_scratch_free(s);
+    td_tokenizer_free(tok);
+}
+
+/* The demo teacher's own tokenizer: every demo text comes back, BOS in front. */
+Test(tokenizer, demo_teacher) {
+    td_tokenizer *tok = NULL;
+    td_tok_scratch *s = NULL;
+    td_error err = {0};
+    char *line = NULL;
+    size_t cap = 0, n_rows = 0;
+    ssize_t n;
+    cr_assert_eq(td_tokenizer_load(TD_SOURCE_DIR "/demo/teacher", &tok, &err), TD_OK, "%s",
+                 err.text);
+    cr_assert_eq(td_tok_scratch_create(tok, &s, &err), TD_OK);
+    cr_expect_geq(td_tokenizer_bos_id(tok), 0);
+    cr_expect_geq(td_tokenizer_eos_id(tok), 0);
+    FILE *in = fopen(TD_SOURCE_DIR "/demo/demo.jsonl", "r");
+    cr_assert(in);
+    while ((n = getline(&line, &cap, in)) > 0) {
+        json_t *row = NULL;
+        td_ids ids = {0};
+        td_strbuf back = {0};
+        cr_assert_eq(td_json_parse(line, (size_t)n, "demo", TD_E_DATA, &row, &err), TD_OK);
+        const char *text = json_string_value(json_object_get(row, "text"));
+        cr_assert_eq(td_tokenizer_encode(tok, s, text, strlen(text), true, &ids, &err), TD_OK);
+        cr_assert_eq(ids.ids[0], td_tokenizer_bos_id(tok));
+        cr_expect_lt(ids.n, 2 + strlen(text) * 2 / 3, "merges apply: %zu tokens of %zu bytes",
+                     ids.n, strlen(text));
+        cr_assert_eq(td_tokenizer_decode(tok, ids.ids, ids.n, true, &back, &err), TD_OK);
+        cr_expect_str_eq(back.data, text);
+        td_ids_free(&ids);
+        td_strbuf_free(&back);
+        json_decref(row);
+        n_rows++;
+    }
+    cr_expect_gt(n_rows, 10);
+    fclose(in);
+    free(line);
     td_tok_scratch_free(s);
     td_tokenizer_free(tok);
 }

@@ -261,7 +261,7 @@ Test(tokenizer_load, pre_tokenizers_cut_as_hugging_face_does) {
 
 /* PCRE2's own match limit would stop this one: the first alternative walks the whole run back. */
 Test(tokenizer_load, a_long_run_is_no_runaway_pattern) {
-    enum { N = 6000000 };
+    enum { N = 11000000 };
     char *text = malloc(N + 2);
     td_strbuf b = {0};
     memset(text, ' ', N);
