@@ -75,8 +75,7 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                                    .max_positions = j->model.max_positions};
     td_status rc;
     if (dry_run && !td_path_exists(j->cfg.data.path)) {
-        td_log_warn("the dataset %s is not there: no estimate of output size and time",
-                    j->cfg.data.path);
+        td_log_warn("the dataset %s is not there", j->cfg.data.path);
         return TD_OK;
     }
     rc = load_tokenizer(j, dry_run, err);
@@ -327,6 +326,10 @@ int td_cmd_run(const td_cmd_run_options *opt) {
         fflush(stdout);
     }
     if (opt->dry_run) {
+        /* A run is told so by its data source. */
+        if (j.cfg.data.max_length > j.model.max_positions)
+            td_log_warn("data.max_length = %d is above the model's own limit of %d positions",
+                        j.cfg.data.max_length, j.model.max_positions);
         td_plan_print_details(&j.plan, &j.model, free_disk_bytes(j.cfg.output.dir), stdout);
         code = TD_EXIT_OK;
         goto done;

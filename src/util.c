@@ -153,7 +153,7 @@ char *td_human_bytes(uint64_t size_bytes, char *buf, size_t buf_size) {
 }
 
 char *td_human_count(double n, char *buf, size_t buf_size) {
-    static const char *const unit[] = {"", "k", "M", "G", "T"};
+    static const char *const unit[] = {"", "k", "M", "B", "T"};
     size_t i = 0;
     while (n >= 1000 && i + 1 < TD_ARRAY_LEN(unit)) {
         n /= 1000;

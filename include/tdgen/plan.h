@@ -29,13 +29,17 @@
 /* Of the memory of a machine whose CPU computes, the share left to everything else. */
 #define TD_PLAN_CPU_RESERVE_SHARE 0.1
 
+/* Of a device that is only assumed (a dry run for GPUs on a machine without any): everything fits.
+ */
+#define TD_PLAN_MEMORY_UNKNOWN ((uint64_t)1 << 60)
+
 /* A device as the planner sees it. */
 typedef struct td_plan_device {
     char label[32];             /* what is printed in assignments: "3" for GPU 3, "cpu:1" */
     char type[64];              /* "A100-80GB", "cpu" */
     int32_t index;              /* number within the machine */
     int32_t domain;             /* devices that share memory (td_device_info.domain) */
-    uint64_t memory_bytes;      /* usable: the reserve is taken off */
+    uint64_t memory_bytes;      /* usable: the reserve is taken off; or TD_PLAN_MEMORY_UNKNOWN */
     double tflops;              /* achievable dense 16-bit rate, 0 = unknown */
     double tflops_f32;          /* achievable f32 rate, 0 = unknown: 1/16 of the 16-bit rate */
     double mem_gbs;             /* memory bandwidth, 1e9 bytes/s, 0 = unknown */

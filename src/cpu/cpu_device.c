@@ -57,8 +57,8 @@ td_status td_cpu_enumerate(int32_t n_devices, td_device_info **out, int32_t *n_o
         d->index = i;
         d->domain = CPU_DOMAIN;
         d->n_threads = TD_MAX(n_cores / n, 1);
-        d->memory_total_bytes = total / (uint64_t)n;
-        d->memory_free_bytes = available / (uint64_t)n;
+        d->memory_total_bytes = total; /* of the domain: CPU devices share it */
+        d->memory_free_bytes = available;
         d->has_f32 = true;
         d->has_bf16 = td_cpu_isa_has_bf16();
         d->has_f16 = false;

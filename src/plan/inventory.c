@@ -311,7 +311,9 @@ td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool 
                  is_cpu ? "cpu" : info[i].model);
         d->index = info[i].index;
         d->domain = info[i].domain;
-        d->memory_bytes = mem > reserve ? mem - reserve : 0;
+        d->memory_bytes = info[i].memory_total_bytes == 0 ? TD_PLAN_MEMORY_UNKNOWN
+                          : mem > reserve                 ? mem - reserve
+                                                          : 0;
         d->has_f32 = info[i].has_f32;
         d->has_bf16 = info[i].has_bf16;
         d->has_f16 = info[i].has_f16;

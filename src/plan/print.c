@@ -156,6 +156,9 @@ static void print_groups(const td_plan *p, const td_model_config *model, int32_t
             same[i] = p->groups[first + i].stages[s].device;
         if (d && d->n_stages > 1)
             snprintf(share, sizeof share, "shared");
+        else if (dev->memory_bytes == TD_PLAN_MEMORY_UNKNOWN)
+            snprintf(share, sizeof share, "%s of ?",
+                     td_human_bytes(td_plan_total_bytes(&st->memory), x[3], sizeof x[3]));
         else
             snprintf(share, sizeof share, "%.0f%% of %s",
                      100.0 * (double)td_plan_total_bytes(&st->memory) /
@@ -208,6 +211,14 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
     const td_dataset_stats *st = &p->stats;
     char x[4][24];
+    if (st->n_dataset_rows == 0) {
+        fputs("\nDataset:         not there, so there is no estimate of output size and time\n",
+              out);
+        if (p->tokens_per_s > 0)
+            fprintf(out, "Estimated rate:  %s tokens/s (from the devices' figures, not measured)\n",
+                    td_human_count(p->tokens_per_s, x[0], sizeof x[0]));
+        return;
+    }
     fprintf(out, "\nDataset:         %s%s rows -> %s samples, %s tokens, %s rows to record\n",
             st->estimated ? "about " : "",
             td_human_count((double)st->n_dataset_rows, x[0], sizeof x[0]),
