@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "tdgen/config.h"
 #include "tdgen/data.h"
@@ -109,6 +110,32 @@ static td_status assume_gpus(job *j, td_error *err) {
     return td_inventory_from_devices(j->info, n, false, &j->inventory, err);
 }
 
+/* CPU devices are alike, so one is measured; more threads than cores share the cores. */
+static td_status measure_cpus(job *j, td_error *err) {
+    td_device *dev;
+    td_device_speed f32, half;
+    td_status rc = td_device_open(&j->info[0], &dev, err);
+    if (rc != TD_OK)
+        return rc;
+    rc = td_device_measure(dev, TD_F32, &f32, err);
+    half = f32;
+    if (rc == TD_OK && j->info[0].has_bf16)
+        rc = td_device_measure(dev, TD_BF16, &half, err);
+    td_device_close(dev);
+    if (rc != TD_OK)
+        return rc;
+    double n_threads = (double)j->n_info * j->info[0].n_threads;
+    double share = TD_MIN(1.0, (double)sysconf(_SC_NPROCESSORS_ONLN) / n_threads);
+    for (int32_t i = 0; i < j->inventory.n_devices; i++) {
+        j->inventory.devices[i].tflops = half.tflops * share;
+        j->inventory.devices[i].tflops_f32 = f32.tflops * share;
+        j->inventory.devices[i].mem_gbs = f32.mem_gbs * share;
+    }
+    td_log_debug("one CPU device: %.3f TFLOP/s f32, %.3f TFLOP/s bf16, %.1f GB/s", f32.tflops,
+                 half.tflops, f32.mem_gbs);
+    return TD_OK;
+}
+
 static td_status find_devices(job *j, bool dry_run, td_error *err) {
     const td_config *cfg = &j->cfg;
     if (cfg->devices.inventory) {
@@ -142,9 +169,11 @@ static td_status find_devices(job *j, bool dry_run, td_error *err) {
     }
     int32_t n_cpu = cfg->devices.gpus_kind == TD_GPUS_CPU ? cfg->devices.n_gpus : 1;
     rc = td_device_enumerate("cpu", n_cpu, &j->info, &j->n_info, err);
-    if (rc != TD_OK)
-        return rc;
-    return td_inventory_from_devices(j->info, j->n_info, true, &j->inventory, err);
+    if (rc == TD_OK)
+        rc = td_inventory_from_devices(j->info, j->n_info, true, &j->inventory, err);
+    if (rc == TD_OK)
+        rc = measure_cpus(j, err);
+    return rc;
 }
 
 /* Free bytes where the output folder is or will be; 0 when that cannot be told. */
@@ -244,7 +273,8 @@ static td_status open_output(job *j, td_error *err) {
     td_identity id = {.model = &j->model,
                       .compute = j->plan.compute,
                       .has_tokenizer = j->tok != NULL,
-                      .append_eos = j->cfg.data.append_eos};
+                      .append_eos = j->cfg.data.append_eos,
+                      .eos_id = j->limits.eos_id};
     if (j->tok) {
         id.tokenizer_hash = td_tokenizer_hash(j->tok);
         id.tokenizer_n_vocab = td_tokenizer_n_vocab(j->tok);

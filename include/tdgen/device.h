@@ -1,7 +1,8 @@
 /* device.h - the device API: one table of functions per device kind.
  *
- * A *device* holds memory and runs kernels: "cpu:0", "cuda:3". Everything that computes goes through
- * this table; the forward pass (src/model) is written once over it and includes no backend header.
+ * A *device* holds memory and runs kernels: "cpu:0", "cuda:3". Everything that computes goes
+ * through this table; the forward pass (src/model) is written once over it and includes no backend
+ * header.
  *
  * Order of use: td_device_enumerate -> td_device_open -> alloc / weight_prepare -> stream_create ->
  * enqueue operations -> event_record -> event_sync -> ... -> destroy in reverse -> close.
@@ -41,11 +42,11 @@ typedef struct td_event td_event;
 typedef struct td_weight td_weight;
 
 typedef struct td_device_info {
-    char name[32];   /* "cpu:0", "cuda:3" */
-    char model[128]; /* what a person calls it: "NVIDIA A100-SXM4-80GB", "Intel Xeon ..." */
-    char kind[160];  /* device kind of the record: model or instruction set + library versions */
-    int32_t index;   /* number within its backend */
-    int32_t domain;  /* devices with equal domain share weights */
+    char name[32];     /* "cpu:0", "cuda:3" */
+    char model[128];   /* what a person calls it: "NVIDIA A100-SXM4-80GB", "Intel Xeon ..." */
+    char kind[160];    /* device kind of the record: model or instruction set + library versions */
+    int32_t index;     /* number within its backend */
+    int32_t domain;    /* devices with equal domain share weights */
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
     uint64_t memory_total_bytes, memory_free_bytes;
     bool has_f32, has_bf16, has_f16; /* compute modes its GEMM offers */
@@ -62,10 +63,10 @@ typedef struct td_host_matrix {
 
 /* x[t, :] = table[ids[t], :] as f32. ids are checked by the caller: 0 <= id < V. */
 typedef struct td_embed_args {
-    const int32_t *ids;  /* device I32 [T] */
-    const void *table;   /* device [V, C], table_dtype */
+    const int32_t *ids; /* device I32 [T] */
+    const void *table;  /* device [V, C], table_dtype */
     td_dtype table_dtype;
-    float *out;          /* device F32 [T, C] */
+    float *out; /* device F32 [T, C] */
     int32_t n_tokens, n_cols;
 } td_embed_args;
 
@@ -73,11 +74,11 @@ typedef struct td_embed_args {
  * strided, and `rows` are gathered when row_index is given. in == out is allowed when out_dtype is
  * TD_F32 and row_index is NULL (used for q/k norm in place). */
 typedef struct td_rmsnorm_args {
-    const float *in;           /* device F32; row r starts at in + index(r) * in_stride */
-    const int32_t *row_index;  /* device I32 [n_rows] or NULL for the identity */
-    const float *weight;       /* device F32 [n_cols] */
-    void *out;                 /* device [n_rows, n_cols], row stride out_stride elements */
-    td_dtype out_dtype;        /* the compute dtype, or TD_F32 */
+    const float *in;          /* device F32; row r starts at in + index(r) * in_stride */
+    const int32_t *row_index; /* device I32 [n_rows] or NULL for the identity */
+    const float *weight;      /* device F32 [n_cols] */
+    void *out;                /* device [n_rows, n_cols], row stride out_stride elements */
+    td_dtype out_dtype;       /* the compute dtype, or TD_F32 */
     int32_t n_rows, n_cols;
     /* n_inner > 1: each row holds n_inner consecutive vectors of n_cols (heads), all normalised. */
     int32_t n_inner;
@@ -88,15 +89,15 @@ typedef struct td_rmsnorm_args {
 /* out[M, N] = in[M, K] * W[N, K]^T (+ bias[N]); accumulate: out += that product. */
 typedef struct td_gemm_args {
     const td_weight *weight;
-    const void *in;     /* device [M, K], in the compute dtype of the weight, dense */
-    const float *bias;  /* device F32 [N] or NULL */
-    float *out;         /* device F32 [M, N], dense */
-    int32_t n_rows;     /* M */
-    bool accumulate;    /* residual connection; not together with bias */
+    const void *in;    /* device [M, K], in the compute dtype of the weight, dense */
+    const float *bias; /* device F32 [N] or NULL */
+    float *out;        /* device F32 [M, N], dense */
+    int32_t n_rows;    /* M */
+    bool accumulate;   /* residual connection; not together with bias */
 } td_gemm_args;
 
-/* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each head:
- * (a, b) = (x[i], x[i + rotary_dim/2]) -> (a cos - b sin, b cos + a sin). */
+/* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
+ * head: (a, b) = (x[i], x[i + rotary_dim/2]) -> (a cos - b sin, b cos + a sin). */
 typedef struct td_rope_args {
     float *x;                 /* device F32, row t starts at x + t * stride; n_heads of head_dim */
     const int32_t *positions; /* device I32 [T] */
@@ -109,14 +110,14 @@ typedef struct td_rope_args {
 /* Causal grouped-query attention over packed sequences: softmax(scale * q k^T) v. Query head h uses
  * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i. */
 typedef struct td_attention_args {
-    const float *q, *k, *v;      /* device F32; row t at base + t * stride */
-    int64_t stride;              /* of q, k and v alike: they are slices of one qkv buffer */
-    void *out;                   /* device [T, H * D], out_dtype, dense */
-    td_dtype out_dtype;          /* the compute dtype */
-    const int32_t *seq_offsets;  /* device I32 [B + 1] */
+    const float *q, *k, *v;          /* device F32; row t at base + t * stride */
+    int64_t stride;                  /* of q, k and v alike: they are slices of one qkv buffer */
+    void *out;                       /* device [T, H * D], out_dtype, dense */
+    td_dtype out_dtype;              /* the compute dtype */
+    const int32_t *seq_offsets;      /* device I32 [B + 1] */
     const int32_t *seq_offsets_host; /* the same on the host, for the launch shape */
     int32_t n_seqs, n_heads, n_kv_heads, head_dim;
-    int32_t window;              /* 0 = full */
+    int32_t window; /* 0 = full */
     float scale;
 } td_attention_args;
 
@@ -146,14 +147,14 @@ typedef struct td_capture_args {
     int32_t n_rows, n_vocab, top_k, n_temperatures;
     const float *temperatures; /* HOST F32 [n_temperatures], copied at the call (at most 16) */
     /* outputs, device, already offset to the chunk's first row */
-    int32_t *topk_ids;      /* I32 [n_rows, top_k] */
-    float *topk_logprobs;   /* F32 [n_rows, top_k] */
-    float *logsumexp;       /* F32 [n_rows] */
-    float *logsumexp_t;     /* F32 [n_rows, n_temperatures] or NULL */
-    float *tail_mass;       /* F32 [n_rows] */
-    float *target_logprob;  /* F32 [n_rows] */
-    int32_t *target_rank;   /* I32 [n_rows] */
-    float *entropy;         /* F32 [n_rows] */
+    int32_t *topk_ids;     /* I32 [n_rows, top_k] */
+    float *topk_logprobs;  /* F32 [n_rows, top_k] */
+    float *logsumexp;      /* F32 [n_rows] */
+    float *logsumexp_t;    /* F32 [n_rows, n_temperatures] or NULL */
+    float *tail_mass;      /* F32 [n_rows] */
+    float *target_logprob; /* F32 [n_rows] */
+    int32_t *target_rank;  /* I32 [n_rows] */
+    float *entropy;        /* F32 [n_rows] */
 } td_capture_args;
 
 /* --- the table ------------------------------------------------------------------------------- */
@@ -184,10 +185,13 @@ typedef struct td_device_ops {
      * limit; on expiry TD_E_DEVICE. */
     td_status (*event_sync)(td_event *e, double timeout_s, td_error *err);
 
-    td_status (*copy_in)(td_stream *s, void *dst_device, const void *src_host, size_t size_bytes, td_error *err);
-    td_status (*copy_out)(td_stream *s, void *dst_host, const void *src_device, size_t size_bytes, td_error *err);
+    td_status (*copy_in)(td_stream *s, void *dst_device, const void *src_host, size_t size_bytes,
+                         td_error *err);
+    td_status (*copy_out)(td_stream *s, void *dst_host, const void *src_device, size_t size_bytes,
+                          td_error *err);
     /* From another device of the same backend; s belongs to the destination's device. */
-    td_status (*copy_peer)(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t size_bytes, td_error *err);
+    td_status (*copy_peer)(td_stream *s, void *dst, td_device *src_dev, const void *src,
+                           size_t size_bytes, td_error *err);
 
     /* Packs the rows of `parts`, one after the other, as one [N, K] GEMM weight for `compute`
      * (TD_F32, TD_BF16, TD_F16). Synchronous; the host data may go away afterwards. */
@@ -216,10 +220,11 @@ struct td_weight {
     const td_device_ops *ops;
     int64_t n_rows, n_cols; /* N, K */
     td_dtype compute;
-    size_t size_bytes;      /* device memory held */
+    size_t size_bytes; /* device memory held */
 };
 
-/* --- the registry (device.c): the only place that asks which backends are compiled in ---------- */
+/* --- the registry (device.c): the only place that asks which backends are compiled in ----------
+ */
 
 /* The machine's devices of a backend. "cpu": `n_cpu_devices` devices that split the cores (0 = 1).
  * "cuda": as CUDA numbers them; none when there is no driver (not an error). Creates no context.
@@ -229,6 +234,17 @@ td_status td_device_enumerate(const char *backend, int32_t n_cpu_devices, td_dev
 /* Opens the device that an enumeration described. */
 td_status td_device_open(const td_device_info *info, td_device **out, td_error *err);
 void td_device_close(td_device *dev); /* NULL allowed */
+
+typedef struct td_device_speed {
+    double tflops;  /* dense products in the given compute mode */
+    double mem_gbs; /* copies on the device, read + written */
+} td_device_speed;
+
+/* Measures an open device for about a tenth of a second: the best of a few products of
+ * [2048, 1024] x [1024, 1024] and of copies of that size. For estimates and for balancing unlike
+ * devices; never decides how anything is computed. */
+td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *out, td_error *err);
+
 /* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
 const char *td_device_backends(void);
 

@@ -208,6 +208,11 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
     }
 }
 
+static const char *speed_source(const td_plan *p) {
+    return p->inventory.from_file ? "the inventory's figures, not measured"
+                                  : "a short measurement of the devices";
+}
+
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
     const td_dataset_stats *st = &p->stats;
     char x[4][24];
@@ -215,8 +220,8 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("\nDataset:         not there, so there is no estimate of output size and time\n",
               out);
         if (p->tokens_per_s > 0)
-            fprintf(out, "Estimated rate:  %s tokens/s (from the devices' figures, not measured)\n",
-                    td_human_count(p->tokens_per_s, x[0], sizeof x[0]));
+            fprintf(out, "Estimated rate:  %s tokens/s (from %s)\n",
+                    td_human_count(p->tokens_per_s, x[0], sizeof x[0]), speed_source(p));
         return;
     }
     fprintf(out, "\nDataset:         %s%s rows -> %s samples, %s tokens, %s rows to record\n",
@@ -241,11 +246,9 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(
-            out,
-            "Estimated rate:  %s tokens/s, %s in all (from the devices' figures, not measured)\n",
-            td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
-            td_human_seconds(p->wall_s, x[1], sizeof x[1]));
+        fprintf(out, "Estimated rate:  %s tokens/s, %s in all (from %s)\n",
+                td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
+                td_human_seconds(p->wall_s, x[1], sizeof x[1]), speed_source(p));
     else
         fputs("Estimated rate:  unknown, as the speed of the devices is not known\n", out);
 }
