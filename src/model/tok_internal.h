@@ -26,7 +26,7 @@
 #define TOK_MAX_ID ((1 << 24) - 1)
 #define TOK_NO_RANK UINT32_MAX
 #define TOK_MAX_STEPS 32   /* of one pipeline stage; real ones have at most 5 */
-#define TOK_MAX_NESTING 16 /* of Sequence inside Sequence */
+#define TOK_MAX_NESTING 16 /* of Sequence inside Sequence; messages say the number */
 
 /* --- UTF-8 (tok_utf8.c) ------------------------------------------------------------------------
  */

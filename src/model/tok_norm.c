@@ -52,7 +52,9 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
     if (strcmp(type, "Sequence") == 0) {
         const json_t *list = json_object_get(v, "normalizers");
         if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-            return td_error_set(err, TD_E_MODEL, "%s: \"normalizers\" must be an array", where);
+            return td_error_set(err, TD_E_MODEL,
+                                "%s: \"normalizers\" must be an array, nested at most 16 deep",
+                                where);
         for (size_t i = 0; i < json_array_size(list); i++) {
             rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
             if (rc != TD_OK)

@@ -89,7 +89,8 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
                             where, type);
     const json_t *list = json_object_get(v, "processors");
     if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-        return td_error_set(err, TD_E_MODEL, "%s: \"processors\" must be an array", where);
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: \"processors\" must be an array, nested at most 16 deep", where);
     for (size_t i = 0; i < json_array_size(list); i++) {
         rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
         if (rc != TD_OK)
