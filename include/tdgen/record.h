@@ -39,6 +39,7 @@ typedef struct td_identity {
     uint64_t dataset_size_bytes, dataset_hash;
     td_data_format format;  /* resolved */
     bool append_eos;        /* resolved */
+    int32_t eos_id;         /* what append_eos appends; only compared when it does */
 } td_identity;
 
 typedef struct td_output td_output;

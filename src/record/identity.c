@@ -60,6 +60,8 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
               put(o, "data.overflow", json_string(td_overflow_name(cfg->data.overflow))) &&
               put(o, "data.id_field", text_value(cfg->data.id_field));
     /* Keys that this kind of row does not use are left out: changing them changes nothing. */
+    if (ok && id->append_eos)
+        ok = put(o, "data.eos_id", json_integer(id->eos_id));
     if (ok && id->format == TD_FORMAT_TEXT)
         ok = put(o, "data.text_unit", json_string(td_text_unit_name(cfg->data.text_unit)));
     if (ok && ids)
@@ -248,7 +250,6 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         json_object_set(root, "identity", (json_t *)identity) == 0 &&
         put(root, "model_path", text_value(model_path ? model_path : cfg->model.path)) &&
         put(root, "data_path", text_value(data_path ? data_path : cfg->data.path)) &&
-        put(root, "eos_id", json_integer(id->model->eos_id)) &&
         put(root, "alignment", json_string(TD_TEXT_ALIGNMENT)) &&
         put(root, "logarithm", json_string(TD_TEXT_LOGARITHM)) &&
         put(root, "tokenisation",

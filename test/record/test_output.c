@@ -171,6 +171,27 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
     td_fixture_free(&f);
 }
 
+Test(output, the_appended_token_counts_only_where_it_is_appended) {
+    td_fixture f;
+    td_fixture_init(&f);
+    td_error err;
+    td_output *o;
+    f.id.eos_id = 2;
+    must(td_fixture_open(&f, &o, &err), &err);
+    td_output_close(o);
+    f.id.eos_id = 3;
+    must(td_fixture_open(&f, &o, &err), &err);
+    td_output_close(o);
+    set_text(&f.cfg.output.dir, f.dir);
+    f.id.append_eos = true;
+    must(td_fixture_open(&f, &o, &err), &err);
+    td_output_close(o);
+    f.id.eos_id = 2;
+    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_E_OUTPUT);
+    cr_assert(strstr(err.text, "data.eos_id is 3 in the folder and 2 in this run"), "%s", err.text);
+    td_fixture_free(&f);
+}
+
 Test(output, both_values_stand_in_the_message) {
     td_fixture f;
     td_fixture_init(&f);

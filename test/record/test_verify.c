@@ -352,6 +352,46 @@ Test(inspect, shows_the_sample_asked_for_within_100_columns) {
     td_fixture_free(&f);
 }
 
+Test(inspect, token_texts_come_from_the_runs_own_tokenizer_only) {
+    static const char demo[] = TD_SOURCE_DIR "/demo/teacher";
+    td_tokenizer *tok;
+    td_error err;
+    char *text;
+    must(td_tokenizer_load(demo, &tok, &err), &err);
+    td_fixture f;
+    td_fixture_init(&f);
+    f.id.tokenizer_hash = td_tokenizer_hash(tok);
+    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    td_shard *s = td_fixture_shard(&f, 0, 4);
+    td_strbuf raw = {0}, shown = {0};
+    td_tokenizer_token_text(tok, s->ids[1], &raw);
+    td_text_printable(raw.data, raw.len, &shown);
+    td_inspect_options opt = {.sample = 0, .n_positions = 1, .model_dir = demo};
+    cr_assert_eq(inspect_text(f.cfg.output.dir, &opt, &text), TD_OK, "%s", text);
+    char *row = strstr(text, "     0  ");
+    char *number = td_asprintf("#%d ", s->ids[1]);
+    cr_assert(row && strstr(row, shown.data) && !strstr(row, number), "%s", text);
+    free(number);
+    free(text);
+    opt.model_dir = NULL; /* the run's model folder is gone: ids, and a word on why */
+    cr_assert_eq(inspect_text(f.cfg.output.dir, &opt, &text), TD_OK, "%s", text);
+    cr_assert(strstr(text, "#N are token ids") && strstr(text, "--model"), "%s", text);
+    free(text);
+    td_fixture_free(&f);
+
+    td_fixture_init(&f); /* of another tokenizer */
+    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    opt.model_dir = demo;
+    cr_assert_eq(inspect_text(f.cfg.output.dir, &opt, &text), TD_E_MODEL);
+    cr_assert(strstr(text, "not the tokenizer that this run used"), "%s", text);
+    free(text);
+    td_strbuf_free(&raw);
+    td_strbuf_free(&shown);
+    td_tokenizer_free(tok);
+    td_fixture_shard_free(s);
+    td_fixture_free(&f);
+}
+
 Test(inspect, text_is_safe_for_a_terminal_and_measured) {
     td_strbuf b = {0};
     static const char raw[] = "a\x1b[31m\n\t\0\xff\xe2\x80\xae\xe4\xb8\xad";

@@ -58,7 +58,9 @@ class Run:
         self.vocab_size = int(identity["model.n_vocab"])
         self.top_k = int(identity["capture.top_k"])
         with open(os.path.join(self.path, "shards.jsonl"), encoding="utf-8") as f:
-            self.shards = sorted((json.loads(line) for line in f), key=lambda e: e["shard"])
+            # A last line without its newline is being written, or was torn by a crash.
+            lines = [json.loads(line) for line in f if line.endswith("\n")]
+        self.shards = sorted(lines, key=lambda e: e["shard"])
         self._first = [0]  # index of each shard's first sample
         for entry in self.shards:
             self._first.append(self._first[-1] + entry["samples"])
