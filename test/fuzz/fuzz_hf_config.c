@@ -32,10 +32,12 @@ int main(int argc, char **argv) {
         "\"original_max_position_embeddings\":64},\"tie_word_embeddings\":true,"
         "\"use_sliding_window\":true,\"sliding_window\":16,\"max_window_layers\":2,"
         "\"eos_token_id\":[2,3],\"torch_dtype\":\"bfloat16\",\"hidden_act\":\"silu\"}";
-    long n_iterations = argc > 1 ? atol(argv[1]) : 20000;
+    long n_iterations = argc > 1 ? atol(argv[1]) : 2000;
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
-    char dir[] = "/tmp/tdgen-fuzz-XXXXXX";
-    if (!mkdtemp(dir)) {
+    /* In memory where there is such a file system: thousands of files on a disk take minutes. */
+    char shm[] = "/dev/shm/tdgen-fuzz-XXXXXX", disk[] = "/tmp/tdgen-fuzz-XXXXXX";
+    const char *dir = mkdtemp(shm) ? shm : mkdtemp(disk);
+    if (!dir) {
         perror("mkdtemp");
         return 1;
     }
