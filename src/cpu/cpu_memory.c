@@ -15,7 +15,7 @@
 #include "tdgen/util.h"
 
 /* In front of each block: its size, for the account. One cache line, so that alignment stays. */
-enum { HEADER_BYTES = 64, HUGE_BYTES = 2 << 20 };
+enum { HEADER_BYTES = 64, HUGE_BYTES = 2 << 20, LARGE_BYTES = 64 << 20 };
 
 static atomic_uint_least64_t held_bytes;
 static _Atomic int64_t fail_countdown; /* 0 = off */
@@ -109,11 +109,15 @@ static bool account(uint64_t n) {
     if (atomic_load(&fail_countdown) > 0 && atomic_fetch_sub(&fail_countdown, 1) == 1)
         return false;
     uint64_t before = atomic_fetch_add(&held_bytes, n);
-    if (t && (n > t || before > t - n)) {
-        atomic_fetch_sub(&held_bytes, n);
-        return false;
+    bool fits = !t || (n <= t && before <= t - n);
+    if (fits && n >= LARGE_BYTES) { /* worth a look at what other processes hold */
+        uint64_t now, available;
+        td_cpu_memory_info(&now, &available);
+        fits = !now || n <= available;
     }
-    return true;
+    if (!fits)
+        atomic_fetch_sub(&held_bytes, n);
+    return fits;
 }
 
 td_status td_cpu_mem_alloc(const char *who, size_t size_bytes, void **out, td_error *err) {

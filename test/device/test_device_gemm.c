@@ -34,8 +34,8 @@ static double as_computed(float x, td_dtype compute) {
 
 static const struct {
     int32_t n, k;
-} shapes[] = {{64, 64}, {192, 64},  {100, 37},   {1, 1},
-              {7, 129}, {1100, 96}, {333, 1000}, {512, 172}};
+} shapes[] = {{64, 64},   {192, 64},   {100, 37},  {1, 1},     {7, 129},
+              {1100, 96}, {333, 1000}, {512, 172}, {130, 2500}};
 
 static void check_values(td_dtype compute) {
     td_error err = {0};
