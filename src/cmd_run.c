@@ -64,6 +64,7 @@ static td_status load_tokenizer(job *j, bool dry_run, td_error *err) {
     rc = td_tokenizer_load(j->cfg.model.path, &j->tok, err);
     if (rc != TD_OK && dry_run) {
         td_log_warn("%s; token counts are estimated from bytes", err->text);
+        *err = (td_error){0};
         return TD_OK;
     }
     return rc;

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The scenarios of the specification, through the old script's command lines and the real program:
+# the assignment block must be printed exactly as documented.
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# block TOTAL GPUS PER_MODEL WORKERS LINE... : the expected text
+block() {
+    printf '==================================================\n'
+    printf 'Multi-GPU Teacher Logits Generation\n'
+    printf '==================================================\n'
+    printf 'Configuration:\n'
+    printf '  Total GPUs available: %s (%s)\n' "$1" "$2"
+    printf '  GPUs per model: %s\n' "$3"
+    printf '  Number of workers: %s\n\n' "$4"
+    printf 'Worker GPU assignments:\n'
+    shift 4
+    local i=0 line
+    for line; do
+        printf '  Worker %d: GPUs %s\n' "$i" "$line"
+        i=$((i + 1))
+    done
+}
+
+# scenario NAME MODEL INVENTORY ARGUMENTS... ; the expected block on stdin
+scenario() {
+    local name=$1 model=$2 inventory=$3
+    shift 3
+    cat >"$TMP/want"
+    TDGEN_CONFIG=$TMP/run.ini tools/generate_teacher_logits_parallel.sh "$@" --dry-run \
+        model.path="test/fixtures/configs/$model" devices.inventory="conf/inventory/$inventory.ini" \
+        >"$TMP/got" 2>"$TMP/err"
+    local code=$?
+    head -n "$(wc -l <"$TMP/want")" "$TMP/got" >"$TMP/head"
+    if [ $code -eq 0 ] && cmp -s "$TMP/want" "$TMP/head"; then
+        pass
+    else
+        fail "$name (exit $code)"
+        diff "$TMP/want" "$TMP/head" >&2
+        cat "$TMP/err" >&2
+    fi
+}
+
+config "$TMP/run.ini" '[data]'
+sed -i '/^\[devices\]/d; /^gpus = cpu/d; $d' "$TMP/run.ini"
+all=0,1,2,3,4,5,6,7
+
+scenario "1: small model, 8 GPUs" llama-7b 8xa100-80gb 1 $all < <(block 8 $all 1 8 0 1 2 3 4 5 6 7)
+scenario "2: 34B, 2 GPUs each" codellama-34b 8xa100-80gb 2 $all < <(block 8 $all 2 4 0,1 2,3 4,5 6,7)
+scenario "3: 70B, 4 GPUs each" llama-70b 8xa100-80gb 4 $all < <(block 8 $all 4 2 0,1,2,3 4,5,6,7)
+scenario "4: all 8 GPUs for one copy" llama-70b 8xa100-80gb 8 $all < <(block 8 $all 8 1 $all)
+scenario "5: some GPUs" llama-7b 8xa100-80gb 1 1,3,5,7 < <(block 4 1,3,5,7 1 4 1 3 5 7)
+scenario "6: auto-detect" llama-7b 8xa100-80gb 1 < <(block 8 $all 1 8 0 1 2 3 4 5 6 7)
+scenario "test small batch first" llama-7b 8xa100-80gb 2 0,1,2,3 \
+    distillation.dataset.max_samples=10 < <(block 4 0,1,2,3 2 2 0,1 2,3)
+scenario "uneven distribution in one run" llama-8b 4xa100-4xv100 1 $all model.compute=f16 \
+        'devices.groups=0|1|2|3|4,5|6,7' < <(block 8 $all "1 (4 workers), 2 (2 workers)" 6 0 1 2 3 4,5 6,7)
+
+# 405B in bf16 does not fit on 8 x 80 GB, and the answer says what would.
+expect 5 'does not fit on 8 x A100-80GB.*What would fit: [0-9]+ x A100-80GB' "$TDGEN" -c "$TMP/run.ini" --dry-run \
+    model.path=test/fixtures/configs/llama-405b devices.inventory=conf/inventory/8xa100-80gb.ini \
+    devices.gpus_per_model=8
+expect 2 '9' "$TDGEN" -c "$TMP/run.ini" --dry-run model.path=test/fixtures/configs/llama-7b \
+    devices.inventory=conf/inventory/8xa100-80gb.ini devices.gpus_per_model=9
+# Devices left over are reported.
+expect 0 'Left over: no worker uses GPUs 6,7' "$TDGEN" -c "$TMP/run.ini" --dry-run \
+    model.path=test/fixtures/configs/llama-7b devices.inventory=conf/inventory/8xa100-80gb.ini \
+    devices.gpus_per_model=3
+# More devices than layers to place: the surplus stays empty, with a warning.
+expect 0 'embed' "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=cpu*8 devices.gpus_per_model=8
+expect 0 'warning|Warning|Notes' "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=cpu*8 \
+    devices.gpus_per_model=8
+# A machine without GPUs can still show the assignment.
+block 4 0,1,2,3 2 2 0,1 2,3 >"$TMP/want"
+"$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=0,1,2,3 devices.gpus_per_model=2 2>/dev/null |
+    head -n "$(wc -l <"$TMP/want")" >"$TMP/got"
+check "assignment without a GPU" cmp "$TMP/want" "$TMP/got"
+finish
