@@ -67,8 +67,6 @@ typedef struct td_cpu_scratch {
     size_t size_bytes;
 } td_cpu_scratch;
 
-struct td_gemm_thread; /* cpu_gemm.c: oneDNN stream of a thread */
-
 /* What an executing operation sees of its stream. Used by the stream's thread only. */
 typedef struct td_cpu_exec {
     td_cpu_device *dev;
