@@ -6,4 +6,12 @@ if(TARGET tdgen)
       ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR}"
       LABELS e2e TIMEOUT 900)
   endforeach()
+  # The whole program with every thread it has; under ThreadSanitizer this is the race check.
+  add_test(NAME stress_run COMMAND tdgen -c conf/demo.ini data.max_samples=24 output.shard_samples=4
+    run.batch_tokens=256 devices.gpus=cpu*4 devices.gpus_per_model=2
+    output.dir=${CMAKE_CURRENT_BINARY_DIR}/stress_run WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  add_test(NAME stress_run_clean COMMAND ${CMAKE_COMMAND} -E rm -rf ${CMAKE_CURRENT_BINARY_DIR}/stress_run)
+  set_tests_properties(stress_run_clean PROPERTIES FIXTURES_SETUP stress_run LABELS stress)
+  set_tests_properties(stress_run PROPERTIES FIXTURES_REQUIRED stress_run LABELS stress
+    FAIL_REGULAR_EXPRESSION "WARNING: ThreadSanitizer" PASS_REGULAR_EXPRESSION "Done in")
 endif()
