@@ -18,14 +18,14 @@ from tokenizers import Tokenizer
 import kjv
 
 EXPECTED = {
-    "In the beginning God created the": " heaven",
+    "In the beginning God created the": " earth",
     "And it came to": " pass",
-    "The LORD is my": " shepherd",
+    "The LORD is my": " strength",
     "Blessed are the poor in": " spirit",
     "thus saith the LORD of": " hosts",
     "And he said unto": " him",
 }
-WORST_LOSS = 3.6
+WORST_LOSS = 3.0
 
 
 def load(folder: Path) -> tuple[dict, dict[str, np.ndarray], Tokenizer]:
@@ -110,7 +110,8 @@ def main() -> int:
     for prefix, expected in EXPECTED.items():
         ids = tokenizer.encode(prefix).ids
         logprobs = log_softmax(forward(config, weights, ids)[-1])
-        best = [(tokenizer.decode([int(i)]), np.exp(logprobs[i])) for i in logprobs.argsort()[:-6:-1]]
+        top = logprobs.argsort()[:-6:-1]
+        best = [(tokenizer.decode([int(token)]), np.exp(logprobs[token])) for token in top]
         print(f"{prefix!r}: " + ", ".join(f"{token!r} {share:.3f}" for token, share in best))
         if expected not in [token for token, _ in best]:
             print(f"  {expected!r} is missing", file=sys.stderr)

@@ -1,6 +1,8 @@
 """Writes demo/demo.jsonl and demo/qa.jsonl: inputs for the demo teacher, from its own text.
 
     VENV/bin/python tools/demo/make_prompts.py --tokenizer demo/teacher/tokenizer.json --out demo
+
+An id tells where its passage is from: train/Ge1:1-5, or heldout/Job34:2+9w for nine words.
 """
 
 import argparse

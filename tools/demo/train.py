@@ -7,8 +7,10 @@
 The text is the King James Bible (see kjv.py), less the held-out chapters. The model is
 Llama as Hugging Face transformers computes it: RMSNorm, rotary embeddings in the
 half-rotation layout, grouped-query attention, SwiGLU, tied embeddings. It trains in
-float32 with AdamW and is written as bfloat16. The folder is rewritten at every
-checkpoint, so an unfinished run leaves a usable model.
+float32, the projection matrices with Muon (in 400 steps it reached a held-out loss of 3.95
+where AdamW alone reached 4.50) and the embedding and norms with AdamW, and is written as
+bfloat16. The folder is rewritten at every checkpoint, so an unfinished run leaves a usable
+model.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -61,6 +64,8 @@ FFN = CONFIG["intermediate_size"]
 LAYERS = CONFIG["num_hidden_layers"]
 VOCAB = CONFIG["vocab_size"]
 CONTEXT = CONFIG["max_position_embeddings"]
+
+FAMILIAR_DRAWS = 8  # how much likelier a row starts in a familiar chapter than elsewhere
 
 Params = dict[str, jax.Array]
 
@@ -112,16 +117,17 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
 def token_stream(
     tokenizer: Tokenizer, book: dict[str, list[kjv.Verse]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All chapters, each closed by eos and the next opened by bos, and where verses start."""
+    """All chapters, each between bos and eos, and the verse starts that rows are drawn from."""
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
     stream: list[int] = []
     starts: list[int] = []
-    for verses in book.values():
+    for chapter, verses in book.items():
+        draws = FAMILIAR_DRAWS if chapter in kjv.FAMILIAR else 1
         stream.append(CONFIG["bos_token_id"])
         for index, verse in enumerate(verses):
             if index:
                 stream += newline
-            starts.append(len(stream))
+            starts += [len(stream)] * draws
             stream += tokenizer.encode(verse.text, add_special_tokens=False).ids
         stream.append(CONFIG["eos_token_id"])
     return np.array(stream, np.int32), np.array(starts)
@@ -245,6 +251,33 @@ def mean_loss(params: Params, rows: np.ndarray, mask: np.ndarray, batch: int = 8
     return total / float(mask.sum())
 
 
+# Optimizer
+
+
+def make_optimizer(lr: float, adamw_lr: float, steps: int) -> optax.GradientTransformation:
+    """Muon for the projections, AdamW for the rest; warm-up, then cosine to nothing."""
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 40), steps)
+
+    def projections(params: Params) -> dict[str, MuonDimensionNumbers | None]:
+        return {
+            name: MuonDimensionNumbers(reduction_axis=1, output_axis=0) if "proj" in name else None
+            for name in params
+        }
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        muon(
+            schedule(lr),
+            adam_learning_rate=schedule(adamw_lr),
+            adam_b2=0.98,
+            weight_decay=0.05,
+            muon_weight_dimension_numbers=projections,
+        ),
+    )
+
+
 # Output
 
 
@@ -264,7 +297,7 @@ def write_model(params: Params, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo teacher.")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--length", type=int, default=256, help="tokens in a training row")
     parser.add_argument(
@@ -273,7 +306,8 @@ def main() -> None:
         default=0.15,
         help="last share of the steps, trained with rows as long as the context",
     )
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr", type=float, default=2e-2, help="peak for the projections")
+    parser.add_argument("--adamw-lr", type=float, default=3e-3, help="peak for the rest")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--checkpoint-every", type=int, default=500)
     args = parser.parse_args()
@@ -287,25 +321,16 @@ def main() -> None:
     train_sample = dict(list(train.items())[:: len(train) // len(held_out)])
     sample_rows, sample_mask = held_out_rows(tokenizer, train_sample, CONTEXT)
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, args.lr, max(1, args.steps // 40), args.steps, end_value=args.lr * 0.01
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            schedule,
-            b2=0.98,
-            weight_decay=0.05,
-            mask=lambda tree: {name: value.ndim > 1 for name, value in tree.items()},
-        ),
-    )
     params = initial_params(jax.random.key(args.seed))
+    optimizer = make_optimizer(args.lr, args.adamw_lr, args.steps)
     state = optimizer.init(params)
     count = sum(value.size for value in params.values())
     print(f"{count} parameters, {len(stream)} training tokens, {int(mask.sum())} held-out tokens")
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: optax.OptState, batch: jax.Array):
+    def step(
+        params: Params, state: optax.OptState, batch: jax.Array
+    ) -> tuple[Params, optax.OptState, jax.Array]:
         loss, gradients = jax.value_and_grad(lambda p: jnp.mean(token_losses(p, batch)))(params)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
@@ -320,8 +345,8 @@ def main() -> None:
         losses.append(float(loss))
         seen += args.batch_tokens
         if index % 50 == 0:
-            rate = seen / (time.monotonic() - began)
-            print(f"step {index}  loss {np.mean(losses[-50:]):.4f}  {rate:.0f} tokens/s", flush=True)
+            rate, mean = seen / (time.monotonic() - began), np.mean(losses[-50:])
+            print(f"step {index}  loss {mean:.4f}  {rate:.0f} tokens/s", flush=True)
         if index % args.checkpoint_every == 0 or index == args.steps:
             write_model(params, args.out)
             print(f"step {index}  held-out loss {mean_loss(params, rows, mask):.4f}", flush=True)
