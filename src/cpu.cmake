@@ -14,7 +14,7 @@ endforeach()
 target_compile_options(td_cpu_kernels_v1 PRIVATE -march=x86-64)
 target_compile_options(td_cpu_kernels_v3 PRIVATE -march=x86-64-v3)
 target_compile_options(td_cpu_kernels_v4 PRIVATE -march=x86-64-v4 -mprefer-vector-width=512)
-message(STATUS "tdgen: built for CPU devices (oneDNN ${dnnl_VERSION})")
+message(STATUS "tdgen: built for CPU devices (${DNNL_LIBRARY})")
 
 # Rates, for a person: not part of the default build.
 add_executable(bench_cpu EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tools/bench/bench_cpu.c)
