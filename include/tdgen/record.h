@@ -37,9 +37,9 @@ typedef struct td_identity {
     uint64_t tokenizer_hash;
     int32_t tokenizer_n_vocab;
     uint64_t dataset_size_bytes, dataset_hash;
-    td_data_format format;  /* resolved */
-    bool append_eos;        /* resolved */
-    int32_t eos_id;         /* what append_eos appends; only compared when it does */
+    td_data_format format; /* resolved */
+    bool append_eos;       /* resolved */
+    int32_t eos_id;        /* what append_eos appends; only compared when it does */
 } td_identity;
 
 typedef struct td_output td_output;
@@ -49,7 +49,8 @@ typedef struct td_output td_output;
  * missing or short), and compares identities: a key that differs is TD_E_OUTPUT with a message that
  * shows both sides and what may be done. Free to differ: gpus, groups, batch_tokens, worker_id,
  * total_workers; max_samples may grow. */
-td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out, td_error *err);
+td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
+                         td_error *err);
 void td_output_close(td_output *o);
 /* After the weights were read: writes the manifest of a new run, or compares the hash. */
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err);
@@ -62,9 +63,9 @@ typedef struct td_shard_totals {
 
 /* Is this shard finished? On *done, *totals (may be NULL) is filled. Compares row range and
  * source_hash; a finished shard is re-read and its hashes checked once. A shard that is damaged, or
- * that an earlier max_samples cut short, counts as not done (with a warning that says why); one that
- * an earlier, larger max_samples made longer is done. A differing source_hash is TD_E_OUTPUT: the
- * dataset changed under the run. Any thread. */
+ * that an earlier max_samples cut short, counts as not done (with a warning that says why); one
+ * that an earlier, larger max_samples made longer is done. A differing source_hash is TD_E_OUTPUT:
+ * the dataset changed under the run. Any thread. */
 td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, int64_t row_end,
                                uint64_t source_hash, bool *done, td_shard_totals *totals,
                                td_error *err);
@@ -93,8 +94,9 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
                               const td_captured *cap, int32_t first_row, td_error *err);
 /* The sample stays in the shard (its tokens, its index) but has no rows and a zero loss mask. */
 td_status td_shard_writer_skip(td_shard_writer *w, int32_t sample, td_error *err);
-/* All samples with rows were put or skipped. Ends the writer, also on failure: then the folder is as
- * before, or the shard is in place and only its index line is missing (repaired on the next open). */
+/* All samples with rows were put or skipped. Ends the writer, also on failure: then the folder is
+ * as before, or the shard is in place and only its index line is missing (repaired on the next
+ * open). */
 td_status td_shard_writer_commit(td_shard_writer *w, td_error *err);
 void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL allowed */
 
@@ -103,9 +105,9 @@ void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL a
 td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
 
 typedef struct td_inspect_options {
-    int64_t sample;       /* -1 = the first sample with rows */
-    int32_t n_positions;  /* rows of the table, default 24 */
-    int32_t n_candidates; /* top candidates a row, default 5 */
+    int64_t sample;        /* -1 = the first sample with rows */
+    int32_t n_positions;   /* rows of the table, default 24 */
+    int32_t n_candidates;  /* top candidates a row, default 5 */
     const char *model_dir; /* for token texts; NULL = the manifest's, when it still exists */
 } td_inspect_options;
 td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
