@@ -49,7 +49,7 @@ typedef struct td_device_info {
     int32_t domain;    /* devices with equal domain share weights */
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
     uint64_t memory_total_bytes, memory_free_bytes; /* of cpu*N: an Nth of the machine's each */
-    bool has_f32, has_bf16, has_f16; /* compute modes its GEMM offers */
+    bool has_f32, has_bf16, has_f16;                /* compute modes its GEMM offers */
 } td_device_info;
 
 /* A host tensor of a checkpoint, row-major, as stored. Borrowed. */
@@ -61,7 +61,8 @@ typedef struct td_host_matrix {
 
 /* --- arguments of the operations ------------------------------------------------------------- */
 
-/* x[t, :] = table[ids[t], :] as f32. ids are checked by the caller: 0 <= id < V. */
+/* x[t, :] = scale * table[ids[t], :] as f32, or added to what is there (position embeddings). ids
+ * are checked by the caller: 0 <= id < V. The product is rounded once, to f32. */
 typedef struct td_embed_args {
     const int32_t *ids; /* device I32 [T] */
     const void *table;  /* device [V, C], table_dtype */
@@ -70,13 +71,18 @@ typedef struct td_embed_args {
     int32_t n_tokens, n_cols;
 } td_embed_args;
 
-/* RMSNorm (Zhang & Sennrich 2019): out = x / sqrt(mean(x^2) + eps) * weight, per row. Rows may be
- * strided, and `rows` are gathered when row_index is given. in == out is allowed when out_dtype is
- * TD_F32 and row_index is NULL (used for q/k norm in place). */
-typedef struct td_rmsnorm_args {
+typedef enum td_norm_kind { TD_NORM_RMS, TD_NORM_LAYER } td_norm_kind;
+
+/* TD_NORM_RMS (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * weight, per row.
+ * TD_NORM_LAYER (Ba et al. 2016): y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias.
+ * Rows may be strided, and are gathered when row_index is given. in == out is allowed when
+ * out_dtype is TD_F32 and row_index is NULL (q/k norm in place). */
+typedef struct td_norm_args {
+    td_norm_kind kind;
     const float *in;          /* device F32; row r starts at in + index(r) * in_stride */
     const int32_t *row_index; /* device I32 [n_rows] or NULL for the identity */
     const float *weight;      /* device F32 [n_cols] */
+    const float *bias;        /* device F32 [n_cols] or NULL */
     void *out;                /* device [n_rows, n_cols], row stride out_stride elements */
     td_dtype out_dtype;       /* the compute dtype, or TD_F32 */
     int32_t n_rows, n_cols;
@@ -84,16 +90,19 @@ typedef struct td_rmsnorm_args {
     int32_t n_inner;
     int64_t in_stride, out_stride; /* elements between rows */
     float eps;
-} td_rmsnorm_args;
+    bool accumulate; /* out (F32) += scale * y: norms behind a block (Gemma 2, OLMo 2) */
+    float scale;     /* with accumulate */
+} td_norm_args;
 
-/* out[M, N] = in[M, K] * W[N, K]^T (+ bias[N]); accumulate: out += that product. */
+/* out[M, N] = scale * (in[M, K] * W[N, K]^T + bias[N]), or added to what is there. */
 typedef struct td_gemm_args {
     const td_weight *weight;
     const void *in;    /* device [M, K], in the compute dtype of the weight, dense */
     const float *bias; /* device F32 [N] or NULL */
     float *out;        /* device F32 [M, N], dense */
     int32_t n_rows;    /* M */
-    bool accumulate;   /* residual connection; not together with bias */
+    float scale;       /* 1 = none (Granite: residual_multiplier) */
+    bool accumulate;   /* out += : the residual connection */
 } td_gemm_args;
 
 /* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
@@ -119,23 +128,59 @@ typedef struct td_attention_args {
     int32_t n_seqs, n_heads, n_kv_heads, head_dim;
     int32_t window; /* 0 = full */
     float scale;
+    float softcap; /* > 0: scores s become softcap * tanh(s / softcap) (Gemma 2); 0 = none */
 } td_attention_args;
 
-/* out[t, f] = silu(gate_up[t, f]) * gate_up[t, F + f] */
-typedef struct td_gated_act_args {
-    const float *gate_up; /* device F32 [T, 2F] */
-    void *out;            /* device [T, F], out_dtype */
+typedef enum td_act { TD_ACT_SILU, TD_ACT_GELU, TD_ACT_GELU_TANH } td_act;
+
+/* Gated: out[t, f] = act(in[t, f]) * in[t, F + f], in [T, 2F]. Not gated: out[t, f] = act(in[t,
+ * f]), in [T, F]. GELU is the exact one (erf); GELU_TANH is 0.5 x (1 + tanh(sqrt(2/pi)(x + 0.044715
+ * x^3))), HF's gelu_new and gelu_pytorch_tanh. */
+typedef struct td_act_args {
+    td_act act;
+    bool gated;
+    const float *in; /* device F32 [T, 2F] or [T, F] */
+    void *out;       /* device [T, F], out_dtype */
     td_dtype out_dtype;
     int32_t n_tokens, n_cols; /* F */
-} td_gated_act_args;
+} td_act_args;
+
+/* Mixture-of-experts MLP (Mixtral, Qwen3-MoE): router logits = in * router^T; p = softmax over all
+ * experts in f32; the top_k experts by p (ties by the lower expert); their p, divided by their sum
+ * when `normalise`; out[t] += scale * sum over the chosen experts, in ascending expert number, of
+ * p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed, tokens grouped per
+ * expert; a row's bits do not depend on which rows share its experts. */
+typedef struct td_moe_args {
+    const td_weight *router;         /* [E, C] */
+    const td_weight *const *gate_up; /* [E] of [2F, C] */
+    const td_weight *const *down;    /* [E] of [C, F] */
+    td_act act;
+    const void *in; /* device [T, C], compute dtype */
+    float *out;     /* device F32 [T, C] */
+    void *scratch;  /* device, moe_scratch_bytes of the largest T */
+    int32_t n_tokens, n_cols, n_ffn, n_experts, top_k;
+    bool normalise;
+    float scale;
+} td_moe_args;
+
+/* Bytes of td_moe_args.scratch for up to n_tokens rows, on every device kind (pure: the planner
+ * asks too): router logits and choices, then per chosen (token, expert) pair one row each of the
+ * input and of the activation in the compute dtype, of gate and up and of the result in f32. */
+static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, int32_t n_ffn,
+                                            int32_t n_experts, int32_t top_k, td_dtype compute) {
+    uint64_t T = (uint64_t)n_tokens, P = T * (uint64_t)top_k, c = td_dtype_size(compute);
+    uint64_t C = (uint64_t)n_cols, F = (uint64_t)n_ffn, E = (uint64_t)n_experts;
+    return T * E * 4 + P * 16 + (E + 1) * 8 + P * (C * c + F * c + 2 * F * 4 + C * 4) + 64 * 8;
+}
 
 /* Capture over a chunk of rows of logits, one pass for the sums, one for the selection.
- * Definitions, all natural logarithms, per row with logits z[0..V):
- *   m = max z; S = sum exp(z - m) accumulated in f64; logsumexp = f32(m + log S)
- *   logprob(v) = fl32(fl32(z[v] - m) - fl32(log S)), the one order of everything:
- *   topk: by logprob descending, ties by the lower id; entries with z = -inf are never taken, free
- *         places hold id -1 and logprob -inf
- *   tail_mass = sum over ids not taken of exp(z - m) / S, summed from those terms in f64
+ * First the logits are finished: z = logits / divisor (Granite), then, with softcap > 0,
+ * z = softcap * tanh(z / softcap) (Gemma 2), then z[v] = -inf for v >= n_valid (ids that no token
+ * of the tokenizer has, when asked for). Definitions, all natural logarithms, per row with logits
+ * z[0..V): m = max z; S = sum exp(z - m) accumulated in f64; logsumexp = f32(m + log S) logprob(v)
+ * = fl32(fl32(z[v] - m) - fl32(log S)), the one order of everything: topk: by logprob descending,
+ * ties by the lower id; entries with z = -inf are never taken, free places hold id -1 and logprob
+ * -inf tail_mass = sum over ids not taken of exp(z - m) / S, summed from those terms in f64
  *   target_logprob = logprob(target); target_rank = number of ids before it in that order
  *   entropy = log S - (1/S) sum exp(z - m) (z - m)
  *   logsumexp_t[i] = f32 of log sum exp(z / T_i)
@@ -145,6 +190,8 @@ typedef struct td_capture_args {
     const float *logits;    /* device F32 [n_rows, V], dense */
     const int32_t *targets; /* device I32 [n_rows] */
     int32_t n_rows, n_vocab, top_k, n_temperatures;
+    int32_t n_valid;           /* n_vocab = no mask */
+    float divisor, softcap;    /* 1 and 0 = none */
     const float *temperatures; /* HOST F32 [n_temperatures], copied at the call (at most 16) */
     /* outputs, device, already offset to the chunk's first row */
     int32_t *topk_ids;     /* I32 [n_rows, top_k] */
@@ -164,7 +211,8 @@ typedef struct td_device_ops {
 
     void (*close)(td_device *dev);
 
-    /* size_bytes of uninitialised memory (NaN-filled with TDGEN_DEBUG_ALLOC=1 in the environment). */
+    /* size_bytes of uninitialised memory (NaN-filled with TDGEN_DEBUG_ALLOC=1 in the environment).
+     */
     td_status (*alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
     void (*free)(td_device *dev, void *ptr);
     /* Host memory from which copies run at full speed; plain memory on CPU devices. */
@@ -200,11 +248,12 @@ typedef struct td_device_ops {
     void (*weight_destroy)(td_weight *w);
 
     td_status (*embed)(td_stream *s, const td_embed_args *a, td_error *err);
-    td_status (*rmsnorm)(td_stream *s, const td_rmsnorm_args *a, td_error *err);
+    td_status (*norm)(td_stream *s, const td_norm_args *a, td_error *err);
     td_status (*gemm)(td_stream *s, const td_gemm_args *a, td_error *err);
     td_status (*rope)(td_stream *s, const td_rope_args *a, td_error *err);
     td_status (*attention)(td_stream *s, const td_attention_args *a, td_error *err);
-    td_status (*gated_act)(td_stream *s, const td_gated_act_args *a, td_error *err);
+    td_status (*act)(td_stream *s, const td_act_args *a, td_error *err);
+    td_status (*moe)(td_stream *s, const td_moe_args *a, td_error *err);
     td_status (*capture)(td_stream *s, const td_capture_args *a, td_error *err);
 
     /* Seconds the stream has spent executing operations since it was made (for busy shares). */
