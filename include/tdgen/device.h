@@ -69,6 +69,8 @@ typedef struct td_embed_args {
     td_dtype table_dtype;
     float *out; /* device F32 [T, C] */
     int32_t n_tokens, n_cols;
+    float scale;     /* 1 = none, 0 is refused (Gemma: sqrt(C); Granite: embedding_multiplier) */
+    bool accumulate; /* out += */
 } td_embed_args;
 
 typedef enum td_norm_kind { TD_NORM_RMS, TD_NORM_LAYER } td_norm_kind;
@@ -101,7 +103,7 @@ typedef struct td_gemm_args {
     const float *bias; /* device F32 [N] or NULL */
     float *out;        /* device F32 [M, N], dense */
     int32_t n_rows;    /* M */
-    float scale;       /* 1 = none (Granite: residual_multiplier) */
+    float scale;       /* 1 = none (Granite: residual_multiplier); 0 is refused */
     bool accumulate;   /* out += : the residual connection */
 } td_gemm_args;
 
@@ -151,13 +153,14 @@ typedef struct td_act_args {
  * p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed, tokens grouped per
  * expert; a row's bits do not depend on which rows share its experts. */
 typedef struct td_moe_args {
-    const td_weight *router;         /* [E, C] */
-    const td_weight *const *gate_up; /* [E] of [2F, C] */
+    const td_weight *router; /* [E, C] */
+    /* HOST arrays, which live until the operation has run. All weights are of one compute dtype. */
+    const td_weight *const *gate_up; /* [E] of [2F, C]: F gate rows, then F up rows */
     const td_weight *const *down;    /* [E] of [C, F] */
     td_act act;
     const void *in; /* device [T, C], compute dtype */
-    float *out;     /* device F32 [T, C] */
-    void *scratch;  /* device, moe_scratch_bytes of the largest T */
+    float *out;     /* device F32 [T, C]; not `in` */
+    void *scratch;  /* device, 64-byte aligned, td_moe_scratch_bytes of the largest T */
     int32_t n_tokens, n_cols, n_ffn, n_experts, top_k;
     bool normalise;
     float scale;
@@ -174,23 +177,26 @@ static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, in
 }
 
 /* Capture over a chunk of rows of logits, one pass for the sums, one for the selection.
- * First the logits are finished: z = logits / divisor (Granite), then, with softcap > 0,
- * z = softcap * tanh(z / softcap) (Gemma 2), then z[v] = -inf for v >= n_valid (ids that no token
- * of the tokenizer has, when asked for). Definitions, all natural logarithms, per row with logits
- * z[0..V): m = max z; S = sum exp(z - m) accumulated in f64; logsumexp = f32(m + log S) logprob(v)
- * = fl32(fl32(z[v] - m) - fl32(log S)), the one order of everything: topk: by logprob descending,
- * ties by the lower id; entries with z = -inf are never taken, free places hold id -1 and logprob
- * -inf tail_mass = sum over ids not taken of exp(z - m) / S, summed from those terms in f64
+ * First the logits are finished:
+ *   z = logits / divisor (Granite); then, with softcap > 0, z = softcap * tanh(z / softcap)
+ *   (Gemma 2); then z[v] = -inf for v >= n_valid (ids that no token of the tokenizer has)
+ * Definitions, all natural logarithms, per row with finished logits z[0..V):
+ *   m = max z; S = sum exp(z - m) accumulated in f64; logsumexp = f32(m + log S)
+ *   logprob(v) = fl32(fl32(z[v] - m) - fl32(log S)), the one order of everything:
+ *   topk: by logprob descending, ties by the lower id; entries with z = -inf are never taken, free
+ *         places hold id -1 and logprob -inf
+ *   tail_mass = sum over ids not taken of exp(z - m) / S, summed from those terms in f64
  *   target_logprob = logprob(target); target_rank = number of ids before it in that order
  *   entropy = log S - (1/S) sum exp(z - m) (z - m)
  *   logsumexp_t[i] = f32 of log sum exp(z / T_i)
- * A row with a NaN or +inf logit (or no finite one) gets logsumexp = NaN and zeros elsewhere; the
- * caller treats its sample as failed. target = -1: target_logprob = -inf, rank = -1. */
+ * A row with a NaN or +inf among its first n_valid logits (or no finite z) gets logsumexp = NaN and
+ * zeros elsewhere; the caller treats its sample as failed. target = -1, or one that is not below
+ * n_valid: target_logprob = -inf, rank = -1. */
 typedef struct td_capture_args {
     const float *logits;    /* device F32 [n_rows, V], dense */
     const int32_t *targets; /* device I32 [n_rows] */
     int32_t n_rows, n_vocab, top_k, n_temperatures;
-    int32_t n_valid;           /* n_vocab = no mask */
+    int32_t n_valid;           /* in [1, n_vocab]; n_vocab = no mask */
     float divisor, softcap;    /* 1 and 0 = none */
     const float *temperatures; /* HOST F32 [n_temperatures], copied at the call (at most 16) */
     /* outputs, device, already offset to the chunk's first row */
