@@ -77,6 +77,8 @@ typedef enum td_norm_kind { TD_NORM_RMS, TD_NORM_LAYER } td_norm_kind;
 
 /* TD_NORM_RMS (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * weight, per row.
  * TD_NORM_LAYER (Ba et al. 2016): y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias.
+ * TD_NORM_NONE: y = x, a conversion to out_dtype (blocks without a norm before them: OLMo 2);
+ * weight and bias are NULL then.
  * Rows may be strided, and are gathered when row_index is given. in == out is allowed when
  * out_dtype is TD_F32 and row_index is NULL (q/k norm in place). */
 typedef struct td_norm_args {
