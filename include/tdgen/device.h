@@ -73,7 +73,7 @@ typedef struct td_embed_args {
     bool accumulate; /* out += */
 } td_embed_args;
 
-typedef enum td_norm_kind { TD_NORM_RMS, TD_NORM_LAYER } td_norm_kind;
+typedef enum td_norm_kind { TD_NORM_RMS, TD_NORM_LAYER, TD_NORM_NONE } td_norm_kind;
 
 /* TD_NORM_RMS (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * weight, per row.
  * TD_NORM_LAYER (Ba et al. 2016): y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias.
