@@ -1,11 +1,12 @@
 # The CPU device and the registry. The inner loops are compiled once per instruction-set level; which
 # one runs is chosen when a device is opened, so the program runs on any x86-64.
 add_library(td_device STATIC device.c device_speed.c cpu/cpu_device.c cpu/cpu_memory.c cpu/cpu_pool.c
-                             cpu/cpu_stream.c cpu/cpu_gemm.c cpu/cpu_ops.c)
+                             cpu/cpu_stream.c cpu/cpu_gemm.c cpu/cpu_ops.c cpu/cpu_moe.c)
 target_link_libraries(td_device PUBLIC td_common PRIVATE DNNL::dnnl OpenMP::OpenMP_C)
 
 foreach(level 1 3 4)
-  add_library(td_cpu_kernels_v${level} OBJECT cpu/kernels.c cpu/kernels_attention.c
+  add_library(td_cpu_kernels_v${level} OBJECT cpu/kernels.c cpu/kernels_norm.c cpu/kernels_act.c
+                                              cpu/kernels_moe.c cpu/kernels_attention.c
                                               cpu/kernels_capture.c)
   target_link_libraries(td_cpu_kernels_v${level} PRIVATE td_base)
   target_compile_definitions(td_cpu_kernels_v${level} PRIVATE TD_KERNEL_LEVEL=${level})

@@ -64,7 +64,8 @@ static td_status probe_open(probe *p, td_dtype compute, td_error *err) {
 /* One product, waited for. */
 static td_status probe_gemm(probe *p, double *seconds, td_error *err) {
     const td_device_ops *ops = p->dev->ops;
-    td_gemm_args a = {.weight = p->weight, .in = p->in, .out = p->out, .n_rows = N_ROWS};
+    td_gemm_args a = {
+        .weight = p->weight, .in = p->in, .out = p->out, .n_rows = N_ROWS, .scale = 1};
     double t0 = td_time_s();
     td_status rc = ops->gemm(p->stream, &a, err);
     if (rc == TD_OK)

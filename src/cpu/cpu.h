@@ -104,6 +104,10 @@ td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int
                                 td_dtype compute, td_weight **out, td_error *err);
 void td_cpu_weight_destroy(td_weight *w);
 td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err);
+/* Several independent products as one fork and join. first_item: [n + 1], filled here; products
+ * without rows are allowed. */
+td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, int64_t *first_item,
+                            td_error *err);
 /* Effective instruction set of oneDNN, as in "avx512_core_bf16", and whether it has bf16 of its
  * own. That set decides the bits of everything, so our kernels are chosen by it too. */
 const char *td_cpu_isa_name(void);
@@ -114,11 +118,20 @@ void td_cpu_gemm_thread_destroy(void *stream);
 
 /* cpu_ops.c: the other operations, over the kernels. */
 td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_rmsnorm(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_norm(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_gated_act(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err);
+/* cpu_moe.c */
+td_status td_cpu_exec_moe(td_cpu_exec *x, const void *args, td_error *err);
+
+/* Runs of rows [begin, end) of an operation over the pool; row_cost is roughly nanoseconds of one
+ * row, and small operations stay on the stream's thread. */
+typedef void (*td_cpu_rows_fn)(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                               int32_t thread);
+void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
+                     td_cpu_rows_fn fn);
 
 /* The capture operation's arguments with the temperatures copied in. */
 typedef struct td_cpu_capture_cmd {

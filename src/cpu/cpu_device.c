@@ -1,6 +1,7 @@
 /* cpu_device.c - enumeration, opening, and the table of the CPU backend. */
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <sched.h>
 #include <stdio.h>
@@ -126,24 +127,35 @@ static bool is_activation(td_dtype t) {
     return t == TD_F32 || t == TD_BF16;
 }
 
+/* A factor that a caller forgot to set is 0. */
+static bool is_factor(float f) {
+    return isfinite(f) && f != 0;
+}
+
 static td_status cpu_embed(td_stream *s, const td_embed_args *a, td_error *err) {
     if (a->n_tokens < 0 || a->n_cols < 1 ||
         (!is_activation(a->table_dtype) && a->table_dtype != TD_F16))
         return refuse(s, "embed", "bad shape or table type", err);
+    if (!is_factor(a->scale))
+        return refuse(s, "embed", "scale is 0 or not finite (1 = none)", err);
     return td_cpu_enqueue(s, "embed", td_cpu_exec_embed, a, sizeof(*a), err);
 }
 
-static td_status cpu_rmsnorm(td_stream *s, const td_rmsnorm_args *a, td_error *err) {
-    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype))
-        return refuse(s, "rmsnorm", "bad shape or result type", err);
+static td_status cpu_norm(td_stream *s, const td_norm_args *a, td_error *err) {
+    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) ||
+        (a->kind != TD_NORM_RMS && a->kind != TD_NORM_LAYER))
+        return refuse(s, "norm", "bad shape, kind or result type", err);
     if (a->in == a->out && (a->out_dtype != TD_F32 || a->row_index))
-        return refuse(s, "rmsnorm", "in place needs an f32 result and no row_index", err);
-    return td_cpu_enqueue(s, "rmsnorm", td_cpu_exec_rmsnorm, a, sizeof(*a), err);
+        return refuse(s, "norm", "in place needs an f32 result and no row_index", err);
+    if (a->accumulate && (a->out_dtype != TD_F32 || !is_factor(a->scale)))
+        return refuse(s, "norm",
+                      "accumulate needs an f32 result and a finite scale above or below 0", err);
+    return td_cpu_enqueue(s, "norm", td_cpu_exec_norm, a, sizeof(*a), err);
 }
 
 static td_status cpu_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
-    if (a->n_rows < 0 || !a->weight || (a->accumulate && a->bias))
-        return refuse(s, "gemm", "no weight, or bias together with accumulate", err);
+    if (a->n_rows < 0 || !a->weight || !is_factor(a->scale))
+        return refuse(s, "gemm", "no weight, or scale is 0 or not finite (1 = none)", err);
     return td_cpu_enqueue(s, "gemm", td_cpu_exec_gemm, a, sizeof(*a), err);
 }
 
@@ -156,15 +168,36 @@ static td_status cpu_rope(td_stream *s, const td_rope_args *a, td_error *err) {
 
 static td_status cpu_attention(td_stream *s, const td_attention_args *a, td_error *err) {
     if (a->n_seqs < 0 || a->n_heads < 1 || a->n_kv_heads < 1 || a->n_heads % a->n_kv_heads ||
-        a->head_dim < 1 || a->window < 0 || !is_activation(a->out_dtype))
+        a->head_dim < 1 || a->window < 0 || !(a->softcap >= 0) || !is_activation(a->out_dtype))
         return refuse(s, "attention", "bad shape or result type", err);
     return td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
 }
 
-static td_status cpu_gated_act(td_stream *s, const td_gated_act_args *a, td_error *err) {
-    if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->out_dtype))
-        return refuse(s, "gated_act", "bad shape or result type", err);
-    return td_cpu_enqueue(s, "gated_act", td_cpu_exec_gated_act, a, sizeof(*a), err);
+static td_status cpu_act(td_stream *s, const td_act_args *a, td_error *err) {
+    if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || a->act < TD_ACT_SILU ||
+        a->act > TD_ACT_GELU_TANH)
+        return refuse(s, "act", "bad shape, function or result type", err);
+    return td_cpu_enqueue(s, "act", td_cpu_exec_act, a, sizeof(*a), err);
+}
+
+static bool is_shape(const td_weight *w, int64_t n, int64_t k, td_dtype compute) {
+    return w && w->n_rows == n && w->n_cols == k && w->compute == compute;
+}
+
+static td_status cpu_moe(td_stream *s, const td_moe_args *a, td_error *err) {
+    const int32_t n_ffn = a->n_ffn, c = a->n_cols;
+    if (a->n_tokens < 0 || c < 1 || n_ffn < 1 || n_ffn > INT32_MAX / 2 || a->n_experts < 1 ||
+        a->top_k < 1 || a->top_k > a->n_experts || a->n_tokens > INT32_MAX / a->top_k)
+        return refuse(s, "moe", "bad shape", err);
+    if (a->act < TD_ACT_SILU || a->act > TD_ACT_GELU_TANH || !is_factor(a->scale))
+        return refuse(s, "moe", "bad function, or scale is 0 or not finite (1 = none)", err);
+    if (!a->router || !is_shape(a->router, a->n_experts, c, a->router->compute))
+        return refuse(s, "moe", "the router is not [experts, columns]", err);
+    for (int32_t e = 0; e < a->n_experts; e++)
+        if (!is_shape(a->gate_up[e], 2 * n_ffn, c, a->router->compute) ||
+            !is_shape(a->down[e], c, n_ffn, a->router->compute))
+            return refuse(s, "moe", "an expert's weights do not go with the router's", err);
+    return td_cpu_enqueue(s, "moe", td_cpu_exec_moe, a, sizeof(*a), err);
 }
 
 static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *err) {
@@ -172,6 +205,9 @@ static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *e
     if (a->n_rows < 0 || a->n_vocab < 1 || a->top_k < 0 || a->n_temperatures < 0 ||
         a->n_temperatures > (int32_t)TD_ARRAY_LEN(c.temperatures))
         return refuse(s, "capture", "bad shape, or more than 16 temperatures", err);
+    if (a->n_valid < 1 || a->n_valid > a->n_vocab || !(a->divisor > 0) || !(a->softcap >= 0))
+        return refuse(s, "capture", "n_valid is not in [1, n_vocab], or bad divisor or softcap",
+                      err);
     for (int32_t i = 0; i < a->n_temperatures; i++) {
         if (!(a->temperatures[i] > 0))
             return refuse(s, "capture", "temperatures must be above 0", err);
@@ -207,11 +243,12 @@ static const td_device_ops cpu_ops = {
     .weight_prepare = td_cpu_weight_prepare,
     .weight_destroy = td_cpu_weight_destroy,
     .embed = cpu_embed,
-    .rmsnorm = cpu_rmsnorm,
+    .norm = cpu_norm,
     .gemm = cpu_gemm,
     .rope = cpu_rope,
     .attention = cpu_attention,
-    .gated_act = cpu_gated_act,
+    .act = cpu_act,
+    .moe = cpu_moe,
     .capture = cpu_capture,
     .stream_busy_s = td_cpu_stream_busy_s,
 };

@@ -327,12 +327,16 @@ void td_cpu_weight_destroy(td_weight *weight) {
 /* --- execution -------------------------------------------------------------------------------- */
 
 typedef struct gemm_run {
-    const td_gemm_args *a;
-    const cpu_weight *w;
+    const td_gemm_args *a;     /* [n] */
+    const int64_t *first_item; /* [n + 1] cells before each product */
+    int32_t n;
     td_cpu_exec *x;
-    int64_t n_tiles;
     atomic_int status; /* dnnl_status_t of a failed cell */
 } gemm_run;
+
+static int64_t count_tiles(const td_gemm_args *a) {
+    return a->n_rows > 0 ? ((int64_t)a->n_rows + TILE_ROWS - 1) / TILE_ROWS : 0;
+}
 
 static dnnl_status_t run_primitive(const block_kind *b, dnnl_stream_t stream, void *src,
                                    void *packed, void *dst, void *scratchpad) {
@@ -356,9 +360,18 @@ static dnnl_status_t run_primitive(const block_kind *b, dnnl_stream_t stream, vo
 
 static void gemm_cell(void *ctx, int64_t item, int32_t thread) {
     gemm_run *g = ctx;
-    const cpu_weight *w = g->w;
-    const td_gemm_args *a = g->a;
-    const int64_t block = item / g->n_tiles, row = item % g->n_tiles * TILE_ROWS;
+    int32_t lo = 0, hi = g->n - 1; /* the product that holds the cell: the last that begins by it */
+    while (lo < hi) {
+        const int32_t mid = lo + (hi - lo + 1) / 2;
+        if (g->first_item[mid] <= item)
+            lo = mid;
+        else
+            hi = mid - 1;
+    }
+    const td_gemm_args *a = &g->a[lo];
+    const cpu_weight *w = (const cpu_weight *)a->weight;
+    const int64_t cell = item - g->first_item[lo], n_tiles = count_tiles(a);
+    const int64_t block = cell / n_tiles, row = cell % n_tiles * TILE_ROWS;
     const int64_t n = w->base.n_rows, n_rows = TD_MIN((int64_t)TILE_ROWS, a->n_rows - row);
     const block_kind *b = w->has_last && block == w->n_blocks - 1 ? &w->last : &w->full;
     const size_t row_bytes = (size_t)w->base.n_cols * td_dtype_size(w->base.compute);
@@ -382,20 +395,32 @@ static void gemm_cell(void *ctx, int64_t item, int32_t thread) {
         return;
     }
     g->x->dev->kernels->tile_out(out, n, dst, direct ? n : b->n_cols, n_rows, b->n_cols,
-                                 a->bias ? a->bias + block * w->block_n : NULL, a->accumulate);
+                                 a->bias ? a->bias + block * w->block_n : NULL, a->scale,
+                                 a->accumulate);
+}
+
+td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, int64_t *first_item,
+                            td_error *err) {
+    size_t scratch_bytes = 0;
+    first_item[0] = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const cpu_weight *w = (const cpu_weight *)a[i].weight;
+        first_item[i + 1] = first_item[i] + count_tiles(&a[i]) * w->n_blocks;
+        scratch_bytes = TD_MAX(scratch_bytes, w->scratch_bytes);
+    }
+    if (n <= 0 || first_item[n] == 0)
+        return TD_OK;
+    td_status st = td_cpu_scratch_need_all(x, scratch_bytes, err);
+    if (st)
+        return st;
+    gemm_run g = {.a = a, .first_item = first_item, .n = n, .x = x};
+    atomic_init(&g.status, 0);
+    td_cpu_pool_run(x->pool, first_item[n], x->n_threads, gemm_cell, &g);
+    const int failed = atomic_load(&g.status);
+    return failed ? dnnl_fail(err, (dnnl_status_t)failed, "a matrix product") : TD_OK;
 }
 
 td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_gemm_args *a = args;
-    const cpu_weight *w = (const cpu_weight *)a->weight;
-    if (a->n_rows <= 0)
-        return TD_OK;
-    td_status st = td_cpu_scratch_need_all(x, w->scratch_bytes, err);
-    if (st)
-        return st;
-    gemm_run g = {.a = a, .w = w, .x = x, .n_tiles = (a->n_rows + TILE_ROWS - 1) / TILE_ROWS};
-    atomic_init(&g.status, 0);
-    td_cpu_pool_run(x->pool, g.n_tiles * w->n_blocks, x->n_threads, gemm_cell, &g);
-    const int failed = atomic_load(&g.status);
-    return failed ? dnnl_fail(err, (dnnl_status_t)failed, "a matrix product") : TD_OK;
+    int64_t first_item[2];
+    return td_cpu_gemm_batch(x, args, 1, first_item, err);
 }

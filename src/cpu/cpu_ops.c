@@ -11,24 +11,22 @@
 #include "tdgen/util.h"
 
 typedef struct rows_run {
-    const td_cpu_kernels *kernels;
     td_cpu_exec *x;
     const void *args;
-    void (*fn)(struct rows_run *r, int64_t begin, int64_t end, int32_t thread);
+    td_cpu_rows_fn fn;
     int64_t n_rows, item_rows;
 } rows_run;
 
 static void rows_item(void *ctx, int64_t item, int32_t thread) {
-    rows_run *r = ctx;
+    const rows_run *r = ctx;
     const int64_t begin = item * r->item_rows;
-    r->fn(r, begin, TD_MIN(begin + r->item_rows, r->n_rows), thread);
+    r->fn(r->x, r->args, begin, TD_MIN(begin + r->item_rows, r->n_rows), thread);
 }
 
-/* row_cost: roughly nanoseconds of one row. */
-static void run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
-                     void (*fn)(rows_run *, int64_t, int64_t, int32_t)) {
-    rows_run r = {x->dev->kernels, x, args, fn, n_rows, 1};
+void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
+                     td_cpu_rows_fn fn) {
     enum { ITEM_NS = 20000 };
+    rows_run r = {x, args, fn, n_rows, 1};
     r.item_rows = (int64_t)TD_MAX(1.0, ITEM_NS / TD_MAX(row_cost, 1e-3));
     if (r.item_rows > n_rows)
         r.item_rows = TD_MAX(n_rows, 1);
@@ -36,62 +34,65 @@ static void run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double ro
     td_cpu_pool_run(x->pool, n_items, n_items < 3 ? 1 : x->n_threads, rows_item, &r);
 }
 
-static void embed_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+static void embed_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                       int32_t thread) {
     (void)thread;
-    r->kernels->embed(r->args, begin, end);
+    x->dev->kernels->embed(args, begin, end);
 }
 td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err) {
     const td_embed_args *a = args;
     (void)err;
-    run_rows(x, a, a->n_tokens, a->n_cols * 0.5, embed_rows);
+    td_cpu_run_rows(x, a, a->n_tokens, a->n_cols * 0.5, embed_rows);
     return TD_OK;
 }
 
-static void rmsnorm_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+static void norm_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                      int32_t thread) {
     (void)thread;
-    r->kernels->rmsnorm(r->args, begin, end);
+    x->dev->kernels->norm(args, begin, end);
 }
-td_status td_cpu_exec_rmsnorm(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_rmsnorm_args *a = args;
+td_status td_cpu_exec_norm(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_norm_args *a = args;
     (void)err;
-    run_rows(x, a, a->n_rows, 0.5 * a->n_cols * TD_MAX(a->n_inner, 1), rmsnorm_rows);
+    td_cpu_run_rows(x, a, a->n_rows, 0.5 * a->n_cols * TD_MAX(a->n_inner, 1), norm_rows);
     return TD_OK;
 }
 
-static void rope_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+static void rope_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                      int32_t thread) {
     (void)thread;
-    r->kernels->rope(r->args, begin, end);
+    x->dev->kernels->rope(args, begin, end);
 }
 td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err) {
     const td_rope_args *a = args;
     (void)err;
-    run_rows(x, a, a->n_tokens, 0.5 * a->n_heads * a->rotary_dim, rope_rows);
+    td_cpu_run_rows(x, a, a->n_tokens, 0.5 * a->n_heads * a->rotary_dim, rope_rows);
     return TD_OK;
 }
 
-static void gated_act_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
+static void act_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end, int32_t thread) {
     (void)thread;
-    r->kernels->gated_act(r->args, begin, end);
+    x->dev->kernels->act(args, begin, end);
 }
-td_status td_cpu_exec_gated_act(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_gated_act_args *a = args;
+td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_act_args *a = args;
     (void)err;
-    run_rows(x, a, a->n_tokens, 1.5 * a->n_cols, gated_act_rows);
+    td_cpu_run_rows(x, a, a->n_tokens, 1.5 * a->n_cols, act_rows);
     return TD_OK;
 }
 
-static void capture_rows(rows_run *r, int64_t begin, int64_t end, int32_t thread) {
-    const td_cpu_capture_cmd *c = r->args;
+static void capture_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                         int32_t thread) {
+    const td_cpu_capture_cmd *c = args;
     for (int64_t i = begin; i < end; i++)
-        r->kernels->capture(&c->a, c->temperatures, i, r->x->scratch[thread].data);
+        x->dev->kernels->capture(&c->a, c->temperatures, i, x->scratch[thread].data);
 }
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err) {
     const td_cpu_capture_cmd *c = args;
-    td_status st =
-        td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(c->a.top_k, c->a.n_vocab), err);
+    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(&c->a), err);
     if (st)
         return st;
-    run_rows(x, c, c->a.n_rows, 3.0 * c->a.n_vocab, capture_rows);
+    td_cpu_run_rows(x, c, c->a.n_rows, 3.0 * c->a.n_valid, capture_rows);
     return TD_OK;
 }
 

@@ -19,9 +19,9 @@ enum { TD_ATT_QUERIES = 32, TD_ATT_KEYS = 64 };
 typedef struct td_cpu_kernels {
     int level;
     void (*embed)(const td_embed_args *a, int64_t begin, int64_t end);
-    void (*rmsnorm)(const td_rmsnorm_args *a, int64_t begin, int64_t end);
+    void (*norm)(const td_norm_args *a, int64_t begin, int64_t end);
     void (*rope)(const td_rope_args *a, int64_t begin, int64_t end);
-    void (*gated_act)(const td_gated_act_args *a, int64_t begin, int64_t end);
+    void (*act)(const td_act_args *a, int64_t begin, int64_t end);
     /* Rows [q0, min(q0 + TD_ATT_QUERIES, len)) of one head of one sequence that starts at token
      * `start`. scratch: td_cpu_attention_scratch_bytes. q0 is a multiple of TD_ATT_QUERIES. */
     void (*attention)(const td_attention_args *a, int32_t start, int32_t len, int32_t head,
@@ -29,11 +29,21 @@ typedef struct td_cpu_kernels {
     /* One row. scratch: td_cpu_capture_scratch_bytes. */
     void (*capture)(const td_capture_args *a, const float *temperatures, int64_t row,
                     uint64_t *scratch);
-    /* dst[r, c] (+)= src[r, c] + bias[c]; the tile of a GEMM on its way to the result. */
+    /* One row of router logits [n_experts] to its top_k experts, in ascending number, and their
+     * weights. The logits are overwritten. */
+    void (*route)(float *logits, int32_t n_experts, int32_t top_k, int normalise, int32_t *expert,
+                  float *weight);
+    /* out[c] += scale * sum over j of weight[j] * rows[slot[j], c], in the order of j. */
+    void (*combine)(float *out, const float *rows, int64_t n_cols, const int32_t *slot,
+                    const float *weight, int32_t n, float scale);
+    /* dst[r, c] (+)= scale * (src[r, c] + bias[c]); the tile of a GEMM on its way to the result. */
     void (*tile_out)(float *dst, int64_t dst_stride, const float *src, int64_t src_stride,
-                     int64_t n_rows, int64_t n_cols, const float *bias, int accumulate);
+                     int64_t n_rows, int64_t n_cols, const float *bias, float scale,
+                     int accumulate);
     /* y[i] = exp(x[i]), at most 2 ulp off; 0 below -104, inf above 88.73; NaN stays NaN. */
     void (*exp)(const float *x, float *y, int64_t n);
+    /* y[i] = tanh(x[i]), at most 2 ulp off; NaN stays NaN. */
+    void (*tanh)(const float *x, float *y, int64_t n);
 } td_cpu_kernels;
 
 extern const td_cpu_kernels td_cpu_kernels_v1, td_cpu_kernels_v3, td_cpu_kernels_v4;
@@ -44,9 +54,14 @@ static inline size_t td_cpu_attention_scratch_bytes(int32_t head_dim) {
 }
 /* Elements of a row of logits whose maximum and sum are kept for the later passes. */
 enum { TD_CAPTURE_BLOCK = 512 };
-static inline size_t td_cpu_capture_scratch_bytes(int32_t top_k, int32_t n_vocab) {
-    const size_t n_blocks = ((size_t)n_vocab + TD_CAPTURE_BLOCK - 1) / TD_CAPTURE_BLOCK;
-    return sizeof(uint64_t) * (n_blocks * 2 + (size_t)top_k * 4 + 1024);
+/* Are the finished logits the raw ones? Else a finished row is kept in scratch. */
+static inline int td_cpu_capture_is_raw(const td_capture_args *a) {
+    return a->divisor == 1.0f && !(a->softcap > 0);
+}
+static inline size_t td_cpu_capture_scratch_bytes(const td_capture_args *a) {
+    const size_t n_blocks = ((size_t)a->n_valid + TD_CAPTURE_BLOCK - 1) / TD_CAPTURE_BLOCK;
+    const size_t row = td_cpu_capture_is_raw(a) ? 0 : n_blocks * TD_CAPTURE_BLOCK * sizeof(float);
+    return sizeof(uint64_t) * (n_blocks * 2 + (size_t)a->top_k * 4 + 1024) + row;
 }
 
 #endif

@@ -126,6 +126,11 @@ void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t
             scores_n(qt, kt + j * stride, stride, dim, WIDE, s + j * Q);
         for (; j < n_k; j++)
             scores_n(qt, kt + j * stride, stride, dim, 1, s + j * Q);
+        if (a->softcap > 0) {
+            const vf cap = vf_set(a->softcap);
+            for (float *x = s; x < s + n_k * Q; x += TD_LANES)
+                vf_store(x, cap * vf_tanh(vf_load(x) / cap));
+        }
         vf m_new[NV] = {m[0], m[1]}, corr[NV];
         for (int v = 0; v < NV; v++) {
             last[v] = row[v] - k0;

@@ -128,6 +128,19 @@ TD_INLINE void max_step(max_state *t, vf x, int64_t i, int unused) {
     t->bad |= (x != x) | (x == vf_set(INFINITY));
 }
 
+/* z[0..n) = the row's logits, finished. +inf stays so: a soft cap would hide it. */
+static void finish_row(const td_capture_args *a, const float *x, float *z, int64_t n) {
+    const vf inf = vf_set(INFINITY), div = vf_set(a->divisor), cap = vf_set(a->softcap);
+    for (int64_t i = 0; i < n; i += TD_LANES) {
+        const int64_t left = n - i;
+        const vf raw = left >= TD_LANES ? vf_load(x + i) : vf_load_n(x + i, left, 0);
+        vf v = raw / div;
+        if (a->softcap > 0)
+            v = cap * vf_tanh(v / cap);
+        vf_store(z + i, vf_sel(raw == inf, inf, v)); /* z is whole vectors long */
+    }
+}
+
 /* False when the row has a NaN, +inf, or nothing finite. */
 static int find_max(row_state *r) {
     vi bad = (vi)vf_set(0);
@@ -288,11 +301,16 @@ static int32_t rank_of(const row_state *r, float lp_target, int32_t target) {
 
 void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures, int64_t row,
                             uint64_t *scratch) {
-    row_state r = {.z = a->logits + row * a->n_vocab, .n = a->n_vocab};
+    row_state r = {.z = a->logits + row * a->n_vocab, .n = a->n_valid};
     r.n_blocks = (r.n + BLOCK - 1) / BLOCK;
     r.block_sum = (double *)scratch;
     r.block_max = (float *)(scratch + r.n_blocks);
     r.key = scratch + r.n_blocks * 2;
+    if (!td_cpu_capture_is_raw(a)) {
+        float *z = (float *)(r.key + (size_t)a->top_k * 4 + 1024);
+        finish_row(a, r.z, z, r.n);
+        r.z = z;
+    }
     if (!find_max(&r)) {
         store_invalid(a, row);
         return;
@@ -319,6 +337,7 @@ void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures,
     a->tail_mass[row] = (float)(sum_tail(&r, last_lp, last_id) / r.s);
 
     const int32_t target = a->targets[row];
-    a->target_logprob[row] = target >= 0 ? (r.z[target] - r.m) - r.log_s : -INFINITY;
-    a->target_rank[row] = target >= 0 ? rank_of(&r, a->target_logprob[row], target) : -1;
+    const int has_target = target >= 0 && target < a->n_valid;
+    a->target_logprob[row] = has_target ? (r.z[target] - r.m) - r.log_s : -INFINITY;
+    a->target_rank[row] = has_target ? rank_of(&r, a->target_logprob[row], target) : -1;
 }

@@ -145,4 +145,38 @@ TD_INLINE vf vf_exp(vf x) {
 #endif
 }
 
+/* tanh x, at most 2 ulp off: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) cancels. */
+TD_INLINE vf vf_tanh(vf x) {
+    const vi sign = (vi)x & (vi)vf_set(-0.0f);
+    const vf a = (vf)((vi)x & 0x7fffffff), s = x * x;
+    vf p = vf_set(-5.70498872745e-3f);
+    p = p * s + vf_set(2.06390887954e-2f);
+    p = p * s + vf_set(-5.37397155531e-2f);
+    p = p * s + vf_set(1.33314422036e-1f);
+    p = p * s + vf_set(-3.33332819422e-1f);
+    p = p * s * x + x;
+    const vf far = vf_set(1) - vf_set(2) / (vf_exp(a + a) + vf_set(1));
+    return vf_sel(a < vf_set(0.625f), p, (vf)((vi)far | sign));
+}
+
+/* The upper tail of the normal distribution at |x|, erfc(|x| / sqrt 2) / 2, to a few parts in 1e7
+ * times 1 + x^2 / 2: exp(-x^2 / 2) u P(u) with u = 1 / (1 + 0.4 |x| / sqrt 2), P fitted to
+ * erfc(t) exp(t^2) / u over t in [0, 10.3] with a relative error of 2e-9. */
+TD_INLINE vf vf_normal_tail(vf x) {
+    const vf a = (vf)((vi)x & 0x7fffffff);
+    const vf u = vf_set(1) / (vf_set(1) + vf_set(0.282842712f) * a);
+    vf p = vf_set(-1.910371062e-2f);
+    p = p * u + vf_set(8.185380482e-2f);
+    p = p * u + vf_set(-8.702875223e-2f);
+    p = p * u + vf_set(-7.868983517e-2f);
+    p = p * u + vf_set(1.529973267e-1f);
+    p = p * u + vf_set(-3.832876386e-2f);
+    p = p * u + vf_set(1.689812567e-1f);
+    p = p * u + vf_set(1.582827138e-1f);
+    p = p * u + vf_set(2.098948357e-1f);
+    p = p * u + vf_set(2.254561504e-1f);
+    p = p * u + vf_set(2.256849719e-1f);
+    return p * u * vf_set(0.5f) * vf_exp(vf_set(-0.5f) * a * a);
+}
+
 #endif
