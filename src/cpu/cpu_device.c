@@ -142,9 +142,11 @@ static td_status cpu_embed(td_stream *s, const td_embed_args *a, td_error *err) 
 }
 
 static td_status cpu_norm(td_stream *s, const td_norm_args *a, td_error *err) {
-    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) ||
-        (a->kind != TD_NORM_RMS && a->kind != TD_NORM_LAYER))
+    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || a->kind < TD_NORM_RMS ||
+        a->kind > TD_NORM_NONE)
         return refuse(s, "norm", "bad shape, kind or result type", err);
+    if (a->n_rows > 0 && (a->kind == TD_NORM_NONE ? a->weight || a->bias : !a->weight))
+        return refuse(s, "norm", "a norm needs a weight, a mere conversion has none", err);
     if (a->in == a->out && (a->out_dtype != TD_F32 || a->row_index))
         return refuse(s, "norm", "in place needs an f32 result and no row_index", err);
     if (a->accumulate && (a->out_dtype != TD_F32 || !is_factor(a->scale)))

@@ -1,4 +1,4 @@
-/* kernels_norm.c - RMSNorm and LayerNorm of rows, or of the heads of a row. */
+/* kernels_norm.c - RMSNorm and LayerNorm of rows or of the heads of a row, and conversion. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
 #include "tdgen/util.h"
@@ -48,22 +48,21 @@ TD_INLINE double sum_deviations(const float *x, int64_t c, double mean) {
     return sum;
 }
 
-/* One vector of c elements on its way out; `at` counts elements of the result. `norm` is what
- * comes before the weight. */
-#define STORE(norm)                                                                                \
+/* c elements on their way out; `at` counts elements of the result, y is element i without bias. */
+#define STORE(y)                                                                                   \
     do {                                                                                           \
-        const float *w_ = a->weight, *b_ = a->bias;                                                \
+        const float *b_ = a->bias;                                                                 \
         float *f_ = (float *)a->out + at;                                                          \
         uint16_t *h_ = (uint16_t *)a->out + at;                                                    \
         if (a->accumulate)                                                                         \
             for (int64_t i = 0; i < c; i++)                                                        \
-                f_[i] += a->scale * ((norm)*w_[i] + (b_ ? b_[i] : 0.0f));                          \
+                f_[i] += a->scale * (b_ ? (y) + b_[i] : (y));                                      \
         else if (a->out_dtype == TD_F32)                                                           \
             for (int64_t i = 0; i < c; i++)                                                        \
-                f_[i] = b_ ? (norm)*w_[i] + b_[i] : (norm)*w_[i];                                  \
+                f_[i] = b_ ? (y) + b_[i] : (y);                                                    \
         else                                                                                       \
             for (int64_t i = 0; i < c; i++)                                                        \
-                h_[i] = td_f32_to_bf16(b_ ? (norm)*w_[i] + b_[i] : (norm)*w_[i]);                  \
+                h_[i] = td_f32_to_bf16(b_ ? (y) + b_[i] : (y));                                    \
     } while (0)
 
 void TD_LEVEL_NAME(norm)(const td_norm_args *a, int64_t begin, int64_t end) {
@@ -73,15 +72,18 @@ void TD_LEVEL_NAME(norm)(const td_norm_args *a, int64_t begin, int64_t end) {
         for (int64_t h = 0; h < n_inner; h++) {
             const float *x = a->in + from * a->in_stride + h * c;
             const int64_t at = r * a->out_stride + h * c;
+            const float *w = a->weight;
             if (a->kind == TD_NORM_RMS) {
                 const double mean_square = sum_squares(x, c) / (double)c;
                 const float inv = (float)(1.0 / sqrt(mean_square + (double)a->eps));
-                STORE(x[i] * inv);
-            } else {
+                STORE(x[i] * inv * w[i]);
+            } else if (a->kind == TD_NORM_LAYER) {
                 const double mean = sum_plain(x, c) / (double)c;
                 const double variance = sum_deviations(x, c, mean) / (double)c;
                 const double inv = 1.0 / sqrt(variance + (double)a->eps);
-                STORE((float)(((double)x[i] - mean) * inv));
+                STORE((float)(((double)x[i] - mean) * inv) * w[i]);
+            } else {
+                STORE(x[i]);
             }
         }
     }

@@ -30,8 +30,23 @@ static outputs run_capture(fixture *f, const float *logits, const int32_t *targe
     const size_t n = (size_t)n_rows, nk = n * (size_t)k + 1, nt = n * (size_t)n_temps + 1;
     outputs o = {malloc(nk * 4), malloc(n * 4), malloc(nk * 4), malloc(n * 4),
                  malloc(nt * 4), malloc(n * 4), malloc(n * 4),  malloc(n * 4)};
-    td_capture_args a = {logits, targets, n_rows,  v,      k,           n_temps, temps,    o.ids,
-                         o.lps,  o.lse,   o.lse_t, o.tail, o.target_lp, o.rank,  o.entropy};
+    td_capture_args a = {.logits = logits,
+                         .targets = targets,
+                         .n_rows = n_rows,
+                         .n_vocab = v,
+                         .top_k = k,
+                         .n_temperatures = n_temps,
+                         .n_valid = v,
+                         .divisor = 1,
+                         .temperatures = temps,
+                         .topk_ids = o.ids,
+                         .topk_logprobs = o.lps,
+                         .logsumexp = o.lse,
+                         .logsumexp_t = o.lse_t,
+                         .tail_mass = o.tail,
+                         .target_logprob = o.target_lp,
+                         .target_rank = o.rank,
+                         .entropy = o.entropy};
     MUST(f->ops->capture(f->s, &a, &err));
     fixture_sync(f);
     return o;
@@ -212,7 +227,12 @@ Test(device_capture, arguments_are_checked) {
     fixture f = fixture_open(1);
     td_error err = {0};
     float t = 0;
-    td_capture_args a = {.n_rows = 1, .n_vocab = 4, .n_temperatures = 1, .temperatures = &t};
+    td_capture_args a = {.n_rows = 1,
+                         .n_vocab = 4,
+                         .n_valid = 4,
+                         .divisor = 1,
+                         .n_temperatures = 1,
+                         .temperatures = &t};
     cr_assert_eq(f.ops->capture(f.s, &a, &err), TD_E_INTERNAL);
     cr_assert(strstr(err.text, "temperature"), "%s", err.text);
     a.n_temperatures = 17;

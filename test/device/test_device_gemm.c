@@ -53,7 +53,7 @@ static void check_values(td_dtype compute) {
         cr_assert_geq(weight->size_bytes, (size_t)n * k * td_dtype_size(compute));
         for (int mode = 0; mode < 3; mode++) { /* plain, bias, accumulate */
             memcpy(before, out, sizeof(float) * (size_t)m * n);
-            td_gemm_args a = {weight, in, mode == 1 ? bias : NULL, out, m, mode == 2};
+            td_gemm_args a = {weight, in, mode == 1 ? bias : NULL, out, m, 1, mode == 2};
             MUST(f.ops->gemm(f.s, &a, &err));
             fixture_sync(&f);
             for (int32_t i = 0; i < m; i++)
@@ -103,7 +103,7 @@ Test(device_gemm, parts_of_any_type_are_stacked) {
     td_host_matrix parts[] = {{w, TD_F32, N1, K}, {b, TD_BF16, N2, K}, {h, TD_F16, N3, K}};
     td_weight *weight;
     MUST(f.ops->weight_prepare(f.dev, parts, 3, TD_F32, &weight, &err));
-    td_gemm_args a = {weight, x, NULL, out, 1, false};
+    td_gemm_args a = {weight, x, NULL, out, 1, 1, false};
     MUST(f.ops->gemm(f.s, &a, &err));
     fixture_sync(&f);
     for (int j = 0; j < N1 + N2 + N3; j++) {
@@ -142,7 +142,7 @@ static char *check_rows(td_dtype compute) {
         char *x = to_compute(noise, (size_t)max_m * k, compute);
         char *p = to_compute(probe, (size_t)k, compute);
         td_weight *weight = prepare(&f[0], w, n, k, compute);
-        td_gemm_args a = {weight, p, NULL, first, 1, false};
+        td_gemm_args a = {weight, p, NULL, first, 1, 1, false};
         MUST(f[0].ops->gemm(f[0].s, &a, &err));
         fixture_sync(&f[0]);
         for (int round = 0; round < 40 && !why[0]; round++) {
@@ -155,7 +155,7 @@ static char *check_rows(td_dtype compute) {
                 memset(x, round % 4 == 1 ? 0xff : 0x7f, (size_t)m * k * elem);
             memcpy(x + (size_t)at * k * elem, p, (size_t)k * elem);
             memset(out, 0xff, sizeof(float) * (size_t)m * n);
-            a = (td_gemm_args){weight, x, NULL, out, m, false};
+            a = (td_gemm_args){weight, x, NULL, out, m, 1, false};
             MUST(f[t].ops->gemm(f[t].s, &a, &err));
             fixture_sync(&f[t]);
             if (memcmp(out + (size_t)at * n, first, sizeof(float) * (size_t)n))

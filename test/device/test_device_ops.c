@@ -17,7 +17,7 @@ Test(device_ops, embed_reads_every_type) {
     for (td_dtype t = TD_F32; t <= TD_F16; t++) {
         for (int i = 0; i < V * C; i++)
             half[i] = t == TD_BF16 ? td_f32_to_bf16(table[i]) : td_f32_to_f16(table[i]);
-        td_embed_args a = {ids, t == TD_F32 ? (void *)table : half, t, out, T, C};
+        td_embed_args a = {ids, t == TD_F32 ? (void *)table : half, t, out, T, C, 1, false};
         MUST(f.ops->embed(f.s, &a, &err));
         fixture_sync(&f);
         for (int i = 0; i < T * C; i++) {
@@ -42,11 +42,20 @@ Test(device_ops, rmsnorm_plain_gathered_inner_and_in_place) {
         float *x = rng_floats(&r, R * STRIDE), *w = rng_floats(&r, (size_t)n), out[R * 300];
         uint16_t out16[R * 300];
         int32_t index[R] = {6, 0, 0, 3, 2, 5, 1};
-        td_rmsnorm_args a = {x, index, w, out, TD_F32, R, n, inner, STRIDE, 300, 1e-5f};
-        MUST(f.ops->rmsnorm(f.s, &a, &err));
+        td_norm_args a = {.in = x,
+                          .row_index = index,
+                          .weight = w,
+                          .out = out,
+                          .n_rows = R,
+                          .n_cols = n,
+                          .n_inner = inner,
+                          .in_stride = STRIDE,
+                          .out_stride = 300,
+                          .eps = 1e-5f};
+        MUST(f.ops->norm(f.s, &a, &err));
         a.out = out16;
         a.out_dtype = TD_BF16;
-        MUST(f.ops->rmsnorm(f.s, &a, &err));
+        MUST(f.ops->norm(f.s, &a, &err));
         fixture_sync(&f);
         for (int i = 0; i < R; i++)
             for (int h = 0; h < inner; h++) {
@@ -62,8 +71,16 @@ Test(device_ops, rmsnorm_plain_gathered_inner_and_in_place) {
             }
         float *y = malloc(sizeof(float) * R * STRIDE);
         memcpy(y, x, sizeof(float) * R * STRIDE);
-        a = (td_rmsnorm_args){y, NULL, w, y, TD_F32, R, n, inner, STRIDE, STRIDE, 1e-5f};
-        MUST(f.ops->rmsnorm(f.s, &a, &err));
+        a = (td_norm_args){.in = y,
+                           .weight = w,
+                           .out = y,
+                           .n_rows = R,
+                           .n_cols = n,
+                           .n_inner = inner,
+                           .in_stride = STRIDE,
+                           .out_stride = STRIDE,
+                           .eps = 1e-5f};
+        MUST(f.ops->norm(f.s, &a, &err));
         fixture_sync(&f);
         for (int i = 0; i < R; i++)
             cr_assert_arr_eq(y + index[i] * STRIDE, out + i * 300,
@@ -115,11 +132,11 @@ Test(device_ops, gated_act_over_the_whole_range) {
     for (int i = 0; i < T * 2 * F; i++)
         x[i] *= (float)pow(2, i % 9);
     x[0] = -1e30f, x[1] = 1e30f, x[2] = -88.5f, x[3] = 0;
-    td_gated_act_args a = {x, out, TD_F32, T, F};
-    MUST(f.ops->gated_act(f.s, &a, &err));
+    td_act_args a = {TD_ACT_SILU, true, x, out, TD_F32, T, F};
+    MUST(f.ops->act(f.s, &a, &err));
     a.out = out16;
     a.out_dtype = TD_BF16;
-    MUST(f.ops->gated_act(f.s, &a, &err));
+    MUST(f.ops->act(f.s, &a, &err));
     fixture_sync(&f);
     for (int i = 0; i < T * F; i++) {
         double g = x[i / F * 2 * F + i % F], u = x[i / F * 2 * F + F + i % F];
@@ -194,7 +211,8 @@ Test(device_ops, attention_follows_the_formula) {
                                hkv,
                                d,
                                cases[c].window,
-                               2.0f / sqrtf((float)d)};
+                               2.0f / sqrtf((float)d),
+                               0};
         MUST(f.ops->attention(f.s, &a, &err));
         a.out = out16;
         a.out_dtype = TD_BF16;
@@ -233,7 +251,7 @@ Test(device_ops, attention_rows_keep_their_bits) {
                                STRIDE,  first,       TD_F32,
                                offsets, offsets,     1,
                                H,       HKV,         D,
-                               window,  0.25f};
+                               window,  0.25f,       0};
         MUST(f[0].ops->attention(f[0].s, &a, &err));
         fixture_sync(&f[0]);
         for (int round = 0; round < 25; round++) {
@@ -253,9 +271,11 @@ Test(device_ops, attention_rows_keep_their_bits) {
             o[n++] = before + keep + after;
             if (last)
                 o[n++] = total;
-            a = (td_attention_args){
-                x,      x + H * D, x + (H + HKV) * D, STRIDE, out, TD_F32, o, o, n - 1, H, HKV, D,
-                window, 0.25f};
+            a = (td_attention_args){x,      x + H * D, x + (H + HKV) * D,
+                                    STRIDE, out,       TD_F32,
+                                    o,      o,         n - 1,
+                                    H,      HKV,       D,
+                                    window, 0.25f,     0};
             MUST(f[t].ops->attention(f[t].s, &a, &err));
             fixture_sync(&f[t]);
             cr_assert_arr_eq(out + before * H * D, first, sizeof(float) * (size_t)(keep * H * D),

@@ -91,7 +91,7 @@ Test(device_streams, arguments_are_copied_at_the_call) {
     int32_t ids[T];
     for (int i = 0; i < T; i++)
         ids[i] = i % 10;
-    td_embed_args a = {ids, table, TD_F32, out, T, C};
+    td_embed_args a = {ids, table, TD_F32, out, T, C, 1, false};
     MUST(f.ops->embed(f.s, &a, &err));
     memset(&a, 0xff, sizeof(a));
     fixture_sync(&f);
@@ -168,8 +168,8 @@ Test(device_streams, bad_arguments_are_refused_at_the_call) {
     cr_assert_eq(f.ops->attention(f.s, &att, &err), TD_E_INTERNAL);
     td_gemm_args gemm = {.n_rows = 1};
     cr_assert_eq(f.ops->gemm(f.s, &gemm, &err), TD_E_INTERNAL);
-    td_gated_act_args act = {.n_tokens = 1, .n_cols = 4, .out_dtype = TD_I32};
-    cr_assert_eq(f.ops->gated_act(f.s, &act, &err), TD_E_INTERNAL);
+    td_act_args act = {.n_tokens = 1, .n_cols = 4, .out_dtype = TD_I32};
+    cr_assert_eq(f.ops->act(f.s, &act, &err), TD_E_INTERNAL);
     f.ops->stream_destroy(NULL);
     f.ops->event_destroy(NULL);
     fixture_close(&f);
@@ -183,14 +183,15 @@ Test(device_streams, empty_operations) {
     td_host_matrix part = {w, TD_F32, 2, 2};
     td_weight *weight;
     MUST(f.ops->weight_prepare(f.dev, &part, 1, TD_F32, &weight, &err));
-    MUST(f.ops->gemm(f.s, &(td_gemm_args){.weight = weight}, &err));
-    MUST(f.ops->embed(f.s, &(td_embed_args){.n_cols = 3}, &err));
-    MUST(f.ops->rmsnorm(f.s, &(td_rmsnorm_args){.n_cols = 3, .out = w}, &err));
+    MUST(f.ops->gemm(f.s, &(td_gemm_args){.weight = weight, .scale = 1}, &err));
+    MUST(f.ops->embed(f.s, &(td_embed_args){.n_cols = 3, .scale = 1}, &err));
+    MUST(f.ops->norm(f.s, &(td_norm_args){.n_cols = 3, .out = w}, &err));
     MUST(f.ops->rope(f.s, &(td_rope_args){.n_heads = 1, .head_dim = 4, .rotary_dim = 4}, &err));
     MUST(f.ops->attention(f.s, &(td_attention_args){.n_heads = 1, .n_kv_heads = 1, .head_dim = 4},
                           &err));
-    MUST(f.ops->gated_act(f.s, &(td_gated_act_args){.n_cols = 3}, &err));
-    MUST(f.ops->capture(f.s, &(td_capture_args){.n_vocab = 3, .top_k = 1}, &err));
+    MUST(f.ops->act(f.s, &(td_act_args){.n_cols = 3}, &err));
+    MUST(f.ops->capture(
+        f.s, &(td_capture_args){.n_vocab = 3, .top_k = 1, .n_valid = 3, .divisor = 1}, &err));
     MUST(f.ops->copy_in(f.s, w, w, 0, &err));
     fixture_sync(&f);
     f.ops->weight_destroy(weight);

@@ -63,13 +63,21 @@ static void *drive(void *arg) {
             }
             switch (seed >> 30) {
             case 0: {
-                td_rmsnorm_args a = {x[i], NULL, w, y[i], TD_F32, rows, COLS, 1, COLS, COLS, 1e-5f};
-                EXPECT(!ops->rmsnorm(s[i], &a, &err));
+                td_norm_args a = {.in = x[i],
+                                  .weight = w,
+                                  .out = y[i],
+                                  .n_rows = rows,
+                                  .n_cols = COLS,
+                                  .n_inner = 1,
+                                  .in_stride = COLS,
+                                  .out_stride = COLS,
+                                  .eps = 1e-5f};
+                EXPECT(!ops->norm(s[i], &a, &err));
                 break;
             }
             case 1: {
-                td_gated_act_args a = {x[i], y[i], TD_F32, rows, COLS};
-                EXPECT(!ops->gated_act(s[i], &a, &err));
+                td_act_args a = {TD_ACT_SILU, true, x[i], y[i], TD_F32, rows, COLS};
+                EXPECT(!ops->act(s[i], &a, &err));
                 break;
             }
             case 2: {
@@ -91,7 +99,7 @@ static void *drive(void *arg) {
             }
             default: {
                 static const int32_t zeros[50];
-                td_embed_args a = {zeros, x[i], TD_F32, y[i], TD_MIN(rows, 50), COLS};
+                td_embed_args a = {zeros, x[i], TD_F32, y[i], TD_MIN(rows, 50), COLS, 1, false};
                 EXPECT(!ops->embed(s[i], &a, &err));
             }
             }

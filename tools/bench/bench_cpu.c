@@ -185,7 +185,7 @@ static void bench_gemm(int64_t rows, int64_t n, int64_t k, td_dtype compute) {
     double t0 = td_time_s();
     CHECK(dev->ops->weight_prepare(dev, &part, 1, compute, &weight, &err));
     double t_prepare = td_time_s() - t0;
-    td_gemm_args a = {weight, in, NULL, out, (int32_t)rows, false};
+    td_gemm_args a = {weight, in, NULL, out, (int32_t)rows, 1, false};
     double t = best_of(gemm_call, &a), rate = 2.0 * (double)rows * (double)n * (double)k / t * 1e-9;
     a.accumulate = true;
     double ta = best_of(gemm_call, &a);
@@ -215,7 +215,7 @@ static void bench_attention(int32_t len, int32_t n_seqs, int32_t h, int32_t hkv,
                            stride,  out,         TD_F32,
                            offsets, offsets,     n_seqs,
                            h,       hkv,         d,
-                           0,       0.088f};
+                           0,       0.088f,      0};
     double s = best_of(attention_call, &a);
     double flop = 4.0 * h * d * ((double)len * (len + 1) / 2) * n_seqs;
     printf("attention T %d x %d H %d Hkv %d D %d: %.0f tokens/s, %.1f GFLOP/s\n", len, n_seqs, h,
@@ -234,21 +234,23 @@ static void bench_capture(int32_t rows, int32_t v, int32_t k, int32_t n_temps) {
         z[i] *= 8;
     const size_t n = (size_t)rows * 4;
     static const float temps[] = {2, 4, 8, 16};
-    td_capture_args a = {z,
-                         mem(n),
-                         rows,
-                         v,
-                         k,
-                         n_temps,
-                         temps,
-                         mem(n * (size_t)k),
-                         mem(n * (size_t)k),
-                         mem(n),
-                         mem(n * 4),
-                         mem(n),
-                         mem(n),
-                         mem(n),
-                         mem(n)};
+    td_capture_args a = {.logits = z,
+                         .targets = mem(n),
+                         .n_rows = rows,
+                         .n_vocab = v,
+                         .top_k = k,
+                         .n_temperatures = n_temps,
+                         .n_valid = v,
+                         .divisor = 1,
+                         .temperatures = temps,
+                         .topk_ids = mem(n * (size_t)k),
+                         .topk_logprobs = mem(n * (size_t)k),
+                         .logsumexp = mem(n),
+                         .logsumexp_t = mem(n * 4),
+                         .tail_mass = mem(n),
+                         .target_logprob = mem(n),
+                         .target_rank = mem(n),
+                         .entropy = mem(n)};
     double s = best_of(capture_call, &a);
     printf("capture V %d K %d temperatures %d: %.0f rows/s, %.1f GB/s of logits\n", v, k, n_temps,
            rows / s, (double)rows * v * 4 / s * 1e-9);
@@ -259,27 +261,44 @@ static void bench_capture(int32_t rows, int32_t v, int32_t k, int32_t n_temps) {
 
 /* --- element-wise ----------------------------------------------------------------------------- */
 
-static void gated_call(void *ctx) {
-    CHECK(dev->ops->gated_act(stream, ctx, &err));
+static void act_call(void *ctx) {
+    CHECK(dev->ops->act(stream, ctx, &err));
     sync_stream();
 }
 static void norm_call(void *ctx) {
-    CHECK(dev->ops->rmsnorm(stream, ctx, &err));
+    CHECK(dev->ops->norm(stream, ctx, &err));
     sync_stream();
 }
 
 static void bench_small(void) {
     enum { T = 4096, C = 2048 };
     float *x = mem_random((size_t)T * C * 2), *w = mem_random(C), *out = mem((size_t)T * C * 4);
+    td_norm_args r = {.in = x,
+                      .weight = w,
+                      .out = out,
+                      .n_rows = T,
+                      .n_cols = C,
+                      .n_inner = 1,
+                      .in_stride = C,
+                      .out_stride = C,
+                      .eps = 1e-5f};
     for (td_dtype t = TD_F32; t <= TD_BF16; t++) {
-        td_gated_act_args g = {x, out, t, T, C};
-        td_rmsnorm_args r = {x, NULL, w, out, t, T, C, 1, C, C, 1e-5f};
-        double tg = best_of(gated_call, &g), tr = best_of(norm_call, &r);
-        printf("%s: gated_act %.2f, rmsnorm %.2f G elements/s\n", td_dtype_name(t),
-               (double)T * C / tg * 1e-9, (double)T * C / tr * 1e-9);
+        static const char *const names[] = {"silu", "gelu", "gelu_tanh"};
+        for (td_act act = TD_ACT_SILU; act <= TD_ACT_GELU_TANH; act++) {
+            td_act_args g = {act, true, x, out, t, T, C};
+            printf("%s %s: %.2f G elements/s\n", td_dtype_name(t), names[act],
+                   (double)T * C / best_of(act_call, &g) * 1e-9);
+        }
+        r.out_dtype = t;
+        for (r.kind = TD_NORM_RMS; r.kind <= TD_NORM_LAYER; r.kind++)
+            printf("%s %s: %.2f G elements/s\n", td_dtype_name(t), r.kind ? "LayerNorm" : "RMSNorm",
+                   (double)T * C / best_of(norm_call, &r) * 1e-9);
     }
-    td_rmsnorm_args tiny = {x, NULL, w, out, TD_F32, 1, 64, 1, 64, 64, 1e-5f};
-    printf("one tiny operation with its sync: %.1f us\n", best_of(norm_call, &tiny) * 1e6);
+    r.kind = TD_NORM_RMS;
+    r.out_dtype = TD_F32;
+    r.n_rows = 1;
+    r.n_cols = 64;
+    printf("one tiny operation with its sync: %.1f us\n", best_of(norm_call, &r) * 1e6);
     unmem(x), unmem(w), unmem(out);
 }
 
