@@ -1,6 +1,7 @@
 td_test(test_device_gemm SOURCES device/test_device_gemm.c LIBS td_device LABELS device)
 td_test(test_device_ops SOURCES device/test_device_ops.c LIBS td_device LABELS device)
 td_test(test_device_capture SOURCES device/test_device_capture.c LIBS td_device LABELS device)
+td_test(test_device_moe SOURCES device/test_device_moe.c LIBS td_device LABELS device)
 td_test(test_cpu_kernels SOURCES device/test_cpu_kernels.c LIBS td_device LABELS device)
 td_test(test_device_streams SOURCES device/test_device_streams.c LIBS td_device LABELS device)
 td_test(stress_streams PLAIN SOURCES stress/stress_streams.c LIBS td_device LABELS stress)
@@ -8,7 +9,7 @@ td_test(stress_streams PLAIN SOURCES stress/stress_streams.c LIBS td_device LABE
 # The same suites with the kernels of older instruction sets.
 if(TARGET test_device_ops)
   foreach(isa AVX2 SSE41)
-    foreach(suite ops capture)
+    foreach(suite ops capture moe)
       add_test(NAME test_device_${suite}_${isa} COMMAND test_device_${suite}
                WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
       set_tests_properties(test_device_${suite}_${isa} PROPERTIES LABELS device
