@@ -1,5 +1,6 @@
 td_test(test_device_gemm SOURCES device/test_device_gemm.c LIBS td_device LABELS device)
 td_test(test_device_ops SOURCES device/test_device_ops.c LIBS td_device LABELS device)
+td_test(test_device_attention SOURCES device/test_device_attention.c LIBS td_device LABELS device)
 td_test(test_device_capture SOURCES device/test_device_capture.c LIBS td_device LABELS device)
 td_test(test_device_moe SOURCES device/test_device_moe.c LIBS td_device LABELS device)
 td_test(test_cpu_kernels SOURCES device/test_cpu_kernels.c LIBS td_device LABELS device)
@@ -9,7 +10,7 @@ td_test(stress_streams PLAIN SOURCES stress/stress_streams.c LIBS td_device LABE
 # The same suites with the kernels of older instruction sets.
 if(TARGET test_device_ops)
   foreach(isa AVX2 SSE41)
-    foreach(suite ops capture moe)
+    foreach(suite ops attention capture moe)
       add_test(NAME test_device_${suite}_${isa} COMMAND test_device_${suite}
                WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
       set_tests_properties(test_device_${suite}_${isa} PROPERTIES LABELS device

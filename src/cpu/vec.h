@@ -156,7 +156,7 @@ TD_INLINE vf vf_tanh(vf x) {
     p = p * s + vf_set(-3.33332819422e-1f);
     p = p * s * x + x;
     const vf far = vf_set(1) - vf_set(2) / (vf_exp(a + a) + vf_set(1));
-    return vf_sel(a < vf_set(0.625f), p, (vf)((vi)far | sign));
+    return (vf)((vi)vf_sel(a < vf_set(0.625f), p, far) | sign); /* -0 stays -0 */
 }
 
 /* The upper tail of the normal distribution at |x|, erfc(|x| / sqrt 2) / 2, to a few parts in 1e7

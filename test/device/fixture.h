@@ -83,4 +83,9 @@ static inline float *rng_floats(test_rng *r, size_t n) {
     return p;
 }
 
+static inline void near(double got, double want, double tol, const char *what, int64_t at) {
+    cr_assert(fabs(got - want) <= tol * (1 + fabs(want)), "%s [%lld]: %.9g, expected %.9g", what,
+              (long long)at, got, want);
+}
+
 #endif

@@ -1,4 +1,4 @@
-/* The kernels of every level that this machine can run: exp within its documented error, and
+/* The kernels of every level that this machine can run: exp, tanh and GELU within their errors, and
  * allocation behaviour of the CPU device. */
 #include <inttypes.h>
 
@@ -36,6 +36,63 @@ Test(cpu_kernels, exp_is_within_two_ulp) {
         k->exp(special, got, TD_ARRAY_LEN(special));
         cr_assert(got[0] == 0 && got[1] == INFINITY && isnan(got[2]) && got[3] == 1 && got[4] == 1);
         cr_assert(got[5] == INFINITY && got[6] == 0 && got[7] == INFINITY && got[8] == 0);
+    }
+    free(x), free(y);
+}
+
+Test(cpu_kernels, tanh_is_within_two_ulp) {
+    enum { N = 400000 };
+    float *x = malloc(sizeof(float) * N), *y = malloc(sizeof(float) * N);
+    for (int level = 0; level < 3; level++) {
+        const td_cpu_kernels *k = level_kernels(level);
+        if (!k)
+            continue;
+        for (int i = 0; i < N; i++) /* all magnitudes from 1e-9 to 20 */
+            x[i] = (i % 2 ? 1 : -1) * 1e-9f * expf(23.7f * (float)i / N);
+        k->tanh(x, y, N);
+        double worst = 0;
+        for (int i = 0; i < N; i++) {
+            const double want = tanh((double)x[i]);
+            const float w = fabsf((float)want);
+            const double ulp = (double)w - (double)nextafterf(w, 0);
+            worst = TD_MAX(worst, fabs(y[i] - want) / ulp);
+        }
+        cr_assert_leq(worst, 2.0, "level %d: %.3f ulp", k->level, worst);
+        const float special[] = {-INFINITY, INFINITY, NAN, 0, -0.0f, 100, -1e30f};
+        float got[TD_ARRAY_LEN(special)];
+        k->tanh(special, got, TD_ARRAY_LEN(special));
+        cr_assert(got[0] == -1 && got[1] == 1 && isnan(got[2]) && got[5] == 1 && got[6] == -1);
+        cr_assert(got[3] == 0 && !signbit(got[3]) && got[4] == 0 && signbit(got[4]));
+    }
+    free(x), free(y);
+}
+
+/* GELU's two kinds keep their relative precision on the negative side, at every level. */
+Test(cpu_kernels, gelu_errors_are_small) {
+    enum { N = 200000 };
+    float *x = malloc(sizeof(float) * N), *y = malloc(sizeof(float) * N);
+    for (int level = 0; level < 3; level++) {
+        const td_cpu_kernels *k = level_kernels(level);
+        if (!k)
+            continue;
+        for (int i = 0; i < N; i++)
+            x[i] = -9.0f + 18.0f * (float)i / N;
+        for (td_act act = TD_ACT_GELU; act <= TD_ACT_GELU_TANH; act++) {
+            const td_act_args a = {act, false, x, y, TD_F32, 1, N};
+            double worst = 0;
+            k->act(&a, 0, 1);
+            for (int i = 0; i < N; i++) {
+                const double g = x[i], c = sqrt(2 / 3.14159265358979323846);
+                const double want = act == TD_ACT_GELU
+                                        ? g * erfc(-g / sqrt(2.0)) / 2
+                                        : g / (1 + exp(-2 * c * (g + 0.044715 * g * g * g)));
+                const double ulp = fabs(want) * 0x1p-23 + 1e-37;
+                /* Below 0 the exponent's own rounding is multiplied by its size. */
+                const double size = g > 0 ? 1 : 1 + g * g / (act == TD_ACT_GELU ? 2 : 1);
+                worst = TD_MAX(worst, fabs(y[i] - want) / ulp / size);
+            }
+            cr_assert_leq(worst, 4.0, "level %d, kind %d: %.3f ulp", k->level, (int)act, worst);
+        }
     }
     free(x), free(y);
 }

@@ -51,20 +51,24 @@ static void check_values(td_dtype compute) {
         cr_assert_eq(weight->n_rows, n);
         cr_assert_eq(weight->n_cols, k);
         cr_assert_geq(weight->size_bytes, (size_t)n * k * td_dtype_size(compute));
-        for (int mode = 0; mode < 3; mode++) { /* plain, bias, accumulate */
+        for (int mode = 0; mode < 8; mode++) { /* every choice of bias, accumulate, scale */
+            const bool add = mode & 2;
+            const float scale = mode & 4 ? -0.22f : 1;
+            const float *b = mode & 1 ? bias : NULL;
             memcpy(before, out, sizeof(float) * (size_t)m * n);
-            td_gemm_args a = {weight, in, mode == 1 ? bias : NULL, out, m, 1, mode == 2};
+            td_gemm_args a = {weight, in, b, out, m, scale, add};
             MUST(f.ops->gemm(f.s, &a, &err));
             fixture_sync(&f);
             for (int32_t i = 0; i < m; i++)
                 for (int32_t j = 0; j < n; j++) {
-                    double want = mode == 1 ? bias[j] : mode == 2 ? before[i * n + j] : 0, size = 1;
+                    double want = b ? bias[j] : 0, size = 1;
                     for (int32_t l = 0; l < k; l++) {
                         double p =
                             as_computed(x[i * k + l], compute) * as_computed(w[j * k + l], compute);
                         want += p;
                         size += fabs(p);
                     }
+                    want = (double)scale * want + (add ? (double)before[i * n + j] : 0);
                     cr_assert_lt(fabs(out[i * n + j] - want), 1e-6 * size,
                                  "[%d,%d] mode %d row %d col %d: %g, expected %g", n, k, mode, i, j,
                                  out[i * n + j], want);

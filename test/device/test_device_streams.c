@@ -168,6 +168,8 @@ Test(device_streams, bad_arguments_are_refused_at_the_call) {
     cr_assert_eq(f.ops->attention(f.s, &att, &err), TD_E_INTERNAL);
     td_gemm_args gemm = {.n_rows = 1};
     cr_assert_eq(f.ops->gemm(f.s, &gemm, &err), TD_E_INTERNAL);
+    gemm = (td_gemm_args){.weight = (td_weight *)&gemm, .n_rows = 1};
+    cr_assert_eq(f.ops->gemm(f.s, &gemm, &err), TD_E_INTERNAL, "a scale that was not set");
     td_act_args act = {.n_tokens = 1, .n_cols = 4, .out_dtype = TD_I32};
     cr_assert_eq(f.ops->act(f.s, &act, &err), TD_E_INTERNAL);
     f.ops->stream_destroy(NULL);
