@@ -259,6 +259,49 @@ static void bench_capture(int32_t rows, int32_t v, int32_t k, int32_t n_temps) {
     unmem(a.target_rank), unmem(a.entropy);
 }
 
+/* --- experts ---------------------------------------------------------------------------------- */
+
+static void moe_call(void *ctx) {
+    CHECK(dev->ops->moe(stream, ctx, &err));
+    sync_stream();
+}
+
+static void bench_moe(int32_t t, int32_t e, int32_t k, int32_t c, int32_t f) {
+    enum { MAX_EXPERTS = 128 };
+    td_weight *gate_up[MAX_EXPERTS], *down[MAX_EXPERTS], *router;
+    float *w = mem_random((size_t)2 * (size_t)f * (size_t)c), *in = mem_random((size_t)(t * c));
+    float *r = mem_random((size_t)(e * c)), *out = mem((size_t)(t * c) * 4);
+    const td_host_matrix m_router = {r, TD_F32, e, c}, m_gate_up = {w, TD_F32, 2 * f, c};
+    const td_host_matrix m_down = {w, TD_F32, c, f};
+    CHECK(dev->ops->weight_prepare(dev, &m_router, 1, TD_F32, &router, &err));
+    for (int32_t i = 0; i < e; i++) {
+        CHECK(dev->ops->weight_prepare(dev, &m_gate_up, 1, TD_F32, &gate_up[i], &err));
+        CHECK(dev->ops->weight_prepare(dev, &m_down, 1, TD_F32, &down[i], &err));
+    }
+    td_moe_args a = {.router = router,
+                     .gate_up = (const td_weight *const *)gate_up,
+                     .down = (const td_weight *const *)down,
+                     .in = in,
+                     .out = out,
+                     .scratch = mem(td_moe_scratch_bytes(t, c, f, e, k, TD_F32)),
+                     .n_tokens = t,
+                     .n_cols = c,
+                     .n_ffn = f,
+                     .n_experts = e,
+                     .top_k = k,
+                     .normalise = true,
+                     .scale = 1};
+    double s = best_of(moe_call, &a);
+    printf("moe T %d E %d top-%d C %d F %d: %.0f tokens/s, %.1f GFLOP/s of the chosen experts\n", t,
+           e, k, c, f, t / s, 6.0 * t * k * (double)c * f / s * 1e-9);
+    dev->ops->weight_destroy(router);
+    for (int32_t i = 0; i < e; i++) {
+        dev->ops->weight_destroy(gate_up[i]);
+        dev->ops->weight_destroy(down[i]);
+    }
+    unmem(w), unmem(in), unmem(r), unmem(out), unmem(a.scratch);
+}
+
 /* --- element-wise ----------------------------------------------------------------------------- */
 
 static void act_call(void *ctx) {
@@ -339,6 +382,11 @@ int main(int argc, char **argv) {
         bench_capture(64, 151936, 64, 2);
         bench_capture(256, 32000, 64, 0);
         bench_capture(2048, 512, 20, 0);
+    }
+    if (wanted(argc, argv, "moe")) {
+        bench_moe(4096, 64, 8, 512, 192);
+        bench_moe(256, 64, 8, 512, 192);
+        bench_moe(1024, 8, 2, 1024, 1024);
     }
     if (wanted(argc, argv, "small"))
         bench_small();
