@@ -18,34 +18,98 @@
 
 /* --- configuration: pure data ----------------------------------------------------------------- */
 
-typedef enum td_rope_type { TD_ROPE_DEFAULT, TD_ROPE_LINEAR, TD_ROPE_LLAMA3 } td_rope_type;
+enum {
+    TD_MAX_LAYERS = 512,
+    TD_MAX_ROPE_TABLES = 2, /* layers differ in their rope at most so (Gemma 3: local, global) */
+    TD_MAX_ROPE_PAIRS = 512 /* half of the largest rotary_dim */
+};
 
+typedef enum td_rope_type {
+    TD_ROPE_DEFAULT,
+    TD_ROPE_LINEAR,
+    TD_ROPE_DYNAMIC, /* frequencies depend on the length of a sequence beyond max_positions */
+    TD_ROPE_LLAMA3,
+    TD_ROPE_YARN,
+    TD_ROPE_LONGROPE /* two sets of frequencies, chosen by the length of the sequence */
+} td_rope_type;
+
+/* Parameters of one rotary table, as transformers' modeling_rope_utils.py names them. */
+typedef struct td_rope {
+    td_rope_type type;
+    double theta, factor;
+    double low_freq, high_freq; /* llama3 */
+    double beta_fast, beta_slow; /* yarn */
+    bool truncate;               /* yarn */
+    double attention_factor;     /* multiplies cos and sin; 1 where the type has none */
+    int32_t original_positions;  /* llama3, yarn, longrope */
+    float short_factor[TD_MAX_ROPE_PAIRS], long_factor[TD_MAX_ROPE_PAIRS]; /* longrope */
+} td_rope;
+
+typedef enum td_qk_norm {
+    TD_QK_NORM_NONE,
+    TD_QK_NORM_HEAD, /* over each head, one weight [D] for all (Qwen3, Gemma 3) */
+    TD_QK_NORM_FULL  /* over the whole projection (OLMo 2) */
+} td_qk_norm;
+
+/* A model in the terms of the one forward pass (src/model/forward.c); which config.json gives
+ * which value is the business of src/model/families.c. */
 typedef struct td_model_config {
-    char architecture[64];      /* "LlamaForCausalLM" */
-    int32_t n_layers;           /* L */
+    char architecture[64];      /* "LlamaForCausalLM"; finds the family (tensor names, layouts) */
+    int32_t n_layers;           /* L, at most TD_MAX_LAYERS */
     int32_t n_hidden;           /* C */
-    int32_t n_ffn;              /* F */
+    int32_t n_ffn;              /* F, of layers without experts */
     int32_t n_heads, n_kv_heads; /* H, Hkv; H a multiple of Hkv */
     int32_t head_dim;           /* D, even */
+    int32_t rotary_dim;         /* leading elements of a head that are turned; even, <= D */
     int32_t n_vocab;            /* V, padded size: rows of the embedding */
     int32_t max_positions;      /* the model's own limit */
-    float rms_eps;
+    bool learned_positions;     /* max_positions rows are added to the embedding (GPT-2) */
     bool tied_embeddings;
-    bool qkv_bias, o_bias, mlp_bias; /* what the weights have; config_load refuses the last two */
-    bool qk_norm;               /* RMSNorm over each head of q and k before rope (Qwen3) */
-    int32_t window;             /* sliding window, 0 = full; per layer below */
-    int32_t window_first_layer; /* layers >= this use the window (Qwen2 max_window_layers) */
-    td_rope_type rope_type;
-    double rope_theta, rope_factor, rope_low_freq, rope_high_freq;
-    int32_t rope_original_positions;
-    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent */
+
+    td_norm_kind norm_kind;
+    float norm_eps;
+    bool norm_bias;         /* LayerNorm with a bias */
+    bool norm_plus_one;     /* y * (1 + weight): the 1 is added when the weight is loaded (Gemma) */
+    bool pre_norm;          /* x + block(norm(x)) */
+    bool post_norm;         /* x + norm(block(...)) */
+    bool parallel_residual; /* x + attention(norm1(x)) + mlp(norm2(x)) */
+    bool shared_norm;       /* parallel, with norm2 = norm1 (StableLM) */
+
+    td_act act;
+    bool gated;                        /* down(act(gate) * up); else down(act(up)) */
+    bool qkv_bias, o_bias, mlp_bias;   /* what the weights have */
+    td_qk_norm qk_norm;                /* before rope */
+    float embed_scale;                 /* 1 = none */
+    bool embed_scale_rounded;          /* rounded to the compute dtype first, as Gemma does */
+    float residual_scale;              /* of what a block adds; 1 = none */
+    float attention_scale;             /* of q k^T */
+    bool attention_scale_by_layer;     /* divided by the number of the layer, from 1 (GPT-2) */
+    float attention_softcap;           /* 0 = none */
+    float logits_softcap, logits_divisor; /* 0 and 1 = none */
+
+    int32_t window[TD_MAX_LAYERS];     /* sliding window of each layer, 0 = full */
+    int8_t rope_of[TD_MAX_LAYERS];     /* rope table of each layer, -1 = none */
+    td_rope rope[TD_MAX_ROPE_TABLES];
+    int32_t n_ropes;
+
+    bool moe[TD_MAX_LAYERS];           /* layers whose MLP is a mixture of experts */
+    int32_t n_experts, n_experts_used, n_ffn_expert; /* 0 without experts */
+    bool moe_normalise;                /* weights of the chosen experts are divided by their sum */
+
+    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent. FP8 weights become this */
+    bool fp8;                   /* matrices may be F8_E4M3 with scales */
+    bool fp8_scale_first;       /* the product is rounded to the scale's dtype first */
+    const char *fp8_scale_suffix; /* appended to the weight's name: "_scale_inv" or "_scale" */
+    int32_t fp8_block[2];       /* rows and columns that share a scale; 0 = per tensor or row */
     int32_t bos_id, eos_id;     /* -1 when absent; the first when a list */
     int64_t n_params;           /* parameters of the whole model, counted from the shapes */
     uint64_t config_hash;       /* xxh3 of config.json's bytes */
 } td_model_config;
 
 /* Reads MODEL_DIR/config.json. What is not supported is refused by name (architecture, rope type,
- * activation, quantisation), with TD_E_MODEL. */
+ * activation, quantisation), with TD_E_MODEL.
+ * FP8 checkpoints (block-scaled e4m3 and compressed-tensors' float-quantized) are dequantised as
+ * transformers does when asked to dequantise; quantisation of activations is not emulated. */
 td_status td_model_config_load(const char *model_dir, td_model_config *out, td_error *err);
 
 /* --- weights ----------------------------------------------------------------------------------- */
@@ -91,6 +155,7 @@ typedef struct td_session_limits {
     int32_t capture_rows; /* rows per lm_head + capture chunk */
     int32_t top_k, n_temperatures;
     float temperatures[16];
+    int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary
@@ -106,7 +171,8 @@ void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
 typedef struct td_batch {
     int32_t n_tokens, n_seqs, n_rows;
     const int32_t *ids;         /* [n_tokens], 0 <= id < V checked by submit (TD_E_DATA) */
-    const int32_t *seq_offsets; /* [n_seqs + 1], from 0 to n_tokens; no empty sequences */
+    const int32_t *seq_offsets; /* [n_seqs + 1], from 0 to n_tokens; no empty sequences, and none
+                                   longer than learned positions reach (TD_E_DATA) */
     const int32_t *row_token;   /* [n_rows] ascending: the row's hidden state is at this token */
     const int32_t *row_target;  /* [n_rows] the token it predicts, or -1 for none */
 } td_batch;

@@ -25,89 +25,17 @@ struct td_checkpoint {
     size_t n_files;
     json_t *index;            /* of a sharded checkpoint, while it is being opened */
     const json_t *weight_map; /* within index */
-    td_ckpt_entry *entries;   /* [TD_MT_COUNT + L * TD_LT_COUNT] */
-    td_ckpt_entry **sorted;   /* [n_sorted] those with a tensor, by name */
+    const td_family *family;
+    const char *prefix;     /* family->prefix, or "" in a file of the bare model */
+    td_ckpt_entry *entries; /* [TD_MT_COUNT + L * (TD_LT_COUNT + E * TD_ET_COUNT)] */
+    td_ckpt_entry **sorted; /* [n_sorted] those with a tensor, by name, scales among them */
     size_t n_entries, n_sorted;
     const td_st_tensor *shadow_head;
+    bool has_fp8;
 };
 
-static const char *const model_names[TD_MT_COUNT] = {
-    [TD_MT_EMBED] = "model.embed_tokens.weight",
-    [TD_MT_FINAL_NORM] = "model.norm.weight",
-    [TD_MT_LM_HEAD] = "lm_head.weight",
-};
-
-static const char *const layer_names[TD_LT_COUNT] = {
-    [TD_LT_ATTN_NORM] = "input_layernorm.weight",
-    [TD_LT_Q] = "self_attn.q_proj.weight",
-    [TD_LT_K] = "self_attn.k_proj.weight",
-    [TD_LT_V] = "self_attn.v_proj.weight",
-    [TD_LT_Q_BIAS] = "self_attn.q_proj.bias",
-    [TD_LT_K_BIAS] = "self_attn.k_proj.bias",
-    [TD_LT_V_BIAS] = "self_attn.v_proj.bias",
-    [TD_LT_Q_NORM] = "self_attn.q_norm.weight",
-    [TD_LT_K_NORM] = "self_attn.k_norm.weight",
-    [TD_LT_O] = "self_attn.o_proj.weight",
-    [TD_LT_O_BIAS] = "self_attn.o_proj.bias",
-    [TD_LT_FFN_NORM] = "post_attention_layernorm.weight",
-    [TD_LT_GATE] = "mlp.gate_proj.weight",
-    [TD_LT_UP] = "mlp.up_proj.weight",
-    [TD_LT_GATE_BIAS] = "mlp.gate_proj.bias",
-    [TD_LT_UP_BIAS] = "mlp.up_proj.bias",
-    [TD_LT_DOWN] = "mlp.down_proj.weight",
-    [TD_LT_DOWN_BIAS] = "mlp.down_proj.bias",
-};
-
-typedef struct shape2 {
-    int64_t rows, cols; /* cols 0: a vector. rows 0: the model has no such tensor */
-} shape2;
-
-static shape2 layer_shape(const td_model_config *c, td_layer_tensor which) {
-    int64_t C = c->n_hidden, F = c->n_ffn, D = c->head_dim;
-    int64_t q = c->n_heads * D, kv = c->n_kv_heads * D;
-    switch (which) {
-    case TD_LT_ATTN_NORM:
-    case TD_LT_FFN_NORM:
-        return (shape2){C, 0};
-    case TD_LT_Q:
-        return (shape2){q, C};
-    case TD_LT_K:
-    case TD_LT_V:
-        return (shape2){kv, C};
-    case TD_LT_Q_BIAS:
-        return (shape2){c->qkv_bias ? q : 0, 0};
-    case TD_LT_K_BIAS:
-    case TD_LT_V_BIAS:
-        return (shape2){c->qkv_bias ? kv : 0, 0};
-    case TD_LT_Q_NORM:
-    case TD_LT_K_NORM:
-        return (shape2){c->qk_norm ? D : 0, 0};
-    case TD_LT_O:
-        return (shape2){C, q};
-    case TD_LT_O_BIAS:
-        return (shape2){c->o_bias ? C : 0, 0};
-    case TD_LT_GATE:
-    case TD_LT_UP:
-        return (shape2){F, C};
-    case TD_LT_GATE_BIAS:
-    case TD_LT_UP_BIAS:
-        return (shape2){c->mlp_bias ? F : 0, 0};
-    case TD_LT_DOWN:
-        return (shape2){C, F};
-    case TD_LT_DOWN_BIAS:
-        return (shape2){c->mlp_bias ? C : 0, 0};
-    case TD_LT_COUNT:
-        break;
-    }
-    return (shape2){0, 0};
-}
-
-static shape2 model_shape(const td_model_config *c, td_model_tensor which) {
-    if (which == TD_MT_FINAL_NORM)
-        return (shape2){c->n_hidden, 0};
-    if (which == TD_MT_LM_HEAD && c->tied_embeddings)
-        return (shape2){0, 0};
-    return (shape2){c->n_vocab, c->n_hidden};
+static size_t entries_per_layer(const td_model_config *c) {
+    return TD_LT_COUNT + (size_t)c->n_experts * TD_ET_COUNT;
 }
 
 /* --- files ------------------------------------------------------------------------------------ */
@@ -243,7 +171,63 @@ static void print_shape(const int64_t *shape, int32_t n, char *buf, size_t size)
         snprintf(buf + at, size - at, "]");
 }
 
-static td_status check_tensor(const td_checkpoint *ck, td_ckpt_entry *e, shape2 want,
+static td_status shape_error(const td_checkpoint *ck, const char *name, const td_st_tensor *t,
+                             const int64_t *shape, int32_t n_dims, td_error *err) {
+    char has[200], need[64];
+    print_shape(t->shape, t->n_dims, has, sizeof has);
+    print_shape(shape, n_dims, need, sizeof need);
+    return td_error_set(err, TD_E_MODEL, "%s: tensor %s has shape %s, config.json asks for %s",
+                        ck->dir, name, has, need);
+}
+
+/* The scale of an F8_E4M3 matrix: one number for all, one per row, or one per block. */
+static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err) {
+    const td_st_tensor *w = e->tensor, *t;
+    char *name = td_asprintf("%s%s", e->name, ck->cfg.fp8_scale_suffix);
+    e->scale = td_calloc(1, sizeof *e->scale);
+    if (!name || !e->scale) {
+        free(name);
+        return td_error_nomem(err, "scale of a tensor", 64);
+    }
+    e->scale->name = name;
+    e->scale->is_scale = true;
+    td_status rc = find_tensor(ck, name, &t, err);
+    if (rc != TD_OK)
+        return rc;
+    if (!t)
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: tensor %s has dtype F8_E4M3, but its scale %s is "
+                            "missing",
+                            ck->dir, e->name, name);
+    if (t->dtype != TD_F32 && t->dtype != TD_BF16 && t->dtype != TD_F16)
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: tensor %s has dtype %s; scales in F32, BF16 and F16 are supported",
+                            ck->dir, name, t->dtype_name);
+    e->scale->tensor = t;
+    ck->sorted[ck->n_sorted++] = e->scale;
+    const int32_t *block = ck->cfg.fp8_block;
+    int64_t rows = w->shape[0], cols = w->shape[1];
+    e->scale_block[0] = rows;
+    e->scale_block[1] = cols;
+    if (t->n_elems == 1)
+        return TD_OK;
+    if (block[0] > 0) {
+        int64_t want[2] = {(rows + block[0] - 1) / block[0], (cols + block[1] - 1) / block[1]};
+        if (t->n_dims != 2 || t->shape[0] != want[0] || t->shape[1] != want[1])
+            return shape_error(ck, name, t, want, 2, err);
+        e->scale_block[0] = block[0];
+        e->scale_block[1] = block[1];
+        return TD_OK;
+    }
+    int64_t per_row[2] = {rows, 1};
+    if (t->n_elems != rows || t->shape[0] != rows || t->n_dims > 2)
+        return shape_error(ck, name, t, per_row, 2, err);
+    e->scale_block[0] = 1;
+    return TD_OK;
+}
+
+/* `transposed`: the file holds [cols, rows]. */
+static td_status check_tensor(td_checkpoint *ck, td_ckpt_entry *e, td_shape want, bool transposed,
                               td_error *err) {
     const td_st_tensor *t;
     td_status rc = find_tensor(ck, e->name, &t, err);
@@ -255,19 +239,24 @@ static td_status check_tensor(const td_checkpoint *ck, td_ckpt_entry *e, shape2 
                             e->name);
     int64_t shape[2] = {want.rows, want.cols};
     int32_t n_dims = want.cols ? 2 : 1;
-    if (t->n_dims != n_dims || memcmp(t->shape, shape, (size_t)n_dims * sizeof *shape) != 0) {
-        char has[200], need[64];
-        print_shape(t->shape, t->n_dims, has, sizeof has);
-        print_shape(shape, n_dims, need, sizeof need);
-        return td_error_set(err, TD_E_MODEL, "%s: tensor %s has shape %s, config.json asks for %s",
-                            ck->dir, e->name, has, need);
+    if (n_dims == 2 && transposed) {
+        shape[0] = want.cols;
+        shape[1] = want.rows;
     }
-    if (t->dtype != TD_F32 && t->dtype != TD_BF16 && t->dtype != TD_F16)
-        return td_error_set(err, TD_E_MODEL,
-                            "%s: tensor %s has dtype %s; F32, BF16 and F16 are supported", ck->dir,
-                            e->name, t->dtype_name);
+    if (t->n_dims != n_dims || memcmp(t->shape, shape, (size_t)n_dims * sizeof *shape) != 0)
+        return shape_error(ck, e->name, t, shape, n_dims, err);
     e->tensor = t;
-    return TD_OK;
+    e->transposed = n_dims == 2 && transposed;
+    ck->sorted[ck->n_sorted++] = e;
+    if (t->dtype == TD_F32 || t->dtype == TD_BF16 || t->dtype == TD_F16)
+        return TD_OK;
+    if (ck->cfg.fp8 && n_dims == 2 && !strcmp(t->dtype_name, "F8_E4M3")) {
+        ck->has_fp8 = true;
+        return check_scale(ck, e, err);
+    }
+    return td_error_set(err, TD_E_MODEL,
+                        "%s: tensor %s has dtype %s; F32, BF16 and F16 are supported%s", ck->dir,
+                        e->name, t->dtype_name, ck->cfg.fp8 ? ", and F8_E4M3 for matrices" : "");
 }
 
 static int entry_by_name(const void *a, const void *b) {
@@ -280,40 +269,104 @@ static int name_against_entry(const void *key, const void *elem) {
     return strcmp(key, (*y)->name);
 }
 
+/* `pattern` with the number in the place of its '#', behind `front`; NULL when out of memory. */
+static char *expand(const char *front, const char *pattern, int32_t number) {
+    const char *hash = strchr(pattern, '#');
+    if (!hash)
+        return td_asprintf("%s%s", front, pattern);
+    return td_asprintf("%s%.*s%d%s", front, (int)(hash - pattern), pattern, number, hash + 1);
+}
+
+/* `name` is taken over; NULL is an out-of-memory. */
+static td_status require(td_checkpoint *ck, td_ckpt_entry *e, char *name, td_shape want,
+                         bool transposed, td_error *err) {
+    e->name = name;
+    if (!name)
+        return td_error_nomem(err, "name of a tensor", 64);
+    return want.rows ? check_tensor(ck, e, want, transposed, err) : TD_OK;
+}
+
+static td_status require_layer(td_checkpoint *ck, int32_t layer, td_error *err) {
+    const td_model_config *c = &ck->cfg;
+    const td_family *f = ck->family;
+    char *front = expand(ck->prefix, f->layer, layer);
+    td_status rc = front ? TD_OK : td_error_nomem(err, "name of a tensor", 64);
+    for (int32_t i = 0; rc == TD_OK && i < TD_LT_COUNT; i++) {
+        td_shape want = td_layer_tensor_shape(c, f, layer, (td_layer_tensor)i);
+        if (want.rows)
+            rc = require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i),
+                         expand(front, f->layer_names[i], 0), want, f->transposed, err);
+    }
+    for (int32_t x = 0; rc == TD_OK && c->moe[layer] && x < c->n_experts; x++)
+        for (int32_t i = 0; rc == TD_OK && i < TD_ET_COUNT; i++)
+            rc = require(ck, td_checkpoint_expert(ck, layer, x, (td_expert_tensor)i),
+                         expand(front, f->expert_names[i], x),
+                         td_expert_tensor_shape(c, (td_expert_tensor)i), f->transposed, err);
+    free(front);
+    return rc;
+}
+
+/* Files that were saved from the model without its head lack the prefix. */
+static td_status find_prefix(td_checkpoint *ck, td_error *err) {
+    const char *embed = ck->family->model_names[TD_MT_EMBED];
+    const td_st_tensor *with = NULL, *without = NULL;
+    char *name = td_asprintf("%s%s", ck->family->prefix, embed);
+    td_status rc =
+        name ? find_tensor(ck, name, &with, err) : td_error_nomem(err, "name of a tensor", 64);
+    free(name);
+    if (rc == TD_OK)
+        rc = find_tensor(ck, embed, &without, err);
+    ck->prefix = !with && without ? "" : ck->family->prefix;
+    return rc;
+}
+
 static td_status find_required(td_checkpoint *ck, td_error *err) {
     const td_model_config *c = &ck->cfg;
-    ck->n_entries = TD_MT_COUNT + (size_t)c->n_layers * TD_LT_COUNT;
+    ck->n_entries = TD_MT_COUNT + (size_t)c->n_layers * entries_per_layer(c);
     ck->entries = td_calloc(ck->n_entries, sizeof *ck->entries);
-    ck->sorted = td_calloc(ck->n_entries, sizeof *ck->sorted);
+    ck->sorted = td_calloc(ck->n_entries, 2 * sizeof *ck->sorted); /* each may have a scale */
     if (!ck->entries || !ck->sorted)
         return td_error_nomem(err, "list of tensors", ck->n_entries * sizeof *ck->entries);
-    for (size_t i = 0; i < ck->n_entries; i++) {
-        td_ckpt_entry *e = &ck->entries[i];
-        shape2 want;
-        if (i < TD_MT_COUNT) {
-            want = model_shape(c, (td_model_tensor)i);
-            e->name = td_strdup(model_names[i]);
-        } else {
-            size_t layer = (i - TD_MT_COUNT) / TD_LT_COUNT, which = (i - TD_MT_COUNT) % TD_LT_COUNT;
-            want = layer_shape(c, (td_layer_tensor)which);
-            e->name = td_asprintf("model.layers.%zu.%s", layer, layer_names[which]);
-        }
-        if (!e->name)
-            return td_error_nomem(err, "name of a tensor", 64);
-        if (!want.rows)
-            continue;
-        td_status rc = check_tensor(ck, e, want, err);
-        if (rc != TD_OK)
-            return rc;
-        ck->sorted[ck->n_sorted++] = e;
+    td_status rc = find_prefix(ck, err);
+    for (int32_t i = 0; rc == TD_OK && i < TD_MT_COUNT; i++) {
+        const char *name = ck->family->model_names[i];
+        if (name)
+            rc = require(ck, &ck->entries[i],
+                         td_asprintf("%s%s", i == TD_MT_LM_HEAD ? "" : ck->prefix, name),
+                         td_model_tensor_shape(c, (td_model_tensor)i), false, err);
     }
-    qsort(ck->sorted, ck->n_sorted, sizeof *ck->sorted, entry_by_name);
-    return TD_OK;
+    for (int32_t i = 0; rc == TD_OK && i < c->n_layers; i++)
+        rc = require_layer(ck, i, err);
+    if (rc == TD_OK)
+        qsort(ck->sorted, ck->n_sorted, sizeof *ck->sorted, entry_by_name);
+    return rc;
 }
 
 static bool ends_with(const char *s, const char *suffix) {
     size_t n = strlen(s), m = strlen(suffix);
     return n >= m && !strcmp(s + n - m, suffix);
+}
+
+/* Buffers that old versions saved, and scales of activations, which are not quantised here. */
+static bool is_ignored(const td_checkpoint *ck, const char *name) {
+    static const char *const fp8[] = {".input_scale", ".output_scale", ".k_scale",
+                                      ".v_scale",     ".q_scale",      ".input_activation_scale"};
+    for (size_t i = 0; i < TD_ARRAY_LEN(ck->family->ignored); i++)
+        if (ck->family->ignored[i] && ends_with(name, ck->family->ignored[i]))
+            return true;
+    for (size_t i = 0; ck->cfg.fp8 && i < TD_ARRAY_LEN(fp8); i++)
+        if (ends_with(name, fp8[i]))
+            return true;
+    return false;
+}
+
+/* Does the name belong to the language model? */
+static bool is_own(const td_checkpoint *ck, const char *name) {
+    const char *head = ck->family->model_names[TD_MT_LM_HEAD], *layer = ck->family->layer;
+    if (!strncmp(name, head, (size_t)(strchr(head, '.') + 1 - head)))
+        return true;
+    return ck->prefix[0] ? !strncmp(name, ck->prefix, strlen(ck->prefix))
+                         : !strncmp(name, layer, (size_t)(strchr(layer, '#') - layer));
 }
 
 /* A tensor of the language model that the config does not ask for would be dropped silently, and
@@ -322,11 +375,12 @@ static td_status check_unexpected(td_checkpoint *ck, td_error *err) {
     for (size_t f = 0; f < ck->n_files; f++)
         for (size_t i = 0; i < td_safetensors_count(ck->files[f]); i++) {
             const td_st_tensor *t = td_safetensors_at(ck->files[f], i);
-            if (bsearch(t->name, ck->sorted, ck->n_sorted, sizeof *ck->sorted, name_against_entry))
+            if (bsearch(t->name, ck->sorted, ck->n_sorted, sizeof *ck->sorted,
+                        name_against_entry) ||
+                is_ignored(ck, t->name))
                 continue;
-            if (ends_with(t->name, ".rotary_emb.inv_freq")) /* a buffer that old versions saved */
-                continue;
-            if (ck->cfg.tied_embeddings && !strcmp(t->name, model_names[TD_MT_LM_HEAD])) {
+            if (ck->cfg.tied_embeddings &&
+                !strcmp(t->name, ck->family->model_names[TD_MT_LM_HEAD])) {
                 ck->shadow_head = t;
                 continue;
             }
@@ -336,7 +390,7 @@ static td_status check_unexpected(td_checkpoint *ck, td_error *err) {
                                     "%s: tensor %s is there, but config.json asks for no such bias "
                                     "(%s; attention_bias, mlp_bias)",
                                     path, t->name, ck->cfg.architecture);
-            if (!strncmp(t->name, "model.", 6) || !strncmp(t->name, "lm_head.", 8))
+            if (is_own(ck, t->name))
                 return td_error_set(err, TD_E_MODEL,
                                     "%s: tensor %s is there, but %s with this config.json has no "
                                     "use for it",
@@ -355,7 +409,13 @@ td_status td_checkpoint_open(const char *model_dir, const td_model_config *cfg, 
         return td_error_nomem(err, "checkpoint", sizeof *ck);
     }
     ck->cfg = *cfg;
-    td_status rc = open_files(ck, err);
+    ck->family = td_family_find(cfg->architecture);
+    td_status rc = TD_OK;
+    if (!ck->family)
+        rc = td_error_set(err, TD_E_MODEL, "%s: the architecture \"%s\" is not supported",
+                          model_dir, cfg->architecture);
+    if (rc == TD_OK)
+        rc = open_files(ck, err);
     if (rc == TD_OK)
         rc = find_required(ck, err);
     if (rc == TD_OK)
@@ -374,8 +434,13 @@ td_status td_checkpoint_open(const char *model_dir, const td_model_config *cfg, 
 void td_checkpoint_close(td_checkpoint *ck) {
     if (!ck)
         return;
-    for (size_t i = 0; ck->entries && i < ck->n_entries; i++)
-        free(ck->entries[i].name);
+    for (size_t i = 0; ck->entries && i < ck->n_entries; i++) {
+        td_ckpt_entry *e = &ck->entries[i];
+        if (e->scale)
+            free(e->scale->name);
+        free(e->scale);
+        free(e->name);
+    }
     for (size_t i = 0; i < ck->n_files; i++) {
         td_safetensors_close(ck->files[i]);
         free(ck->file_names[i]);
@@ -394,7 +459,16 @@ td_ckpt_entry *td_checkpoint_model(td_checkpoint *ck, td_model_tensor which) {
 }
 
 td_ckpt_entry *td_checkpoint_layer(td_checkpoint *ck, int32_t layer, td_layer_tensor which) {
-    return &ck->entries[TD_MT_COUNT + (size_t)layer * TD_LT_COUNT + which];
+    return &ck->entries[TD_MT_COUNT + (size_t)layer * entries_per_layer(&ck->cfg) + which];
+}
+
+td_ckpt_entry *td_checkpoint_expert(td_checkpoint *ck, int32_t layer, int32_t expert,
+                                    td_expert_tensor which) {
+    return td_checkpoint_layer(ck, layer, TD_LT_COUNT) + (size_t)expert * TD_ET_COUNT + which;
+}
+
+const td_family *td_checkpoint_family(const td_checkpoint *ck) {
+    return ck->family;
 }
 
 const td_st_tensor *td_checkpoint_shadow_head(const td_checkpoint *ck) {
@@ -416,6 +490,8 @@ static void advise(const td_st_tensor *t, int advice) {
 void td_checkpoint_prefetch(const td_ckpt_entry *e) {
     if (e->tensor)
         advise(e->tensor, MADV_WILLNEED);
+    if (e->scale)
+        td_checkpoint_prefetch(e->scale);
 }
 
 void td_checkpoint_drop_pages(const td_st_tensor *t) {
@@ -429,6 +505,8 @@ void td_checkpoint_touch(td_ckpt_entry *e, uint64_t *bytes_read) {
     e->touched = true;
     if (bytes_read)
         *bytes_read += e->tensor->size_bytes;
+    if (e->scale)
+        td_checkpoint_touch(e->scale, bytes_read);
 }
 
 td_status td_checkpoint_hash(td_checkpoint *ck, uint64_t *out, td_error *err) {
@@ -453,10 +531,13 @@ td_status td_checkpoint_hash(td_checkpoint *ck, uint64_t *out, td_error *err) {
 }
 
 td_dtype td_checkpoint_dtype(const td_checkpoint *ck) {
-    bool has_bf16 = false, has_f16 = false;
+    bool has_bf16 = ck->has_fp8 && ck->cfg.weight_dtype == TD_BF16;
+    bool has_f16 = ck->has_fp8 && ck->cfg.weight_dtype == TD_F16;
+    if (ck->has_fp8 && ck->cfg.weight_dtype == TD_F32)
+        return TD_F32;
     for (size_t i = 0; i < ck->n_sorted; i++) {
         const td_st_tensor *t = ck->sorted[i]->tensor;
-        if (t->n_dims != 2)
+        if (t->n_dims != 2 || ck->sorted[i]->is_scale)
             continue;
         if (t->dtype == TD_F32)
             return TD_F32;

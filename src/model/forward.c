@@ -1,9 +1,12 @@
-/* forward.c - the forward pass of a dense Llama-style model, written once over the device table.
+/* forward.c - the forward pass of every supported family, written once over the device table.
  *
- *   x = embed(ids)
- *   per layer:  x += o_proj(attention(rope(qk_norm(qkv(rmsnorm(x))))))
- *               x += down(silu(gate) * up) of rmsnorm(x)
- *   per recorded row:  capture(lm_head(rmsnorm(x[row])))
+ *   x = scale * embed(ids) (+ positions)
+ *   per layer:  x += s * o_proj(attention(rope(qk_norm(qkv(norm(x))))))
+ *               x += s * mlp(norm(x)),  mlp = down(act(gate) * up), down(act(up)) or experts
+ *   per recorded row:  capture(lm_head(norm(x[row])))
+ *
+ * With post norms what a block gives passes a norm before it is added; without pre norms a block
+ * reads x as it is; with a parallel residual both blocks of a layer read the same x.
  *
  * The residual stream and everything between GEMMs is f32; only the inputs of GEMMs are in the
  * compute dtype. Samples are packed without padding; seq_offsets separates them in attention and
@@ -22,121 +25,202 @@ typedef struct pass {
     td_stream *stream;
     td_dtype compute;
     int32_t n_tokens, n_seqs;
-    const int32_t *positions, *seq_offsets, *seq_offsets_host;
-    float *x;     /* [T, C] */
-    void *narrow; /* TD_BUF_NARROW */
-    float *wide;  /* TD_BUF_WIDE */
+    const int32_t *rope_rows[TD_MAX_ROPE_TABLES];
+    const int32_t *seq_offsets, *seq_offsets_host;
+    float *x;               /* [T, C] */
+    void *narrow, *narrow2; /* TD_BUF_NARROW, TD_BUF_NARROW2 */
+    float *wide;            /* TD_BUF_WIDE */
+    void *experts;          /* TD_BUF_EXPERTS */
     const float *cos_table, *sin_table;
     td_error *err;
 } pass;
 
-static td_status norm(const pass *p, const float *weight) {
+/* What a block reads: the normalised x, or x itself, in the compute dtype. */
+static td_status block_input(const pass *p, const float *weight, const float *bias, void *out) {
     int32_t C = p->cfg->n_hidden;
-    return p->ops->rmsnorm(p->stream,
-                           &(td_rmsnorm_args){.in = p->x,
-                                              .weight = weight,
-                                              .out = p->narrow,
-                                              .out_dtype = p->compute,
-                                              .n_rows = p->n_tokens,
-                                              .n_cols = C,
-                                              .n_inner = 1,
-                                              .in_stride = C,
-                                              .out_stride = C,
-                                              .eps = p->cfg->rms_eps},
-                           p->err);
-}
-
-/* wide = narrow W^T (+ bias), or x += that. */
-static td_status project(const pass *p, const td_weight *w, const float *bias, bool into_x) {
-    return p->ops->gemm(p->stream,
-                        &(td_gemm_args){.weight = w,
-                                        .in = p->narrow,
+    return p->ops->norm(p->stream,
+                        &(td_norm_args){.kind = weight ? p->cfg->norm_kind : TD_NORM_NONE,
+                                        .in = p->x,
+                                        .weight = weight,
                                         .bias = bias,
-                                        .out = into_x ? p->x : p->wide,
+                                        .out = out,
+                                        .out_dtype = p->compute,
                                         .n_rows = p->n_tokens,
-                                        .accumulate = into_x},
+                                        .n_cols = C,
+                                        .n_inner = 1,
+                                        .in_stride = C,
+                                        .out_stride = C,
+                                        .eps = p->cfg->norm_eps,
+                                        .scale = 1},
                         p->err);
 }
 
-static td_status head_norm(const pass *p, float *heads, int32_t n_heads, const float *weight,
-                           int64_t stride) {
-    return p->ops->rmsnorm(p->stream,
-                           &(td_rmsnorm_args){.in = heads,
-                                              .weight = weight,
-                                              .out = heads,
-                                              .out_dtype = TD_F32,
-                                              .n_rows = p->n_tokens,
-                                              .n_cols = p->cfg->head_dim,
-                                              .n_inner = n_heads,
-                                              .in_stride = stride,
-                                              .out_stride = stride,
-                                              .eps = p->cfg->rms_eps},
-                           p->err);
+/* wide = in W^T (+ bias). */
+static td_status project(const pass *p, const void *in, const td_weight *w, const float *bias) {
+    return p->ops->gemm(
+        p->stream,
+        &(td_gemm_args){
+            .weight = w, .in = in, .bias = bias, .out = p->wide, .n_rows = p->n_tokens, .scale = 1},
+        p->err);
 }
 
-static td_status attention_block(const pass *p, const td_layer_weights *l, int32_t layer) {
+/* The end of a block: x += s * (narrow W^T + bias), through the post norm if there is one. */
+static td_status add_to_residual(const pass *p, const td_weight *w, const float *bias,
+                                 const float *post_norm) {
     const td_model_config *c = p->cfg;
-    int32_t H = c->n_heads, Hkv = c->n_kv_heads, D = c->head_dim;
-    int64_t stride = (int64_t)(H + 2 * Hkv) * D;
-    float *q = p->wide, *k = q + (int64_t)H * D, *v = k + (int64_t)Hkv * D;
-    td_status rc;
-    if ((rc = norm(p, l->attn_norm)) != TD_OK ||
-        (rc = project(p, l->qkv, l->qkv_bias, false)) != TD_OK)
+    int32_t C = c->n_hidden;
+    if (!post_norm)
+        return p->ops->gemm(p->stream,
+                            &(td_gemm_args){.weight = w,
+                                            .in = p->narrow,
+                                            .bias = bias,
+                                            .out = p->x,
+                                            .n_rows = p->n_tokens,
+                                            .scale = c->residual_scale,
+                                            .accumulate = true},
+                            p->err);
+    td_status rc = project(p, p->narrow, w, bias);
+    if (rc != TD_OK)
         return rc;
-    if (c->qk_norm && ((rc = head_norm(p, q, H, l->q_norm, stride)) != TD_OK ||
-                       (rc = head_norm(p, k, Hkv, l->k_norm, stride)) != TD_OK))
+    return p->ops->norm(p->stream,
+                        &(td_norm_args){.kind = c->norm_kind,
+                                        .in = p->wide,
+                                        .weight = post_norm,
+                                        .out = p->x,
+                                        .out_dtype = TD_F32,
+                                        .n_rows = p->n_tokens,
+                                        .n_cols = C,
+                                        .n_inner = 1,
+                                        .in_stride = C,
+                                        .out_stride = C,
+                                        .eps = c->norm_eps,
+                                        .accumulate = true,
+                                        .scale = c->residual_scale},
+                        p->err);
+}
+
+/* Norm of q or k in place, over each head or over all of them at once. */
+static td_status qk_norm(const pass *p, float *heads, int32_t n_heads, const float *weight,
+                         int64_t stride) {
+    const td_model_config *c = p->cfg;
+    bool full = c->qk_norm == TD_QK_NORM_FULL;
+    return p->ops->norm(p->stream,
+                        &(td_norm_args){.kind = c->norm_kind,
+                                        .in = heads,
+                                        .weight = weight,
+                                        .out = heads,
+                                        .out_dtype = TD_F32,
+                                        .n_rows = p->n_tokens,
+                                        .n_cols = full ? n_heads * c->head_dim : c->head_dim,
+                                        .n_inner = full ? 1 : n_heads,
+                                        .in_stride = stride,
+                                        .out_stride = stride,
+                                        .eps = c->norm_eps,
+                                        .scale = 1},
+                        p->err);
+}
+
+/* From the block's input to what o_proj reads, in narrow. */
+static td_status attend(const pass *p, const td_layer_weights *l, int32_t layer, const void *in) {
+    const td_model_config *c = p->cfg;
+    int32_t H = c->n_heads, Hkv = c->n_kv_heads, D = c->head_dim, table = c->rope_of[layer];
+    int64_t stride = (int64_t)(H + 2 * Hkv) * D;
+    float scale = c->attention_scale / (c->attention_scale_by_layer ? (float)(layer + 1) : 1.0f);
+    float *q = p->wide, *k = q + (int64_t)H * D, *v = k + (int64_t)Hkv * D;
+    td_status rc = project(p, in, l->mat[TD_LM_QKV], l->vec[TD_LV_QKV_BIAS]);
+    if (rc != TD_OK)
+        return rc;
+    if (c->qk_norm && ((rc = qk_norm(p, q, H, l->vec[TD_LV_Q_NORM], stride)) != TD_OK ||
+                       (rc = qk_norm(p, k, Hkv, l->vec[TD_LV_K_NORM], stride)) != TD_OK))
         return rc;
     /* k follows q in the row: one call turns the heads of both. */
-    rc = p->ops->rope(p->stream,
-                      &(td_rope_args){.x = q,
-                                      .positions = p->positions,
-                                      .cos_table = p->cos_table,
-                                      .sin_table = p->sin_table,
-                                      .n_tokens = p->n_tokens,
-                                      .n_heads = H + Hkv,
-                                      .head_dim = D,
-                                      .rotary_dim = D,
-                                      .stride = stride},
-                      p->err);
+    if (table >= 0)
+        rc = p->ops->rope(p->stream,
+                          &(td_rope_args){.x = q,
+                                          .positions = p->rope_rows[table],
+                                          .cos_table = p->cos_table,
+                                          .sin_table = p->sin_table,
+                                          .n_tokens = p->n_tokens,
+                                          .n_heads = H + Hkv,
+                                          .head_dim = D,
+                                          .rotary_dim = c->rotary_dim,
+                                          .stride = stride},
+                          p->err);
     if (rc != TD_OK)
         return rc;
-    rc = p->ops->attention(
-        p->stream,
-        &(td_attention_args){.q = q,
-                             .k = k,
-                             .v = v,
-                             .stride = stride,
-                             .out = p->narrow,
-                             .out_dtype = p->compute,
-                             .seq_offsets = p->seq_offsets,
-                             .seq_offsets_host = p->seq_offsets_host,
-                             .n_seqs = p->n_seqs,
-                             .n_heads = H,
-                             .n_kv_heads = Hkv,
-                             .head_dim = D,
-                             .window = layer >= c->window_first_layer ? c->window : 0,
-                             .scale = (float)(1.0 / sqrt((double)D))},
-        p->err);
-    if (rc != TD_OK)
-        return rc;
-    return project(p, l->o, l->o_bias, true);
+    return p->ops->attention(p->stream,
+                             &(td_attention_args){.q = q,
+                                                  .k = k,
+                                                  .v = v,
+                                                  .stride = stride,
+                                                  .out = p->narrow,
+                                                  .out_dtype = p->compute,
+                                                  .seq_offsets = p->seq_offsets,
+                                                  .seq_offsets_host = p->seq_offsets_host,
+                                                  .n_seqs = p->n_seqs,
+                                                  .n_heads = H,
+                                                  .n_kv_heads = Hkv,
+                                                  .head_dim = D,
+                                                  .window = c->window[layer],
+                                                  .scale = scale,
+                                                  .softcap = c->attention_softcap},
+                             p->err);
 }
 
-static td_status ffn_block(const pass *p, const td_layer_weights *l) {
-    td_status rc;
-    if ((rc = norm(p, l->ffn_norm)) != TD_OK ||
-        (rc = project(p, l->gate_up, l->gate_up_bias, false)) != TD_OK)
-        return rc;
-    rc = p->ops->gated_act(p->stream,
-                           &(td_gated_act_args){.gate_up = p->wide,
-                                                .out = p->narrow,
-                                                .out_dtype = p->compute,
-                                                .n_tokens = p->n_tokens,
-                                                .n_cols = p->cfg->n_ffn},
+static td_status mlp(const pass *p, const td_layer_weights *l, int32_t layer, const void *in) {
+    const td_model_config *c = p->cfg;
+    if (c->moe[layer])
+        return p->ops->moe(p->stream,
+                           &(td_moe_args){.router = l->mat[TD_LM_ROUTER],
+                                          .gate_up = (const td_weight *const *)l->expert_up,
+                                          .down = (const td_weight *const *)l->expert_down,
+                                          .act = c->act,
+                                          .in = in,
+                                          .out = p->x,
+                                          .scratch = p->experts,
+                                          .n_tokens = p->n_tokens,
+                                          .n_cols = c->n_hidden,
+                                          .n_ffn = c->n_ffn_expert,
+                                          .n_experts = c->n_experts,
+                                          .top_k = c->n_experts_used,
+                                          .normalise = c->moe_normalise,
+                                          .scale = c->residual_scale},
                            p->err);
+    td_status rc = project(p, in, l->mat[TD_LM_UP], l->vec[TD_LV_UP_BIAS]);
     if (rc != TD_OK)
         return rc;
-    return project(p, l->down, l->down_bias, true);
+    rc = p->ops->act(p->stream,
+                     &(td_act_args){.act = c->act,
+                                    .gated = c->gated,
+                                    .in = p->wide,
+                                    .out = p->narrow,
+                                    .out_dtype = p->compute,
+                                    .n_tokens = p->n_tokens,
+                                    .n_cols = c->n_ffn},
+                     p->err);
+    if (rc != TD_OK)
+        return rc;
+    return add_to_residual(p, l->mat[TD_LM_DOWN], l->vec[TD_LV_DOWN_BIAS],
+                           l->vec[TD_LV_POST_FFN_NORM]);
+}
+
+static td_status layer_forward(const pass *p, const td_layer_weights *l, int32_t layer) {
+    const td_model_config *c = p->cfg;
+    const float *norm2 = l->vec[c->shared_norm ? TD_LV_ATTN_NORM : TD_LV_FFN_NORM];
+    const float *bias2 = l->vec[c->shared_norm ? TD_LV_ATTN_NORM_BIAS : TD_LV_FFN_NORM_BIAS];
+    void *mlp_in = c->parallel_residual ? p->narrow2 : p->narrow;
+    td_status rc = block_input(p, l->vec[TD_LV_ATTN_NORM], l->vec[TD_LV_ATTN_NORM_BIAS], p->narrow);
+    /* Before attention changes x. */
+    if (rc == TD_OK && c->parallel_residual)
+        rc = block_input(p, norm2, bias2, mlp_in);
+    if (rc == TD_OK)
+        rc = attend(p, l, layer, p->narrow);
+    if (rc == TD_OK)
+        rc =
+            add_to_residual(p, l->mat[TD_LM_O], l->vec[TD_LV_O_BIAS], l->vec[TD_LV_POST_ATTN_NORM]);
+    if (rc == TD_OK && !c->parallel_residual)
+        rc = block_input(p, norm2, bias2, mlp_in);
+    return rc == TD_OK ? mlp(p, l, layer, mlp_in) : rc;
 }
 
 /* Only recorded rows pass lm_head, capture_rows at a time: [T, V] logits never exist. The output
@@ -144,7 +228,7 @@ static td_status ffn_block(const pass *p, const td_layer_weights *l) {
  * at the end. */
 static td_status capture_rows(const pass *p, const td_session_limits *lim,
                               const td_stage_state *stage, const td_forward_batch *b) {
-    td_ints_layout il = td_ints_layout_of(b->n_tokens, b->n_seqs, b->n_rows);
+    td_ints_layout il = td_ints_layout_of(p->cfg, b->n_tokens, b->n_seqs, b->n_rows);
     td_capture_layout ol = td_capture_layout_of(b->n_rows, lim->top_k, lim->n_temperatures);
     const char *ints = stage->buf[TD_BUF_INTS];
     char *out = stage->buf[TD_BUF_OUT];
@@ -155,26 +239,30 @@ static td_status capture_rows(const pass *p, const td_session_limits *lim,
     for (int32_t r = 0; r < b->n_rows; r += lim->capture_rows) {
         int32_t n = TD_MIN(lim->capture_rows, b->n_rows - r);
         td_status rc;
-        rc = p->ops->rmsnorm(p->stream,
-                             &(td_rmsnorm_args){.in = p->x,
-                                                .row_index = rows + r,
-                                                .weight = stage->weights->final_norm,
-                                                .out = stage->buf[TD_BUF_HIDDEN],
-                                                .out_dtype = p->compute,
-                                                .n_rows = n,
-                                                .n_cols = C,
-                                                .n_inner = 1,
-                                                .in_stride = C,
-                                                .out_stride = C,
-                                                .eps = p->cfg->rms_eps},
-                             p->err);
+        rc = p->ops->norm(p->stream,
+                          &(td_norm_args){.kind = p->cfg->norm_kind,
+                                          .in = p->x,
+                                          .row_index = rows + r,
+                                          .weight = stage->weights->final_norm,
+                                          .bias = stage->weights->final_norm_bias,
+                                          .out = stage->buf[TD_BUF_HIDDEN],
+                                          .out_dtype = p->compute,
+                                          .n_rows = n,
+                                          .n_cols = C,
+                                          .n_inner = 1,
+                                          .in_stride = C,
+                                          .out_stride = C,
+                                          .eps = p->cfg->norm_eps,
+                                          .scale = 1},
+                          p->err);
         if (rc != TD_OK)
             return rc;
         rc = p->ops->gemm(p->stream,
                           &(td_gemm_args){.weight = stage->weights->lm_head,
                                           .in = stage->buf[TD_BUF_HIDDEN],
                                           .out = stage->buf[TD_BUF_LOGITS],
-                                          .n_rows = n},
+                                          .n_rows = n,
+                                          .scale = 1},
                           p->err);
         if (rc != TD_OK)
             return rc;
@@ -184,6 +272,9 @@ static td_status capture_rows(const pass *p, const td_session_limits *lim,
                                .targets = targets + r,
                                .n_rows = n,
                                .n_vocab = p->cfg->n_vocab,
+                               .n_valid = lim->n_valid_vocab ? lim->n_valid_vocab : p->cfg->n_vocab,
+                               .divisor = p->cfg->logits_divisor,
+                               .softcap = p->cfg->logits_softcap,
                                .top_k = lim->top_k,
                                .n_temperatures = lim->n_temperatures,
                                .temperatures = lim->temperatures,
@@ -216,12 +307,54 @@ static td_status take_residual(const pass *p, td_stage_state *prev, int32_t i) {
     return TD_OK;
 }
 
+static td_status embed(const pass *p, const td_stage_state *stage, const char *ints,
+                       const td_ints_layout *il) {
+    const td_model_config *c = p->cfg;
+    float scale = c->embed_scale;
+    if (c->embed_scale_rounded && p->compute == TD_BF16)
+        scale = td_bf16_to_f32(td_f32_to_bf16(scale));
+    else if (c->embed_scale_rounded && p->compute == TD_F16)
+        scale = td_f16_to_f32(td_f32_to_f16(scale));
+    td_embed_args a = {.ids = (const int32_t *)(ints + il->ids),
+                       .table = stage->weights->embed_table,
+                       .table_dtype = p->compute,
+                       .out = p->x,
+                       .n_tokens = p->n_tokens,
+                       .n_cols = c->n_hidden,
+                       .scale = scale};
+    td_status rc = p->ops->embed(p->stream, &a, p->err);
+    if (rc != TD_OK || !c->learned_positions)
+        return rc;
+    a.ids = (const int32_t *)(ints + il->positions);
+    a.table = stage->weights->position_table;
+    a.scale = 1;
+    a.accumulate = true;
+    return p->ops->embed(p->stream, &a, p->err);
+}
+
+/* The rows of dynamic ropes for the sequences that are longer than the model's context. */
+static td_status take_dynamic_ropes(const pass *p, const td_stage_state *stage,
+                                    const td_forward_batch *b) {
+    size_t half = (size_t)(p->cfg->rotary_dim / 2), n = (size_t)b->n_tokens * half;
+    td_status rc = TD_OK;
+    for (int32_t i = 0; rc == TD_OK && i < b->n_dynamic; i++) {
+        const td_dynamic_rope *d = &b->dynamic[i];
+        size_t at = (size_t)d->first_row * half;
+        rc = p->ops->copy_in(p->stream, (float *)stage->buf[TD_BUF_COS] + at, d->cos_rows, n * 4,
+                             p->err);
+        if (rc == TD_OK)
+            rc = p->ops->copy_in(p->stream, (float *)stage->buf[TD_BUF_SIN] + at, d->sin_rows,
+                                 n * 4, p->err);
+    }
+    return rc;
+}
+
 td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
                            const td_session_limits *lim, td_stage_state *prev,
                            td_stage_state *stage, const td_forward_batch *b, td_error *err) {
     bool is_last = stage->item_end == cfg->n_layers + 2;
     int32_t x = is_last ? 0 : b->parity;
-    td_ints_layout il = td_ints_layout_of(b->n_tokens, b->n_seqs, b->n_rows);
+    td_ints_layout il = td_ints_layout_of(cfg, b->n_tokens, b->n_seqs, b->n_rows);
     char *ints = stage->buf[TD_BUF_INTS];
     const td_device_ops *ops = stage->device->ops;
     pass p = {.cfg = cfg,
@@ -230,16 +363,21 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
               .compute = compute,
               .n_tokens = b->n_tokens,
               .n_seqs = b->n_seqs,
-              .positions = (const int32_t *)(ints + il.positions),
               .seq_offsets = (const int32_t *)(ints + il.seq_offsets),
               .seq_offsets_host = (const int32_t *)((const char *)b->host_ints + il.seq_offsets),
               .x = stage->buf[TD_BUF_X0 + x],
               .narrow = stage->buf[TD_BUF_NARROW],
+              .narrow2 = stage->buf[TD_BUF_NARROW2],
               .wide = stage->buf[TD_BUF_WIDE],
+              .experts = stage->buf[TD_BUF_EXPERTS],
               .cos_table = stage->buf[TD_BUF_COS],
               .sin_table = stage->buf[TD_BUF_SIN],
               .err = err};
+    for (int32_t k = 0; k < cfg->n_ropes; k++)
+        p.rope_rows[k] = (const int32_t *)(ints + il.rope_rows[k]);
     td_status rc = ops->copy_in(stage->stream, ints, b->host_ints, il.size_bytes, err);
+    if (rc == TD_OK && stage->buf[TD_BUF_COS])
+        rc = take_dynamic_ropes(&p, stage, b);
     if (rc != TD_OK)
         return rc;
     /* The next stage may still be reading what the micro-batch before last left here. */
@@ -249,21 +387,11 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
     if (prev) {
         rc = take_residual(&p, prev, b->parity);
     } else {
-        rc = ops->embed(stage->stream,
-                        &(td_embed_args){.ids = (const int32_t *)(ints + il.ids),
-                                         .table = stage->weights->embed_table,
-                                         .table_dtype = compute,
-                                         .out = p.x,
-                                         .n_tokens = b->n_tokens,
-                                         .n_cols = cfg->n_hidden},
-                        err);
+        rc = embed(&p, stage, ints, &il);
     }
     for (int32_t item = TD_MAX(stage->item_begin, 1);
          rc == TD_OK && item < TD_MIN(stage->item_end, cfg->n_layers + 1); item++) {
-        const td_layer_weights *l = &stage->weights->layers[item - 1];
-        rc = attention_block(&p, l, item - 1);
-        if (rc == TD_OK)
-            rc = ffn_block(&p, l);
+        rc = layer_forward(&p, &stage->weights->layers[item - 1], item - 1);
     }
     if (rc != TD_OK)
         return rc;

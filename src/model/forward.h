@@ -18,12 +18,20 @@ typedef struct td_stage_state {
     bool was_copied[2]; /* copied[i] has been recorded at least once */
 } td_stage_state;
 
+/* Rows that one dynamic rope table gets for one micro-batch: its long section, from the start. */
+typedef struct td_dynamic_rope {
+    int32_t first_row;                /* td_rope_layout.long_row */
+    const float *cos_rows, *sin_rows; /* host, [n_tokens, rotary_dim / 2] */
+} td_dynamic_rope;
+
 /* What the stages need to know of a micro-batch. */
 typedef struct td_forward_batch {
     int32_t n_tokens, n_seqs, n_rows;
     int32_t parity;        /* which residual buffer of a stage before the last */
-    const void *host_ints; /* td_ints_layout_of(n_tokens, n_seqs, n_rows) */
+    const void *host_ints; /* td_ints_layout_of(cfg, n_tokens, n_seqs, n_rows) */
     void *host_out;        /* td_capture_layout_of(n_rows, ...) */
+    td_dynamic_rope dynamic[TD_MAX_ROPE_TABLES]; /* [n_dynamic] */
+    int32_t n_dynamic;
 } td_forward_batch;
 
 /* Enqueues the micro-batch on the stage's stream. prev is the stage before it, NULL for the first.

@@ -1,10 +1,10 @@
 /* hf_config.c - config.json of a Hugging Face checkpoint -> td_model_config.
  *
- * Defaults for absent keys are those of the configuration classes of transformers 4.57 and 5.x
- * (they agree; tie_word_embeddings is false in all four). What changes the arithmetic and is not
- * implemented is refused by name: a teacher that is computed approximately is worse than none.
+ * The family table (families.c) says which keys and defaults an architecture has; this file reads
+ * them. What changes the arithmetic and is not implemented is refused by name: a teacher that is
+ * computed approximately is worse than none.
  */
-#include "tdgen/model.h"
+#include "model/families.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -16,48 +16,10 @@
 
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 
-typedef struct arch_traits {
-    const char *name;
-    int32_t default_kv_heads; /* when the key is absent; 0 = as many as heads */
-    int32_t default_head_dim; /* when the key is absent; 0 = hidden / heads */
-    int32_t default_max_positions;
-    bool has_attention_bias_key, has_mlp_bias_key; /* else the key means nothing to HF */
-    bool qkv_bias;                                 /* always there, without a key */
-    bool qk_norm;
-    enum { WINDOW_NONE, WINDOW_ALL_LAYERS, WINDOW_SWITCHED } window;
-} arch_traits;
+/* --- getters ---------------------------------------------------------------------------------- */
 
-static const arch_traits architectures[] = {
-    {.name = "LlamaForCausalLM",
-     .default_max_positions = 2048,
-     .has_attention_bias_key = true,
-     .has_mlp_bias_key = true},
-    {.name = "MistralForCausalLM",
-     .default_kv_heads = 8,
-     .default_max_positions = 131072,
-     .window = WINDOW_ALL_LAYERS},
-    {.name = "Qwen2ForCausalLM",
-     .default_kv_heads = 32,
-     .default_max_positions = 32768,
-     .qkv_bias = true,
-     .window = WINDOW_SWITCHED},
-    {.name = "Qwen3ForCausalLM",
-     .default_kv_heads = 32,
-     .default_head_dim = 128,
-     .default_max_positions = 32768,
-     .has_attention_bias_key = true,
-     .qk_norm = true,
-     .window = WINDOW_SWITCHED},
-};
-
-/* The document being read: every getter below names `path` in its error. */
-typedef struct reader {
-    const json_t *root;
-    const char *path;
-    td_error *err;
-} reader;
-
-static td_status get_i32(const reader *r, const char *key, int32_t min, int32_t max, int32_t *out) {
+td_status td_config_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
+                        int32_t *out) {
     int64_t v;
     td_status rc = td_json_get_int(r->root, key, min, max, r->path, TD_E_MODEL, &v, r->err);
     if (rc == TD_OK)
@@ -65,21 +27,42 @@ static td_status get_i32(const reader *r, const char *key, int32_t min, int32_t 
     return rc;
 }
 
-/* Leaves *out alone when the key is absent or null. */
-static td_status opt_i32(const reader *r, const char *key, int32_t min, int32_t max, int32_t *out) {
-    return td_json_has(r->root, key) ? get_i32(r, key, min, max, out) : TD_OK;
+td_status td_config_opt_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
+                            int32_t *out) {
+    return td_json_has(r->root, key) ? td_config_i32(r, key, min, max, out) : TD_OK;
 }
 
-static td_status opt_bool(const reader *r, const char *key, bool *out) {
+td_status td_config_opt_bool(const td_config_reader *r, const char *key, bool *out) {
     return td_json_opt_bool(r->root, key, r->path, TD_E_MODEL, out, r->err);
 }
 
-static td_status refuse(const reader *r, const char *what, const char *value, const char *instead) {
+td_status td_config_opt_float(const td_config_reader *r, const char *key, double min, double max,
+                              float *out) {
+    double v = *out;
+    td_status rc = td_json_opt_real(r->root, key, min, max, r->path, TD_E_MODEL, &v, r->err);
+    if (rc == TD_OK)
+        *out = (float)v;
+    return rc;
+}
+
+td_status td_config_refuse(const td_config_reader *r, const char *what, const char *value,
+                           const char *instead) {
     return td_error_set(r->err, TD_E_MODEL, "%s: %s \"%.64s\" is not supported; %s", r->path, what,
                         value, instead);
 }
 
-static td_status read_architecture(const reader *r, const arch_traits **out) {
+td_status td_config_refuse_true(const td_config_reader *r, const char *key) {
+    bool v = false;
+    td_status rc = td_config_opt_bool(r, key, &v);
+    if (rc != TD_OK || !v)
+        return rc;
+    return td_error_set(r->err, TD_E_MODEL, "%s: \"%s\" is true, which is not supported", r->path,
+                        key);
+}
+
+/* --- architecture ----------------------------------------------------------------------------- */
+
+static td_status read_architecture(const td_config_reader *r, const td_family **out) {
     const json_t *list = json_object_get(r->root, "architectures");
     const char *name = json_string_value(json_array_get(list, 0));
     if (!name) {
@@ -89,103 +72,138 @@ static td_status read_architecture(const reader *r, const arch_traits **out) {
                             "\"LlamaForCausalLM\" (model_type is \"%.64s\")",
                             r->path, type ? type : "absent");
     }
-    for (size_t i = 0; i < TD_ARRAY_LEN(architectures); i++)
-        if (!strcmp(name, architectures[i].name)) {
-            *out = &architectures[i];
-            return TD_OK;
-        }
-    return refuse(r, "the architecture", name,
-                  "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and "
-                  "Qwen3ForCausalLM");
+    *out = td_family_find(name);
+    if (*out)
+        return TD_OK;
+    char list_text[600];
+    td_family_list(list_text, sizeof list_text);
+    return td_error_set(r->err, TD_E_MODEL,
+                        "%s: the architecture \"%.64s\" is not supported; supported are %s",
+                        r->path, name, list_text);
 }
 
-/* Things that a supported class name can carry and that would change the arithmetic. */
-static td_status refuse_unsupported(const reader *r) {
-    static const char *const quant_keys[] = {"quantization_config", "compression_config"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(quant_keys); i++)
-        if (td_json_has(r->root, quant_keys[i])) {
-            const json_t *q = json_object_get(r->root, quant_keys[i]);
-            const char *method = json_string_value(json_object_get(q, "quant_method"));
-            return td_error_set(r->err, TD_E_MODEL,
-                                "%s: the checkpoint is quantised (%s: method \"%.64s\"), which is "
-                                "not supported; use the unquantised checkpoint",
-                                r->path, quant_keys[i], method ? method : "unnamed");
-        }
-    static const char *const expert_keys[] = {"num_experts", "num_local_experts",
-                                              "n_routed_experts"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(expert_keys); i++) {
+/* A dense architecture whose config speaks of experts is some other model. */
+static td_status refuse_experts(const td_config_reader *r, const td_family *f) {
+    static const char *const keys[] = {"num_experts", "num_local_experts", "n_routed_experts"};
+    for (size_t i = 0; i < TD_ARRAY_LEN(keys) && !f->moe; i++) {
         int32_t n = 0;
-        td_status rc = opt_i32(r, expert_keys[i], 0, INT32_MAX, &n);
+        td_status rc = td_config_opt_i32(r, keys[i], 0, INT32_MAX, &n);
         if (rc != TD_OK)
             return rc;
         if (n > 0)
             return td_error_set(r->err, TD_E_MODEL,
-                                "%s: a mixture of experts (%s is %d) is not supported", r->path,
-                                expert_keys[i], n);
+                                "%s: a mixture of experts (%s is %d) is not supported in %s",
+                                r->path, keys[i], n, f->architecture);
     }
-    const char *act = "silu";
-    td_status rc = td_json_opt_str(r->root, "hidden_act", r->path, TD_E_MODEL, &act, r->err);
-    if (rc != TD_OK)
-        return rc;
-    if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
-        return refuse(r, "hidden_act", act, "only \"silu\" is");
     return TD_OK;
 }
 
-static td_status read_sizes(const reader *r, const arch_traits *a, td_model_config *c) {
-    td_status rc;
-    if ((rc = get_i32(r, "num_hidden_layers", 1, 4096, &c->n_layers)) != TD_OK ||
-        (rc = get_i32(r, "hidden_size", 1, 1 << 20, &c->n_hidden)) != TD_OK ||
-        (rc = get_i32(r, "intermediate_size", 1, 1 << 22, &c->n_ffn)) != TD_OK ||
-        (rc = get_i32(r, "num_attention_heads", 1, 4096, &c->n_heads)) != TD_OK ||
-        (rc = get_i32(r, "vocab_size", 1, 1 << 24, &c->n_vocab)) != TD_OK)
+static const char *key_or(const char *key, const char *usual) {
+    return key ? key : usual;
+}
+
+static td_status read_activation(const td_config_reader *r, const td_family *f,
+                                 td_model_config *c) {
+    static const struct {
+        const char *name;
+        td_act act;
+    } acts[] = {{"silu", TD_ACT_SILU},
+                {"swish", TD_ACT_SILU},
+                {"gelu", TD_ACT_GELU},
+                {"gelu_new", TD_ACT_GELU_TANH},
+                {"gelu_pytorch_tanh", TD_ACT_GELU_TANH}};
+    const char *key = key_or(f->key_act, "hidden_act"), *act = key_or(f->default_act, "silu");
+    td_status rc = td_json_opt_str(r->root, key, r->path, TD_E_MODEL, &act, r->err);
+    if (rc != TD_OK)
         return rc;
-    c->max_positions = a->default_max_positions;
+    if (f->gelu_means_tanh && !strcmp(act, "gelu"))
+        act = "gelu_pytorch_tanh";
+    for (size_t i = 0; i < TD_ARRAY_LEN(acts); i++)
+        if (!strcmp(act, acts[i].name)) {
+            c->act = acts[i].act;
+            return TD_OK;
+        }
+    return td_config_refuse(r, key, act, "silu, gelu, gelu_new and gelu_pytorch_tanh are");
+}
+
+static td_status read_sizes(const td_config_reader *r, const td_family *f, td_model_config *c) {
+    const char *ffn = key_or(f->key_ffn, "intermediate_size");
+    td_status rc;
+    if ((rc = td_config_i32(r, key_or(f->key_layers, "num_hidden_layers"), 1, TD_MAX_LAYERS,
+                            &c->n_layers)) != TD_OK ||
+        (rc = td_config_i32(r, key_or(f->key_hidden, "hidden_size"), 1, 1 << 20, &c->n_hidden)) !=
+            TD_OK ||
+        (rc = td_config_i32(r, key_or(f->key_heads, "num_attention_heads"), 1, 4096,
+                            &c->n_heads)) != TD_OK ||
+        (rc = td_config_i32(r, "vocab_size", 1, 1 << 24, &c->n_vocab)) != TD_OK)
+        return rc;
+    c->n_ffn = 4 * c->n_hidden;
+    rc = f->ffn_is_4x ? td_config_opt_i32(r, ffn, 1, 1 << 22, &c->n_ffn)
+                      : td_config_i32(r, ffn, 1, 1 << 22, &c->n_ffn);
+    if (rc != TD_OK)
+        return rc;
+    c->max_positions = f->default_positions;
     /* An absent key has the class's default; an explicit null means "as many as heads". */
     bool has_key = json_object_get(r->root, "num_key_value_heads") != NULL;
-    c->n_kv_heads = has_key || !a->default_kv_heads ? c->n_heads : a->default_kv_heads;
-    c->head_dim = a->default_head_dim ? a->default_head_dim : c->n_hidden / c->n_heads;
-    if ((rc = opt_i32(r, "max_position_embeddings", 1, 1 << 30, &c->max_positions)) != TD_OK ||
-        (rc = opt_i32(r, "num_key_value_heads", 1, 4096, &c->n_kv_heads)) != TD_OK ||
-        (rc = opt_i32(r, "head_dim", 1, 1024, &c->head_dim)) != TD_OK)
+    c->n_kv_heads = has_key || !f->default_kv_heads ? c->n_heads : f->default_kv_heads;
+    c->head_dim = f->default_head_dim ? f->default_head_dim : c->n_hidden / c->n_heads;
+    if ((rc = td_config_opt_i32(r, key_or(f->key_positions, "max_position_embeddings"), 1, 1 << 30,
+                                &c->max_positions)) != TD_OK)
+        return rc;
+    if (f->fixed_heads)
+        c->n_kv_heads = c->n_heads;
+    else if ((rc = td_config_opt_i32(r, "num_key_value_heads", 1, 4096, &c->n_kv_heads)) != TD_OK ||
+             (rc = td_config_opt_i32(r, "head_dim", 1, 1024, &c->head_dim)) != TD_OK)
         return rc;
     if (c->n_heads % c->n_kv_heads)
         return td_error_set(r->err, TD_E_MODEL,
                             "%s: num_attention_heads (%d) is no multiple of num_key_value_heads "
                             "(%d)",
                             r->path, c->n_heads, c->n_kv_heads);
+    if (f->fixed_heads && c->n_hidden % c->n_heads)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: the hidden size (%d) is no multiple of the number of heads (%d)",
+                            r->path, c->n_hidden, c->n_heads);
     if (c->head_dim < 2 || c->head_dim > 1024 || c->head_dim % 2)
         return td_error_set(r->err, TD_E_MODEL,
                             "%s: head_dim is %d, but it must be even and from 2 to 1024", r->path,
                             c->head_dim);
-    double eps = 1e-6;
-    rc = td_json_opt_real(r->root, "rms_norm_eps", 0, 1, r->path, TD_E_MODEL, &eps, r->err);
-    c->rms_eps = (float)eps;
-    return rc;
+    c->rotary_dim = c->head_dim;
+    c->norm_eps = f->default_eps > 0 ? (float)f->default_eps : 1e-6f;
+    return td_config_opt_float(r, key_or(f->key_eps, "rms_norm_eps"), 0, 1, &c->norm_eps);
 }
 
-static td_status read_switches(const reader *r, const arch_traits *a, td_model_config *c) {
-    bool attention_bias = false, mlp_bias = false;
+static td_status read_switches(const td_config_reader *r, const td_family *f, td_model_config *c) {
+    bool attention_bias = f->default_attention_bias, mlp_bias = false;
     td_status rc;
-    if ((rc = opt_bool(r, "tie_word_embeddings", &c->tied_embeddings)) != TD_OK ||
-        (rc = opt_bool(r, "attention_bias", &attention_bias)) != TD_OK ||
-        (rc = opt_bool(r, "mlp_bias", &mlp_bias)) != TD_OK)
+    c->tied_embeddings = f->default_tied;
+    if ((rc = td_config_opt_bool(r, "tie_word_embeddings", &c->tied_embeddings)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "attention_bias", &attention_bias)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "mlp_bias", &mlp_bias)) != TD_OK)
         return rc;
-    c->qkv_bias = a->qkv_bias || (a->has_attention_bias_key && attention_bias);
-    c->o_bias = a->has_attention_bias_key && attention_bias;
-    c->mlp_bias = a->has_mlp_bias_key && mlp_bias;
-    c->qk_norm = a->qk_norm;
-    /* Both project into the residual stream, and td_gemm_args takes no bias there. */
-    if (c->o_bias || c->mlp_bias)
-        return td_error_set(r->err, TD_E_MODEL, "%s: %s is true: a bias on %s is not supported",
-                            r->path, c->o_bias ? "attention_bias" : "mlp_bias",
-                            c->o_bias ? "o_proj" : "down_proj");
+    c->qkv_bias = f->qkv_bias || (f->attention_bias && attention_bias);
+    c->o_bias = f->o_bias || (f->attention_bias && attention_bias);
+    c->mlp_bias = f->mlp_always_bias || (f->mlp_bias && mlp_bias);
+    c->qk_norm = f->qk_norm;
+    c->norm_kind = f->norm_kind;
+    c->norm_bias = f->norm_bias;
+    c->norm_plus_one = f->norm_plus_one;
+    c->pre_norm = !f->no_pre_norm;
+    c->post_norm = f->post_norm;
+    c->gated = !f->not_gated;
+    c->learned_positions = f->learned_positions;
+    c->embed_scale = c->residual_scale = c->logits_divisor = 1;
+    c->attention_scale = (float)(1.0 / sqrt((double)c->head_dim));
     return TD_OK;
 }
 
-/* layer_types, when there, decides for Qwen and must agree for the others. */
-static td_status read_layer_types(const reader *r, const arch_traits *a, int32_t width,
+/* --- windows ---------------------------------------------------------------------------------- */
+
+/* layer_types, when there, decides where the class reads it and must agree elsewhere. */
+static td_status read_layer_types(const td_config_reader *r, const td_family *f, int32_t width,
                                   td_model_config *c) {
+    bool decides = f->window == TD_WINDOW_SWITCHED || f->window == TD_WINDOW_PATTERN ||
+                   f->window == TD_WINDOW_NO_ROPE;
     if (!td_json_has(r->root, "layer_types"))
         return TD_OK;
     const json_t *list = json_object_get(r->root, "layer_types");
@@ -193,143 +211,60 @@ static td_status read_layer_types(const reader *r, const arch_traits *a, int32_t
         return td_error_set(r->err, TD_E_MODEL,
                             "%s: \"layer_types\" must be a list of %d names, one per layer",
                             r->path, c->n_layers);
-    int32_t first = c->n_layers;
     for (int32_t i = 0; i < c->n_layers; i++) {
         const char *type = json_string_value(json_array_get(list, (size_t)i));
         bool sliding = type && !strcmp(type, "sliding_attention");
         if (!sliding && (!type || strcmp(type, "full_attention") != 0))
-            return refuse(r, "the layer type", type ? type : "(not a string)",
-                          "full_attention and sliding_attention are");
-        if (sliding && first == c->n_layers)
-            first = i;
-        if (!sliding && first < i)
+            return td_config_refuse(r, "the layer type", type ? type : "(not a string)",
+                                    "full_attention and sliding_attention are");
+        if (decides)
+            c->window[i] = sliding ? width : 0;
+        else if (sliding != (c->window[i] > 0))
             return td_error_set(r->err, TD_E_MODEL,
-                                "%s: \"layer_types\" alternates between sliding and full attention "
-                                "(layer %d), which is not supported",
-                                r->path, i);
+                                "%s: \"layer_types\" contradicts sliding_window; %s has the same "
+                                "attention in all layers",
+                                r->path, f->architecture);
     }
-    if (a->window == WINDOW_SWITCHED) {
-        c->window = first < c->n_layers ? width : 0;
-        c->window_first_layer = c->window ? first : 0;
-        return TD_OK;
-    }
-    if (first != (c->window ? 0 : c->n_layers))
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: \"layer_types\" contradicts sliding_window; %s has the same "
-                            "attention in all layers",
-                            r->path, a->name);
     return TD_OK;
 }
 
-static td_status read_window(const reader *r, const arch_traits *a, td_model_config *c) {
-    if (a->window == WINDOW_NONE)
-        return read_layer_types(r, a, 0, c);
-    /* Absent means 4096 in these classes, null means none. */
-    int32_t width = json_object_get(r->root, "sliding_window") ? 0 : 4096;
-    td_status rc = opt_i32(r, "sliding_window", 1, 1 << 30, &width);
-    if (rc != TD_OK)
-        return rc;
-    if (a->window == WINDOW_ALL_LAYERS) {
-        c->window = width;
-        return read_layer_types(r, a, width, c);
+static td_status read_window(const td_config_reader *r, const td_family *f, td_model_config *c) {
+    /* Absent means the class's default, null means none. */
+    int32_t width = json_object_get(r->root, "sliding_window") ? 0 : f->default_window;
+    int32_t first = 0, pattern = f->default_window_pattern;
+    bool use = true;
+    td_status rc = TD_OK;
+    if (f->window == TD_WINDOW_NONE)
+        return read_layer_types(r, f, 0, c);
+    /* transformers ignores the width, 0 included, of a window that is not used. */
+    if (f->window != TD_WINDOW_ALL && f->window != TD_WINDOW_PATTERN) {
+        use = false;
+        if ((rc = td_config_opt_bool(r, "use_sliding_window", &use)) != TD_OK)
+            return rc;
     }
-    bool use = false;
-    int32_t first = 28;
-    if ((rc = opt_bool(r, "use_sliding_window", &use)) != TD_OK ||
-        (rc = opt_i32(r, "max_window_layers", 0, INT32_MAX, &first)) != TD_OK)
+    if (use && (rc = td_config_opt_i32(r, "sliding_window", 1, 1 << 30, &width)) != TD_OK)
         return rc;
     if (!use)
         width = 0;
-    if (width && first < c->n_layers) {
-        c->window = width;
-        c->window_first_layer = first;
+    if (f->window == TD_WINDOW_SWITCHED) {
+        first = 28;
+        rc = td_config_opt_i32(r, "max_window_layers", 0, INT32_MAX, &first);
+    } else if (f->window == TD_WINDOW_PATTERN && f->rope == TD_ROPE_RULE_BY_WINDOW) {
+        rc = td_config_opt_i32(r, "sliding_window_pattern", 1, INT32_MAX, &pattern);
     }
-    return read_layer_types(r, a, width, c);
-}
-
-static td_status read_rope(const reader *r, td_model_config *c) {
-    static const double max = 1e15;
-    td_status rc;
-    c->rope_type = TD_ROPE_DEFAULT;
-    c->rope_theta = 10000.0;
-    c->rope_factor = 1.0;
-    double partial = 1.0;
-    if ((rc = td_json_opt_real(r->root, "rope_theta", 1, max, r->path, TD_E_MODEL, &c->rope_theta,
-                               r->err)) != TD_OK ||
-        (rc = td_json_opt_real(r->root, "partial_rotary_factor", 0, 1, r->path, TD_E_MODEL,
-                               &partial, r->err)) != TD_OK)
+    if (rc != TD_OK)
         return rc;
-
-    /* transformers 5 writes rope_parameters; an old rope_scaling in the same file wins there. */
-    const char *key = td_json_has(r->root, "rope_scaling") ? "rope_scaling" : "rope_parameters";
-    if (td_json_has(r->root, key)) {
-        const json_t *p = json_object_get(r->root, key);
-        char *where = td_asprintf("%s: %s", r->path, key);
-        if (!where)
-            return td_error_nomem(r->err, "rope parameters", strlen(r->path));
-        if (!json_is_object(p)) {
-            rc = td_error_set(r->err, TD_E_MODEL, "%s must be an object, but is %s", where,
-                              td_json_type_name(p));
-            goto out;
-        }
-        const char *type = "default";
-        if ((rc = td_json_opt_str(p, "type", where, TD_E_MODEL, &type, r->err)) != TD_OK ||
-            (rc = td_json_opt_str(p, "rope_type", where, TD_E_MODEL, &type, r->err)) != TD_OK ||
-            (rc = td_json_opt_real(p, "rope_theta", 1, max, where, TD_E_MODEL, &c->rope_theta,
-                                   r->err)) != TD_OK ||
-            (rc = td_json_opt_real(p, "partial_rotary_factor", 0, 1, where, TD_E_MODEL, &partial,
-                                   r->err)) != TD_OK)
-            goto out;
-        const char *k;
-        json_t *v;
-        json_object_foreach((json_t *)p, k, v) {
-            if (json_is_object(v)) {
-                rc = td_error_set(r->err, TD_E_MODEL,
-                                  "%s: parameters per layer type (\"%.64s\") are not supported",
-                                  where, k);
-                goto out;
-            }
-        }
-        if (!strcmp(type, "linear")) {
-            c->rope_type = TD_ROPE_LINEAR;
-            rc = td_json_get_real(p, "factor", 1e-6, 1e6, where, TD_E_MODEL, &c->rope_factor,
-                                  r->err);
-        } else if (!strcmp(type, "llama3")) {
-            c->rope_type = TD_ROPE_LLAMA3;
-            int64_t original = c->max_positions;
-            if ((rc = td_json_get_real(p, "factor", 1e-6, 1e6, where, TD_E_MODEL, &c->rope_factor,
-                                       r->err)) != TD_OK ||
-                (rc = td_json_get_real(p, "low_freq_factor", 1e-6, 1e6, where, TD_E_MODEL,
-                                       &c->rope_low_freq, r->err)) != TD_OK ||
-                (rc = td_json_get_real(p, "high_freq_factor", 1e-6, 1e6, where, TD_E_MODEL,
-                                       &c->rope_high_freq, r->err)) != TD_OK ||
-                (rc = td_json_opt_int(p, "original_max_position_embeddings", 1, 1 << 30, where,
-                                      TD_E_MODEL, &original, r->err)) != TD_OK)
-                goto out;
-            c->rope_original_positions = (int32_t)original;
-            if (c->rope_high_freq <= c->rope_low_freq)
-                rc = td_error_set(r->err, TD_E_MODEL,
-                                  "%s: high_freq_factor (%g) must be above low_freq_factor (%g)",
-                                  where, c->rope_high_freq, c->rope_low_freq);
-        } else if (strcmp(type, "default") != 0) {
-            rc = td_error_set(r->err, TD_E_MODEL,
-                              "%s: the rope type \"%.64s\" is not supported; default, linear and "
-                              "llama3 are",
-                              where, type);
-        }
-    out:
-        free(where);
-        if (rc != TD_OK)
-            return rc;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        bool full = i < first || (pattern && (i + 1) % pattern == 0) ||
+                    (f->window == TD_WINDOW_NO_ROPE && c->rope_of[i] >= 0);
+        c->window[i] = full ? 0 : width;
     }
-    if (partial != 1.0)
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: partial_rotary_factor %g is not supported, only 1 is", r->path,
-                            partial);
-    return TD_OK;
+    return read_layer_types(r, f, width, c);
 }
 
-static td_status read_dtype(const reader *r, td_model_config *c) {
+/* --- dtype and token ids ---------------------------------------------------------------------- */
+
+static td_status read_dtype(const td_config_reader *r, td_model_config *c) {
     static const struct {
         const char *name;
         td_dtype dtype;
@@ -346,11 +281,11 @@ static td_status read_dtype(const reader *r, td_model_config *c) {
             c->weight_dtype = names[i].dtype;
             return TD_OK;
         }
-    return refuse(r, key, s, "float32, bfloat16 and float16 are");
+    return td_config_refuse(r, key, s, "float32, bfloat16 and float16 are");
 }
 
 /* An id, a list of ids (the first counts), null or absent (-1). */
-static td_status read_token_id(const reader *r, const char *key, int32_t *out) {
+static td_status read_token_id(const td_config_reader *r, const char *key, int32_t *out) {
     const json_t *v = json_object_get(r->root, key);
     *out = -1;
     if (json_is_array(v))
@@ -364,37 +299,57 @@ static td_status read_token_id(const reader *r, const char *key, int32_t *out) {
     return TD_OK;
 }
 
-static int64_t count_params(const td_model_config *c) {
-    int64_t C = c->n_hidden, F = c->n_ffn, V = c->n_vocab, D = c->head_dim;
-    int64_t q = c->n_heads * D, kv = c->n_kv_heads * D;
-    int64_t layer = (q + 2 * kv) * C + C * q + 3 * F * C + 2 * C;
-    if (c->qkv_bias)
-        layer += q + 2 * kv;
-    if (c->o_bias)
-        layer += C;
-    if (c->mlp_bias)
-        layer += 2 * F + C;
-    if (c->qk_norm)
-        layer += 2 * D;
-    return layer * c->n_layers + V * C * (c->tied_embeddings ? 1 : 2) + C;
+/* --- experts and quantisation ----------------------------------------------------------------- */
+
+static td_status read_experts(const td_config_reader *r, const td_family *f, td_model_config *c) {
+    int32_t n_moe = 0;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        n_moe += c->moe[i];
+    if (!n_moe) {
+        c->n_experts = c->n_ffn_expert = 0;
+        return TD_OK;
+    }
+    c->n_experts_used = f->default_experts_used;
+    td_status rc = td_config_opt_i32(r, "num_experts_per_tok", 1, 4096, &c->n_experts_used);
+    if (rc == TD_OK && c->n_experts_used > c->n_experts)
+        rc = td_error_set(r->err, TD_E_MODEL,
+                          "%s: num_experts_per_tok (%d) is above the number of experts (%d)",
+                          r->path, c->n_experts_used, c->n_experts);
+    return rc;
 }
 
-static td_status read_config(const reader *r, td_model_config *c) {
-    const arch_traits *arch = NULL;
+static int64_t count_params(const td_family *f, const td_model_config *c) {
+    int64_t n = 0, matrices, vectors;
+    for (int i = 0; i < TD_MT_COUNT; i++) {
+        td_shape s = td_model_tensor_shape(c, (td_model_tensor)i);
+        n += s.rows * TD_MAX(s.cols, 1);
+    }
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        td_layer_elements(c, f, i, &matrices, &vectors);
+        n += matrices + vectors;
+    }
+    return n;
+}
+
+static td_status read_config(const td_config_reader *r, td_model_config *c) {
+    const td_family *f = NULL;
     td_status rc;
     if (!json_is_object(r->root))
         return td_error_set(r->err, TD_E_MODEL, "%s: expected an object, found %s", r->path,
                             td_json_type_name(r->root));
-    if ((rc = read_architecture(r, &arch)) != TD_OK || (rc = refuse_unsupported(r)) != TD_OK)
+    if ((rc = read_architecture(r, &f)) != TD_OK || (rc = refuse_experts(r, f)) != TD_OK ||
+        (rc = read_activation(r, f, c)) != TD_OK)
         return rc;
-    strcpy(c->architecture, arch->name);
-    if ((rc = read_sizes(r, arch, c)) != TD_OK || (rc = read_switches(r, arch, c)) != TD_OK ||
-        (rc = read_window(r, arch, c)) != TD_OK || (rc = read_rope(r, c)) != TD_OK ||
-        (rc = read_dtype(r, c)) != TD_OK ||
+    strcpy(c->architecture, f->architecture);
+    if ((rc = read_sizes(r, f, c)) != TD_OK || (rc = read_switches(r, f, c)) != TD_OK ||
+        (rc = td_config_read_rope_layers(r, f, c)) != TD_OK ||
+        (rc = read_window(r, f, c)) != TD_OK || (rc = td_config_read_rope(r, f, c)) != TD_OK ||
+        (rc = read_dtype(r, c)) != TD_OK || (rc = td_config_read_quantisation(r, c)) != TD_OK ||
+        (f->finish && (rc = f->finish(r, c)) != TD_OK) || (rc = read_experts(r, f, c)) != TD_OK ||
         (rc = read_token_id(r, "bos_token_id", &c->bos_id)) != TD_OK ||
         (rc = read_token_id(r, "eos_token_id", &c->eos_id)) != TD_OK)
         return rc;
-    c->n_params = count_params(c);
+    c->n_params = count_params(f, c);
     return TD_OK;
 }
 
@@ -411,7 +366,7 @@ td_status td_model_config_load(const char *model_dir, td_model_config *out, td_e
     c.config_hash = td_hash64(text, n);
     if ((rc = td_json_parse(text, n, path, TD_E_MODEL, &root, err)) != TD_OK)
         goto out;
-    rc = read_config(&(reader){.root = root, .path = path, .err = err}, &c);
+    rc = read_config(&(td_config_reader){.root = root, .path = path, .err = err}, &c);
     if (rc == TD_OK)
         *out = c;
 out:

@@ -16,8 +16,9 @@
 #include "tdgen/util.h"
 
 typedef struct slot {
-    void *host_ints; /* td_ints_layout; from the first stage's device */
-    void *host_out;  /* td_capture_layout; from the last stage's device */
+    void *host_ints;  /* td_ints_layout; from the first stage's device */
+    void *host_out;   /* td_capture_layout; from the last stage's device */
+    float *host_rope; /* [n_dynamic, 2, max_tokens, rotary_dim / 2] or NULL; as host_ints */
     td_event *done;
     int32_t n_rows;
     bool in_flight;
@@ -27,6 +28,7 @@ struct td_session {
     td_model_config cfg;
     td_dtype compute;
     td_session_limits lim;
+    td_rope_layout rope;
     td_stage_state *stages; /* [n_stages] */
     int32_t n_stages;
     slot *slots; /* [lim.n_slots] */
@@ -52,6 +54,9 @@ static td_status check_arguments(const td_weights *w, const td_stage *stages, in
         return td_error_set(err, TD_E_CONFIG,
                             "capture.top_k is %d, expected 1 to the model's vocabulary of %d",
                             lim->top_k, c->n_vocab);
+    if (lim->n_valid_vocab < 0 || lim->n_valid_vocab > c->n_vocab)
+        return td_error_set(err, TD_E_INTERNAL, "%d valid ids in a vocabulary of %d",
+                            lim->n_valid_vocab, c->n_vocab);
     for (int32_t i = 0, next = 0; i < n_stages; i++) {
         if (stages[i].item_begin != next || stages[i].item_end <= next)
             return td_error_set(err, TD_E_INTERNAL,
@@ -110,7 +115,7 @@ static td_status create_stages(td_session *s, td_error *err) {
     }
     if (rc != TD_OK)
         return rc;
-    size_t n = (size_t)s->lim.max_tokens * (size_t)(s->cfg.head_dim / 2);
+    size_t n = (size_t)s->rope.n_rows * (size_t)(s->cfg.rotary_dim / 2);
     float *cos_table = td_calloc(n, sizeof *cos_table),
           *sin_table = td_calloc(n, sizeof *sin_table);
     if (!cos_table || !sin_table)
@@ -128,15 +133,22 @@ static td_status create_stages(td_session *s, td_error *err) {
 static td_status create_slots(td_session *s, td_error *err) {
     td_device *first = s->stages[0].device, *last = s->stages[s->n_stages - 1].device;
     uint64_t n_in =
-        td_ints_layout_of(s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows).size_bytes;
+        td_ints_layout_of(&s->cfg, s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows).size_bytes;
     uint64_t n_out =
         td_capture_layout_of(s->lim.max_rows, s->lim.top_k, s->lim.n_temperatures).size_bytes;
+    uint64_t n_rope = (uint64_t)s->rope.n_dynamic * 2 * (uint64_t)s->lim.max_tokens *
+                      (uint64_t)(s->cfg.rotary_dim / 2) * sizeof(float);
     td_status rc = TD_OK;
     for (int32_t i = 0; rc == TD_OK && i < s->lim.n_slots; i++) {
         slot *sl = &s->slots[i];
         if ((rc = first->ops->host_alloc(first, n_in, &sl->host_ints, err)) != TD_OK)
             break;
         memset(sl->host_ints, 0, n_in); /* the gaps between parts are copied too */
+        void *rope = NULL;
+        if (n_rope && (rc = first->ops->host_alloc(first, n_rope, &rope, err)) != TD_OK)
+            break;
+        if ((sl->host_rope = rope))
+            memset(rope, 0, n_rope); /* rows of shorter sequences are copied too, unused */
         if (n_out && (rc = last->ops->host_alloc(last, n_out, &sl->host_out, err)) != TD_OK)
             break;
         rc = last->ops->event_create(last, &sl->done, err);
@@ -155,6 +167,7 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
     s->cfg = *td_weights_config(w);
     s->compute = td_weights_compute(w);
     s->lim = *lim;
+    s->rope = td_rope_layout_of(&s->cfg, lim->max_tokens);
     s->stages = td_calloc((size_t)n_stages, sizeof *s->stages);
     s->slots = td_calloc((size_t)lim->n_slots, sizeof *s->slots);
     if (!s->stages || !s->slots) {
@@ -204,6 +217,8 @@ void td_session_destroy(td_session *s) {
             last->ops->event_destroy(sl->done);
         if (sl->host_out)
             last->ops->host_free(last, sl->host_out);
+        if (sl->host_rope)
+            first->ops->host_free(first, sl->host_rope);
         if (sl->host_ints)
             first->ops->host_free(first, sl->host_ints);
     }
@@ -229,6 +244,12 @@ static td_status check_batch(const td_session *s, const td_batch *b, td_error *e
     for (int32_t i = 0; i < b->n_seqs; i++)
         if (b->seq_offsets[i] >= b->seq_offsets[i + 1])
             return td_error_set(err, TD_E_INTERNAL, "sample %d of the micro-batch is empty", i);
+    for (int32_t i = 0; s->cfg.learned_positions && i < b->n_seqs; i++)
+        if (b->seq_offsets[i + 1] - b->seq_offsets[i] > s->cfg.max_positions)
+            return td_error_set(err, TD_E_DATA,
+                                "a sample of %d tokens is longer than the %d learned positions of "
+                                "the model; set data.max_length to at most that",
+                                b->seq_offsets[i + 1] - b->seq_offsets[i], s->cfg.max_positions);
     for (int32_t i = 0; i < b->n_tokens; i++)
         if (b->ids[i] < 0 || b->ids[i] >= s->cfg.n_vocab)
             return td_error_set(err, TD_E_DATA,
@@ -247,18 +268,31 @@ static td_status check_batch(const td_session *s, const td_batch *b, td_error *e
     return TD_OK;
 }
 
-static void fill_ints(const td_batch *b, char *dst) {
-    td_ints_layout l = td_ints_layout_of(b->n_tokens, b->n_seqs, b->n_rows);
-    int32_t *positions = (int32_t *)(dst + l.positions);
-    memcpy(dst + l.ids, b->ids, (size_t)b->n_tokens * 4);
-    memcpy(dst + l.seq_offsets, b->seq_offsets, ((size_t)b->n_seqs + 1) * 4);
-    if (b->n_rows) {
-        memcpy(dst + l.rows, b->row_token, (size_t)b->n_rows * 4);
-        memcpy(dst + l.targets, b->row_target, (size_t)b->n_rows * 4);
+/* Fills the slot's integers and, for dynamic ropes, what b->dynamic points to. */
+static void fill_slot(const td_session *s, const td_batch *batch, slot *sl, td_forward_batch *b) {
+    td_ints_layout l = td_ints_layout_of(&s->cfg, batch->n_tokens, batch->n_seqs, batch->n_rows);
+    char *dst = sl->host_ints;
+    memcpy(dst + l.ids, batch->ids, (size_t)batch->n_tokens * 4);
+    memcpy(dst + l.seq_offsets, batch->seq_offsets, ((size_t)batch->n_seqs + 1) * 4);
+    if (batch->n_rows) {
+        memcpy(dst + l.rows, batch->row_token, (size_t)batch->n_rows * 4);
+        memcpy(dst + l.targets, batch->row_target, (size_t)batch->n_rows * 4);
     }
-    for (int32_t i = 0; i < b->n_seqs; i++)
-        for (int32_t t = b->seq_offsets[i]; t < b->seq_offsets[i + 1]; t++)
-            positions[t] = t - b->seq_offsets[i];
+    int32_t *positions = (int32_t *)(dst + l.positions);
+    for (int32_t i = 0; s->cfg.learned_positions && i < batch->n_seqs; i++)
+        for (int32_t t = batch->seq_offsets[i]; t < batch->seq_offsets[i + 1]; t++)
+            positions[t] = t - batch->seq_offsets[i];
+    size_t n = (size_t)s->lim.max_tokens * (size_t)(s->cfg.rotary_dim / 2);
+    float *cos_rows = sl->host_rope;
+    for (int32_t k = 0; k < s->cfg.n_ropes; k++) {
+        bool has_rows = s->cfg.rope[k].type == TD_ROPE_DYNAMIC && s->rope.n_dynamic > 0;
+        float *sin_rows = has_rows ? cos_rows + n : NULL;
+        if (td_rope_rows(&s->cfg, &s->rope, k, batch, (int32_t *)(dst + l.rope_rows[k]), cos_rows,
+                         sin_rows))
+            b->dynamic[b->n_dynamic++] = (td_dynamic_rope){s->rope.long_row[k], cos_rows, sin_rows};
+        if (has_rows)
+            cos_rows += 2 * n;
+    }
 }
 
 td_status td_session_submit(td_session *s, int32_t slot_index, const td_batch *batch,
@@ -272,13 +306,13 @@ td_status td_session_submit(td_session *s, int32_t slot_index, const td_batch *b
     if (rc != TD_OK)
         return rc;
     slot *sl = &s->slots[slot_index];
-    fill_ints(batch, sl->host_ints);
     td_forward_batch b = {.n_tokens = batch->n_tokens,
                           .n_seqs = batch->n_seqs,
                           .n_rows = batch->n_rows,
                           .parity = (int32_t)(s->n_submitted++ & 1),
                           .host_ints = sl->host_ints,
                           .host_out = sl->host_out};
+    fill_slot(s, batch, sl, &b);
     for (int32_t i = 0; rc == TD_OK && i < s->n_stages; i++) {
         rc = td_stage_forward(&s->cfg, s->compute, &s->lim, i ? &s->stages[i - 1] : NULL,
                               &s->stages[i], &b, err);

@@ -11,13 +11,16 @@
 
 typedef enum td_stage_buffer {
     /* activations */
-    TD_BUF_INTS,   /* I32: ids, positions, sequence offsets, rows, targets of a micro-batch */
+    TD_BUF_INTS,   /* td_ints_layout of a micro-batch */
     TD_BUF_X0,     /* F32 [T, C] residual stream */
     TD_BUF_X1,     /* its double, so that a stage runs ahead while the next still copies */
     TD_BUF_NARROW, /* compute dtype [T, max(C, H*D, F)]: GEMM inputs, one live at a time */
-    TD_BUF_WIDE,   /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up */
-    TD_BUF_COS,    /* F32 [T, D/2]: positions of a sequence never pass the micro-batch */
+    TD_BUF_NARROW2, /* compute dtype [T, C]: the MLP's input, with a parallel residual */
+    TD_BUF_WIDE,    /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up; [T, C] before post
+                       norms */
+    TD_BUF_COS,     /* F32 [rows, rotary_dim / 2], td_rope_layout */
     TD_BUF_SIN,
+    TD_BUF_EXPERTS, /* scratch of the experts, if a layer has them */
     /* capture workspace, last stage only */
     TD_BUF_HIDDEN, /* compute dtype [Rc, C]: normalised rows of one chunk */
     TD_BUF_LOGITS, /* F32 [Rc, V] */
@@ -32,12 +35,28 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
                            const td_session_limits *lim, int32_t item_begin, int32_t item_end,
                            uint64_t size_bytes[TD_BUF_COUNT]);
 
+/* Rows of the cos and sin tables: the tables of a model one after the other, each with a section
+ * for sequences of at most limit[k] tokens, at first_row[k], and where the rope depends on the
+ * length of a sequence and longer ones fit a micro-batch, one of max_tokens rows at long_row[k]:
+ * of longrope by position, of a dynamic rope by token of the micro-batch, filled with each.
+ * Positions never pass the micro-batch, so that is all there is. */
+typedef struct td_rope_layout {
+    int32_t first_row[TD_MAX_ROPE_TABLES], limit[TD_MAX_ROPE_TABLES], long_row[TD_MAX_ROPE_TABLES];
+    int32_t n_rows;
+    int32_t n_dynamic; /* tables with a dynamic long section */
+    bool by_length;    /* some table has a long section */
+} td_rope_layout;
+td_rope_layout td_rope_layout_of(const td_model_config *cfg, int32_t max_tokens);
+
 /* Where each part lies in the block of one micro-batch's integers or captured values. Parts are
  * packed for the actual counts, each from a multiple of 64 bytes, so that one copy moves them. */
 typedef struct td_ints_layout {
-    uint64_t ids, positions, seq_offsets, rows, targets, size_bytes; /* byte offsets */
+    uint64_t ids, positions, seq_offsets, rows, targets; /* byte offsets; positions if learned */
+    uint64_t rope_rows[TD_MAX_ROPE_TABLES];              /* rows of the tables, per token */
+    uint64_t size_bytes;
 } td_ints_layout;
-td_ints_layout td_ints_layout_of(int64_t n_tokens, int64_t n_seqs, int64_t n_rows);
+td_ints_layout td_ints_layout_of(const td_model_config *cfg, int64_t n_tokens, int64_t n_seqs,
+                                 int64_t n_rows);
 
 typedef struct td_capture_layout {
     uint64_t topk_ids, topk_logprobs, logsumexp_t, logsumexp, tail_mass, target_logprob, entropy,

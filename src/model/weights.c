@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "model/checkpoint.h"
+#include "model/tensor.h"
 #include "tdgen/util.h"
 
 struct td_weights {
@@ -52,26 +53,31 @@ td_status td_weights_open(const char *model_dir, const td_model_config *cfg, td_
     return TD_OK;
 }
 
-static void free_domain(td_domain_weights *d, int32_t n_layers) {
+static void free_domain(td_domain_weights *d, int32_t n_layers, int32_t n_experts) {
     if (!d->device)
         return;
     const td_device_ops *ops = d->device->ops;
     for (int32_t i = 0; d->layers && i < n_layers; i++) {
         td_layer_weights *l = &d->layers[i];
-        td_weight *mats[] = {l->qkv, l->o, l->gate_up, l->down};
-        float *vecs[] = {l->attn_norm, l->ffn_norm, l->q_norm,    l->k_norm,
-                         l->qkv_bias,  l->o_bias,   l->down_bias, l->gate_up_bias};
-        for (size_t k = 0; k < TD_ARRAY_LEN(mats); k++)
-            if (mats[k])
-                ops->weight_destroy(mats[k]);
-        for (size_t k = 0; k < TD_ARRAY_LEN(vecs); k++)
-            if (vecs[k])
-                ops->free(d->device, vecs[k]);
+        for (int k = 0; k < TD_LM_COUNT; k++)
+            if (l->mat[k])
+                ops->weight_destroy(l->mat[k]);
+        for (int k = 0; k < TD_LV_COUNT; k++)
+            if (l->vec[k])
+                ops->free(d->device, l->vec[k]);
+        for (int32_t x = 0; l->expert_up && l->expert_down && x < n_experts; x++) {
+            if (l->expert_up[x])
+                ops->weight_destroy(l->expert_up[x]);
+            if (l->expert_down[x])
+                ops->weight_destroy(l->expert_down[x]);
+        }
+        free(l->expert_up);
+        free(l->expert_down);
     }
-    if (d->embed_table)
-        ops->free(d->device, d->embed_table);
-    if (d->final_norm)
-        ops->free(d->device, d->final_norm);
+    void *plain[] = {d->embed_table, d->position_table, d->final_norm, d->final_norm_bias};
+    for (size_t k = 0; k < TD_ARRAY_LEN(plain); k++)
+        if (plain[k])
+            ops->free(d->device, plain[k]);
     if (d->lm_head)
         ops->weight_destroy(d->lm_head);
     free(d->layers);
@@ -80,7 +86,7 @@ static void free_domain(td_domain_weights *d, int32_t n_layers) {
 
 static void free_domains(td_weights *w) {
     for (int32_t i = 0; i < w->n_domains; i++)
-        free_domain(&w->domains[i], w->cfg.n_layers);
+        free_domain(&w->domains[i], w->cfg.n_layers, w->cfg.n_experts);
     free(w->domains);
     w->domains = NULL;
     w->n_domains = 0;
@@ -126,43 +132,18 @@ td_dtype td_weights_compute(const td_weights *w) {
     return w->compute;
 }
 
-/* --- conversion and upload -------------------------------------------------------------------- */
+/* --- upload ----------------------------------------------------------------------------------- */
 
-/* memcpy per element: the data of a mapped file need not be aligned. */
-static float load_elem(const void *src, td_dtype dtype, size_t i) {
-    if (dtype == TD_F32) {
-        float f;
-        memcpy(&f, (const char *)src + 4 * i, 4);
-        return f;
-    }
-    uint16_t h;
-    memcpy(&h, (const char *)src + 2 * i, 2);
-    return dtype == TD_BF16 ? td_bf16_to_f32(h) : td_f16_to_f32(h);
-}
-
-static void convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n) {
-    if (from == to) {
-        memcpy(dst, src, n * td_dtype_size(to));
-    } else if (to == TD_F32) {
-        for (size_t i = 0; i < n; i++)
-            ((float *)dst)[i] = load_elem(src, from, i);
-    } else if (to == TD_BF16) {
-        for (size_t i = 0; i < n; i++)
-            ((uint16_t *)dst)[i] = td_f32_to_bf16(load_elem(src, from, i));
-    } else {
-        for (size_t i = 0; i < n; i++)
-            ((uint16_t *)dst)[i] = td_f32_to_f16(load_elem(src, from, i));
-    }
-}
-
-/* Converts t into the memory at dst, through the staging buffer; returns when it is there. */
-static td_status upload(loader *ld, int32_t domain, const td_st_tensor *t, td_dtype to, char *dst) {
+/* Converts n elements into the memory at dst, through the staging buffer; returns when they are
+ * there. src need not be aligned. */
+static td_status upload(loader *ld, int32_t domain, const void *src, td_dtype from, size_t n,
+                        td_dtype to, char *dst) {
     const td_device_ops *ops = ld->w->domains[domain].device->ops;
-    size_t from_size = td_dtype_size((td_dtype)t->dtype), to_size = td_dtype_size(to);
-    size_t chunk = STAGING_BYTES / to_size, n = (size_t)t->n_elems;
+    size_t from_size = td_dtype_size(from), to_size = td_dtype_size(to);
+    size_t chunk = STAGING_BYTES / to_size;
     for (size_t i = 0; i < n; i += chunk) {
         size_t m = TD_MIN(chunk, n - i);
-        convert((const char *)t->data + i * from_size, (td_dtype)t->dtype, ld->staging, to, m);
+        td_tensor_convert((const char *)src + i * from_size, from, ld->staging, to, m);
         td_status rc;
         if ((rc = ops->copy_in(ld->streams[domain], dst + i * to_size, ld->staging, m * to_size,
                                ld->err)) != TD_OK ||
@@ -173,68 +154,102 @@ static td_status upload(loader *ld, int32_t domain, const td_st_tensor *t, td_dt
     return TD_OK;
 }
 
+/* Rows of a fused qkv are q, k, v of one head after the other: where part (0 q, 1 k, 2 v) of a head
+ * begins. */
+static int64_t by_head_row(const td_model_config *c, int32_t part, int32_t head) {
+    return ((int64_t)head * 3 + part) * c->head_dim;
+}
+
 /* The vectors of the entries, one after the other, as one F32 array; nothing when absent. */
 static td_status load_vectors(loader *ld, int32_t domain, td_ckpt_entry *const *parts, int32_t n,
-                              float **out) {
+                              bool by_head, bool plus_one, float **out) {
+    const td_model_config *c = &ld->w->cfg;
     td_device *dev = ld->w->domains[domain].device;
-    size_t n_elems = 0;
+    size_t n_elems = 0, at = 0;
     for (int32_t i = 0; i < n; i++)
         n_elems += parts[i]->tensor ? (size_t)parts[i]->tensor->n_elems : 0;
     if (!n_elems)
         return TD_OK;
+    float *host = td_calloc(n_elems, sizeof *host);
+    if (!host)
+        return td_error_nomem(ld->err, "vector of a layer", n_elems * sizeof *host);
+    for (int32_t i = 0; i < n; i++) {
+        const td_st_tensor *t = parts[i]->tensor;
+        if (!t)
+            continue;
+        td_checkpoint_touch(parts[i], &ld->bytes_read);
+        for (int32_t part = 0; by_head && part < 3; part++)
+            for (int32_t h = 0; h < c->n_heads; h++)
+                for (int32_t d = 0; d < c->head_dim; d++)
+                    host[at++] = td_tensor_load(t->data, (td_dtype)t->dtype,
+                                                (size_t)(by_head_row(c, part, h) + d));
+        for (int64_t k = 0; !by_head && k < t->n_elems; k++)
+            host[at++] = td_tensor_load(t->data, (td_dtype)t->dtype, (size_t)k);
+    }
+    for (size_t k = 0; plus_one && k < n_elems; k++)
+        host[k] = 1.0f + host[k];
     void *p;
     td_status rc = dev->ops->alloc(dev, n_elems * 4, &p, ld->err);
-    if (rc != TD_OK)
-        return rc;
-    *out = p; /* from here on owned by the domain */
-    for (int32_t i = 0; rc == TD_OK && i < n; i++) {
-        td_checkpoint_touch(parts[i], &ld->bytes_read);
-        rc = upload(ld, domain, parts[i]->tensor, TD_F32, p);
-        p = (float *)p + parts[i]->tensor->n_elems;
+    if (rc == TD_OK) {
+        *out = p; /* from here on owned by the domain */
+        rc = upload(ld, domain, host, TD_F32, n_elems, TD_F32, p);
     }
+    free(host);
     return rc;
 }
 
-static td_status load_vector(loader *ld, int32_t domain, td_ckpt_entry *e, float **out) {
-    return load_vectors(ld, domain, &e, 1, out);
-}
-
-/* The matrices of the entries, one under the other, as one GEMM weight. */
+/* The matrices of the entries, one under the other, as one GEMM weight; nothing when absent. */
 static td_status load_matrix(loader *ld, int32_t domain, td_ckpt_entry *const *parts, int32_t n,
-                             td_weight **out) {
+                             bool by_head, td_weight **out) {
+    const td_model_config *c = &ld->w->cfg;
     td_device *dev = ld->w->domains[domain].device;
-    td_host_matrix mats[3] = {{0}};
-    void *aligned[3] = {NULL};
+    td_tensor_view views[3] = {{{0}, NULL}};
+    int32_t n_mats = 0, first = -1;
     td_status rc = TD_OK;
-    for (int32_t i = 0; i < n && rc == TD_OK; i++) {
-        const td_st_tensor *t = parts[i]->tensor;
+    td_host_matrix *mats = td_calloc(by_head ? 3 * (size_t)c->n_heads : 3, sizeof *mats);
+    if (!mats)
+        return td_error_nomem(ld->err, "parts of a matrix", 3 * sizeof *mats);
+    for (int32_t i = 0, k = 0; i < n && rc == TD_OK; i++) {
+        if (!parts[i]->tensor)
+            continue;
+        first = first < 0 ? i : first;
         td_checkpoint_touch(parts[i], &ld->bytes_read);
-        mats[i] = (td_host_matrix){t->data, (td_dtype)t->dtype, t->shape[0], t->shape[1]};
-        if ((uintptr_t)t->data % t->elem_size_bytes) { /* an old file with an unpadded header */
-            aligned[i] = malloc(t->size_bytes);
-            if (aligned[i])
-                mats[i].data = memcpy(aligned[i], t->data, t->size_bytes);
-            else
-                rc = td_error_nomem(ld->err, parts[i]->name, t->size_bytes);
-        }
+        td_tensor_view *v = &views[k++];
+        rc = td_tensor_open(parts[i], c, v, ld->err);
+        if (!by_head)
+            mats[n_mats++] = v->matrix;
+        size_t row_bytes = (size_t)v->matrix.n_cols * td_dtype_size(v->matrix.dtype);
+        for (int32_t part = 0; rc == TD_OK && by_head && part < 3; part++)
+            for (int32_t h = 0; h < c->n_heads; h++)
+                mats[n_mats++] = (td_host_matrix){(const char *)v->matrix.data +
+                                                      (size_t)by_head_row(c, part, h) * row_bytes,
+                                                  v->matrix.dtype, c->head_dim, v->matrix.n_cols};
     }
-    if (rc == TD_OK &&
-        (rc = dev->ops->weight_prepare(dev, mats, n, ld->w->compute, out, ld->err)) != TD_OK)
-        td_error_prefix(ld->err, "%s: preparing %s", dev->info.name, parts[0]->name);
-    for (int32_t i = 0; i < n; i++)
-        free(aligned[i]);
+    if (rc == TD_OK && n_mats > 0 &&
+        (rc = dev->ops->weight_prepare(dev, mats, n_mats, ld->w->compute, out, ld->err)) != TD_OK)
+        td_error_prefix(ld->err, "%s: preparing %s", dev->info.name, parts[first]->name);
+    for (size_t i = 0; i < TD_ARRAY_LEN(views); i++)
+        td_tensor_release(&views[i]);
+    free(mats);
     return rc;
 }
 
-static td_status load_table(loader *ld, int32_t domain, td_ckpt_entry *e) {
+static td_status load_table(loader *ld, int32_t domain, td_ckpt_entry *e, void **out) {
     td_domain_weights *d = &ld->w->domains[domain];
     td_dtype compute = ld->w->compute;
-    td_status rc = d->device->ops->alloc(
-        d->device, (size_t)e->tensor->n_elems * td_dtype_size(compute), &d->embed_table, ld->err);
+    td_tensor_view v;
+    if (!e->tensor)
+        return TD_OK;
+    size_t n = (size_t)e->tensor->n_elems;
+    td_status rc = d->device->ops->alloc(d->device, n * td_dtype_size(compute), out, ld->err);
     if (rc != TD_OK)
-        return td_error_prefix(ld->err, "embedding table");
+        return td_error_prefix(ld->err, "%s", e->name);
     td_checkpoint_touch(e, &ld->bytes_read);
-    return upload(ld, domain, e->tensor, compute, d->embed_table);
+    if ((rc = td_tensor_open(e, &ld->w->cfg, &v, ld->err)) == TD_OK)
+        rc = upload(ld, domain, v.matrix.data, v.matrix.dtype, n, compute, *out);
+    if (rc == TD_OK)
+        td_tensor_release(&v);
+    return rc;
 }
 
 /* --- items ------------------------------------------------------------------------------------ */
@@ -253,45 +268,81 @@ static td_status check_shadow_head(td_checkpoint *ck, td_error *err) {
         return TD_OK;
     return td_error_set(
         err, TD_E_MODEL,
-        "config.json ties the embeddings, but lm_head.weight is there and differs "
-        "from model.embed_tokens.weight; set tie_word_embeddings to false, or remove "
-        "lm_head.weight, whichever the model was trained with");
+        "config.json ties the embeddings, but %s is there and differs from %s; set "
+        "tie_word_embeddings to false, or remove %s, whichever the model was trained with",
+        head->name, embed->name, head->name);
+}
+
+/* What is stacked into one vector or matrix: the slots [first, first + n) that are there. */
+typedef struct recipe {
+    td_layer_tensor first;
+    int32_t n;
+} recipe;
+
+static const recipe vector_recipes[TD_LV_COUNT] = {
+    [TD_LV_ATTN_NORM] = {TD_LT_ATTN_NORM, 1},
+    [TD_LV_ATTN_NORM_BIAS] = {TD_LT_ATTN_NORM_BIAS, 1},
+    [TD_LV_QKV_BIAS] = {TD_LT_Q_BIAS, 4},
+    [TD_LV_Q_NORM] = {TD_LT_Q_NORM, 1},
+    [TD_LV_K_NORM] = {TD_LT_K_NORM, 1},
+    [TD_LV_O_BIAS] = {TD_LT_O_BIAS, 1},
+    [TD_LV_POST_ATTN_NORM] = {TD_LT_POST_ATTN_NORM, 1},
+    [TD_LV_FFN_NORM] = {TD_LT_FFN_NORM, 1},
+    [TD_LV_FFN_NORM_BIAS] = {TD_LT_FFN_NORM_BIAS, 1},
+    [TD_LV_UP_BIAS] = {TD_LT_GATE_BIAS, 2},
+    [TD_LV_DOWN_BIAS] = {TD_LT_DOWN_BIAS, 1},
+    [TD_LV_POST_FFN_NORM] = {TD_LT_POST_FFN_NORM, 1},
+};
+
+static const recipe matrix_recipes[TD_LM_COUNT] = {
+    [TD_LM_QKV] = {TD_LT_Q, 4},         [TD_LM_O] = {TD_LT_O, 1},
+    [TD_LM_UP] = {TD_LT_GATE, 3},       [TD_LM_DOWN] = {TD_LT_DOWN, 1},
+    [TD_LM_ROUTER] = {TD_LT_ROUTER, 1},
+};
+
+static bool is_norm_weight(int which) {
+    return which == TD_LV_ATTN_NORM || which == TD_LV_Q_NORM || which == TD_LV_K_NORM ||
+           which == TD_LV_POST_ATTN_NORM || which == TD_LV_FFN_NORM || which == TD_LV_POST_FFN_NORM;
+}
+
+static td_status load_experts(loader *ld, int32_t domain, int32_t layer) {
+    td_weights *w = ld->w;
+    td_layer_weights *l = &w->domains[domain].layers[layer];
+    size_t E = (size_t)w->cfg.n_experts;
+    l->expert_up = td_calloc(E, sizeof *l->expert_up);
+    l->expert_down = td_calloc(E, sizeof *l->expert_down);
+    if (!l->expert_up || !l->expert_down)
+        return td_error_nomem(ld->err, "list of experts", E * sizeof *l->expert_up);
+    td_status rc = TD_OK;
+    for (int32_t x = 0; rc == TD_OK && x < w->cfg.n_experts; x++) {
+        td_ckpt_entry *up[] = {td_checkpoint_expert(w->ckpt, layer, x, TD_ET_GATE),
+                               td_checkpoint_expert(w->ckpt, layer, x, TD_ET_UP)};
+        td_ckpt_entry *down = td_checkpoint_expert(w->ckpt, layer, x, TD_ET_DOWN);
+        rc = load_matrix(ld, domain, up, 2, false, &l->expert_up[x]);
+        if (rc == TD_OK)
+            rc = load_matrix(ld, domain, &down, 1, false, &l->expert_down[x]);
+    }
+    return rc;
 }
 
 static td_status load_layer(loader *ld, int32_t domain, int32_t layer) {
-    td_checkpoint *ck = ld->w->ckpt;
-    td_layer_weights *l = &ld->w->domains[domain].layers[layer];
+    td_weights *w = ld->w;
+    td_layer_weights *l = &w->domains[domain].layers[layer];
+    bool by_head = td_checkpoint_family(w->ckpt)->qkv_by_head;
     td_ckpt_entry *e[TD_LT_COUNT];
+    td_status rc = TD_OK;
     for (int32_t i = 0; i < TD_LT_COUNT; i++)
-        e[i] = td_checkpoint_layer(ck, layer, (td_layer_tensor)i);
-    const struct {
-        int32_t first, n;
-        float **out;
-    } vectors[] = {
-        {TD_LT_ATTN_NORM, 1, &l->attn_norm},    {TD_LT_Q_BIAS, 3, &l->qkv_bias},
-        {TD_LT_Q_NORM, 1, &l->q_norm},          {TD_LT_K_NORM, 1, &l->k_norm},
-        {TD_LT_O_BIAS, 1, &l->o_bias},          {TD_LT_FFN_NORM, 1, &l->ffn_norm},
-        {TD_LT_GATE_BIAS, 2, &l->gate_up_bias}, {TD_LT_DOWN_BIAS, 1, &l->down_bias},
-    };
-    const struct {
-        int32_t first, n;
-        td_weight **out;
-    } matrices[] = {
-        {TD_LT_Q, 3, &l->qkv},
-        {TD_LT_O, 1, &l->o},
-        {TD_LT_GATE, 2, &l->gate_up},
-        {TD_LT_DOWN, 1, &l->down},
-    };
-    td_status rc;
-    for (size_t i = 0; i < TD_ARRAY_LEN(vectors); i++)
-        if ((rc = load_vectors(ld, domain, &e[vectors[i].first], vectors[i].n, vectors[i].out)) !=
-            TD_OK)
-            return td_error_prefix(ld->err, "layer %d", layer);
-    for (size_t i = 0; i < TD_ARRAY_LEN(matrices); i++)
-        if ((rc = load_matrix(ld, domain, &e[matrices[i].first], matrices[i].n, matrices[i].out)) !=
-            TD_OK)
-            return td_error_prefix(ld->err, "layer %d", layer);
-    return TD_OK;
+        e[i] = td_checkpoint_layer(w->ckpt, layer, (td_layer_tensor)i);
+    for (int i = 0; rc == TD_OK && i < TD_LV_COUNT; i++)
+        rc = load_vectors(ld, domain, &e[vector_recipes[i].first], vector_recipes[i].n,
+                          by_head && i == TD_LV_QKV_BIAS, w->cfg.norm_plus_one && is_norm_weight(i),
+                          &l->vec[i]);
+    for (int i = 0; rc == TD_OK && i < TD_LM_COUNT; i++)
+        rc = load_matrix(ld, domain, &e[matrix_recipes[i].first], matrix_recipes[i].n,
+                         by_head && i == TD_LM_QKV, &l->mat[i]);
+    if (rc == TD_OK && w->cfg.moe[layer])
+        rc = load_experts(ld, domain, layer);
+    return rc == TD_OK ? rc : td_error_prefix(ld->err, "layer %d", layer);
 }
 
 /* Loads item `item` for one domain. The lm_head of a tied model is loaded with item 0 when that is
@@ -306,17 +357,24 @@ static td_status load_item(loader *ld, int32_t domain, int32_t item) {
     td_status rc = TD_OK;
     if (item == 0) {
         if (d->has_item[0])
-            rc = load_table(ld, domain, embed);
+            rc = load_table(ld, domain, embed, &d->embed_table);
+        if (rc == TD_OK && d->has_item[0])
+            rc = load_table(ld, domain, td_checkpoint_model(w->ckpt, TD_MT_POSITIONS),
+                            &d->position_table);
         if (rc == TD_OK && d->has_item[last] && w->cfg.tied_embeddings)
-            rc = load_matrix(ld, domain, &embed, 1, &d->lm_head);
+            rc = load_matrix(ld, domain, &embed, 1, false, &d->lm_head);
         return rc;
     }
     if (!d->has_item[last])
         return TD_OK;
     td_ckpt_entry *head = td_checkpoint_model(w->ckpt, TD_MT_LM_HEAD);
-    rc = load_vector(ld, domain, td_checkpoint_model(w->ckpt, TD_MT_FINAL_NORM), &d->final_norm);
+    td_ckpt_entry *norm = td_checkpoint_model(w->ckpt, TD_MT_FINAL_NORM);
+    td_ckpt_entry *bias = td_checkpoint_model(w->ckpt, TD_MT_FINAL_NORM_BIAS);
+    rc = load_vectors(ld, domain, &norm, 1, false, w->cfg.norm_plus_one, &d->final_norm);
+    if (rc == TD_OK)
+        rc = load_vectors(ld, domain, &bias, 1, false, false, &d->final_norm_bias);
     if (rc == TD_OK && !w->cfg.tied_embeddings)
-        rc = load_matrix(ld, domain, &head, 1, &d->lm_head);
+        rc = load_matrix(ld, domain, &head, 1, false, &d->lm_head);
     return rc;
 }
 
@@ -326,18 +384,25 @@ static void each_entry(td_weights *w, int32_t item, void (*fn)(const td_ckpt_ent
         return;
     if (item == 0) {
         fn(td_checkpoint_model(w->ckpt, TD_MT_EMBED));
+        fn(td_checkpoint_model(w->ckpt, TD_MT_POSITIONS));
     } else if (item == w->cfg.n_layers + 1) {
         fn(td_checkpoint_model(w->ckpt, TD_MT_FINAL_NORM));
+        fn(td_checkpoint_model(w->ckpt, TD_MT_FINAL_NORM_BIAS));
         fn(td_checkpoint_model(w->ckpt, TD_MT_LM_HEAD));
     } else {
         for (int32_t i = 0; i < TD_LT_COUNT; i++)
             fn(td_checkpoint_layer(w->ckpt, item - 1, (td_layer_tensor)i));
+        for (int32_t x = 0; w->cfg.moe[item - 1] && x < w->cfg.n_experts; x++)
+            for (int32_t i = 0; i < TD_ET_COUNT; i++)
+                fn(td_checkpoint_expert(w->ckpt, item - 1, x, (td_expert_tensor)i));
     }
 }
 
 static void drop_entry(const td_ckpt_entry *e) {
     if (e->tensor)
         td_checkpoint_drop_pages(e->tensor);
+    if (e->scale)
+        drop_entry(e->scale);
 }
 
 static bool anyone_needs(const td_weights *w, int32_t item) {

@@ -20,7 +20,7 @@ typedef struct item_work {
 static item_work work_of(const td_planner *pl, int32_t item) {
     const td_model_config *m = pl->model;
     const td_dataset_stats *st = &pl->plan->stats;
-    double C = m->n_hidden, F = m->n_ffn, D = m->head_dim, H = m->n_heads, Hkv = m->n_kv_heads;
+    double C = m->n_hidden, D = m->head_dim, H = m->n_heads, Hkv = m->n_kv_heads;
     double qkv = (H + 2 * Hkv) * D, tokens = (double)TD_MAX(st->n_tokens, 1);
     if (item == 0) /* a gathered row in, a row of f32 out */
         return (item_work){.stream_bytes = 6 * C};
@@ -31,16 +31,26 @@ static item_work work_of(const td_planner *pl, int32_t item) {
                            .weight_params = C * V,
                            .stream_bytes = rows * (3 * 4 * V + 8 * C)};
     }
-    double params = qkv * C + H * D * C + 3 * F * C;
+    /* Of a mixture of experts a token passes the router and the chosen ones, but a micro-batch has
+     * tokens for all of them. */
+    bool moe = m->moe[item - 1];
+    double mats = m->gated ? 3 : 2, F = m->n_ffn, attention = qkv * C + H * D * C;
+    double used = attention + mats * F * C, read = used;
+    if (moe) {
+        F = m->n_ffn_expert;
+        used = attention + m->n_experts * C + m->n_experts_used * mats * F * C;
+        read = attention + m->n_experts * C + m->n_experts * mats * F * C;
+        F *= m->n_experts_used;
+    }
     /* A causal token sees half of its sequence on average, or the window. */
     double mean_length = st->n_samples ? tokens / (double)st->n_samples : 1;
     double seen = mean_length / 2;
-    if (m->window && item - 1 >= m->window_first_layer)
-        seen = fmin(seen, m->window);
-    return (item_work){.flops = 2 * params + 4 * H * D * seen,
-                       .weight_params = params,
+    if (m->window[item - 1])
+        seen = fmin(seen, m->window[item - 1]);
+    return (item_work){.flops = 2 * used + 4 * H * D * seen,
+                       .weight_params = read,
                        /* two norms, residuals, q k v through rope and attention, gate and up */
-                       .stream_bytes = 4 * (6 * C + 3 * qkv + 2 * H * D + 3 * F)};
+                       .stream_bytes = 4 * (6 * C + 3 * qkv + 2 * H * D + mats * F)};
 }
 
 double td_plan_item_seconds(const td_planner *pl, const td_plan_device *dev, int32_t item) {

@@ -32,9 +32,9 @@ static void project(const double *x, const float *w, const float *bias, int32_t 
 /* Only what the fixtures use: default and linear scaling. */
 static void rotate(const td_model_config *c, double *head, int32_t position) {
     int32_t half = c->head_dim / 2;
-    double factor = c->rope_type == TD_ROPE_LINEAR ? c->rope_factor : 1.0;
+    double factor = c->rope[0].type == TD_ROPE_LINEAR ? c->rope[0].factor : 1.0;
     for (int32_t i = 0; i < half; i++) {
-        double angle = position / factor / pow(c->rope_theta, 2.0 * i / c->head_dim);
+        double angle = position / factor / pow(c->rope[0].theta, 2.0 * i / c->head_dim);
         double a = head[i], b = head[i + half];
         head[i] = a * cos(angle) - b * sin(angle);
         head[i + half] = b * cos(angle) + a * sin(angle);
@@ -44,7 +44,7 @@ static void rotate(const td_model_config *c, double *head, int32_t position) {
 static void attend(const td_model_config *c, int32_t layer, const double *qkv, int32_t t,
                    double *out) {
     int32_t D = c->head_dim, H = c->n_heads, Hkv = c->n_kv_heads, width = (H + 2 * Hkv) * D;
-    int32_t window = layer >= c->window_first_layer ? c->window : 0;
+    int32_t window = c->window[layer];
     int32_t first = window && t - window + 1 > 0 ? t - window + 1 : 0;
     double *p = calloc((size_t)t + 1, sizeof *p);
     for (int32_t h = 0; h < H; h++) {
@@ -85,7 +85,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
         bool qb = c->qkv_bias;
         for (int32_t t = 0; t < n; t++) {
             double *q = qkv + t * width, *k = q + H * D, *v = k + Hkv * D;
-            norm(x + t * C, tensor(m, l, "input_layernorm.weight"), c->rms_eps, C, a);
+            norm(x + t * C, tensor(m, l, "input_layernorm.weight"), c->norm_eps, C, a);
             project(a, tensor(m, l, "self_attn.q_proj.weight"),
                     qb ? tensor(m, l, "self_attn.q_proj.bias") : NULL, C, H * D, q);
             project(a, tensor(m, l, "self_attn.k_proj.weight"),
@@ -97,7 +97,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
                     norm(
                         q + h * D,
                         tensor(m, l, h < H ? "self_attn.q_norm.weight" : "self_attn.k_norm.weight"),
-                        c->rms_eps, D, q + h * D);
+                        c->norm_eps, D, q + h * D);
                 rotate(c, q + h * D, t);
             }
         }
@@ -106,7 +106,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
             project(a, tensor(m, l, "self_attn.o_proj.weight"), NULL, H * D, C, b);
             for (int32_t i = 0; i < C; i++)
                 x[t * C + i] += b[i];
-            norm(x + t * C, tensor(m, l, "post_attention_layernorm.weight"), c->rms_eps, C, a);
+            norm(x + t * C, tensor(m, l, "post_attention_layernorm.weight"), c->norm_eps, C, a);
             project(a, tensor(m, l, "mlp.gate_proj.weight"), NULL, C, F, b);
             project(a, tensor(m, l, "mlp.up_proj.weight"), NULL, C, F, up);
             for (int32_t i = 0; i < F; i++)
@@ -118,7 +118,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
     }
     const char *head = c->tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
     for (int32_t t = 0; t < n; t++) {
-        norm(x + t * C, fx_find(m, "model.norm.weight")->values, c->rms_eps, C, a);
+        norm(x + t * C, fx_find(m, "model.norm.weight")->values, c->norm_eps, C, a);
         project(a, fx_find(m, head)->values, NULL, C, c->n_vocab, logits + (int64_t)t * c->n_vocab);
     }
     free(x);

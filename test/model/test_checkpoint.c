@@ -16,8 +16,9 @@ static const td_model_config small = {.architecture = "LlamaForCausalLM",
                                       .head_dim = 4,
                                       .n_vocab = 40,
                                       .max_positions = 64,
-                                      .rms_eps = 1e-5f,
-                                      .rope_theta = 10000};
+                                      .norm_eps = 1e-5f,
+                                      .pre_norm = true,
+                                      .gated = true};
 
 static void expect_refused(const char *dir, const td_model_config *cfg, const char *message) {
     td_weights *w = NULL;

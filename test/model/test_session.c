@@ -21,9 +21,10 @@ static const td_model_config base = {.architecture = "LlamaForCausalLM",
                                      .head_dim = 8,
                                      .n_vocab = V,
                                      .max_positions = 512,
-                                     .rms_eps = 1e-5f,
-                                     .rope_theta = 10000,
-                                     .rope_factor = 1};
+                                     .norm_eps = 1e-5f,
+                                     .pre_norm = true,
+                                     .gated = true,
+                                     .rope = {{.theta = 10000, .factor = 1}}};
 
 /* A folder with config.json and weights of such a model. `extra` is further JSON. */
 static fx_model write_model(const td_model_config *cfg, td_dtype dtype, const char *extra,
@@ -96,11 +97,11 @@ Test(session, every_feature_agrees_with_a_plain_forward_pass) {
         strcpy(c.architecture, cases[i].architecture);
         c.tied_embeddings = cases[i].tied;
         c.qkv_bias = cases[i].qkv_bias;
-        c.qk_norm = cases[i].qk_norm;
-        c.window = cases[i].window;
-        c.window_first_layer = cases[i].first;
-        c.rope_type = cases[i].linear > 1 ? TD_ROPE_LINEAR : TD_ROPE_DEFAULT;
-        c.rope_factor = cases[i].linear;
+        c.qk_norm = cases[i].qk_norm ? TD_QK_NORM_HEAD : TD_QK_NORM_NONE;
+        for (int32_t l = cases[i].first; l < c.n_layers; l++)
+            c.window[l] = cases[i].window;
+        c.rope[0].type = cases[i].linear > 1 ? TD_ROPE_LINEAR : TD_ROPE_DEFAULT;
+        c.rope[0].factor = cases[i].linear;
         fx_model m = write_model(&c, cases[i].dtype, cases[i].extra, &dir);
         double d = max_diff_to_reference(&m, dir, &s);
         printf("%s: max abs diff of log-probs to f64 %.2e\n", cases[i].what, d);
@@ -131,7 +132,7 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
     hs_samples s = hs_samples_random(4, 60, 300, V, 11);
     td_model_config c = base;
     strcpy(c.architecture, "Qwen3ForCausalLM");
-    c.qk_norm = true;
+    c.qk_norm = TD_QK_NORM_HEAD;
     char *dir;
     fx_model m = write_model(&c, TD_BF16, "", &dir);
     int32_t n_compared = 0;

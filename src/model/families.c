@@ -1,0 +1,547 @@
+/* families.c - the table of supported model families (families.h says what each field means).
+ *
+ * To add one: describe it here, in terms that the forward pass has; give tools/fixtures a tiny
+ * checkpoint of it. Defaults are those of the configuration classes of transformers 4.57 and 5.x,
+ * names those of the published checkpoints.
+ */
+#include "model/families.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tdgen/json.h"
+#include "tdgen/util.h"
+
+/* --- names that many share -------------------------------------------------------------------- */
+
+#define LLAMA_MODEL                                                                                \
+    .prefix = "model.", .layer = "layers.#.",                                                      \
+    .model_names = {[TD_MT_EMBED] = "embed_tokens.weight",                                         \
+                    [TD_MT_FINAL_NORM] = "norm.weight",                                            \
+                    [TD_MT_FINAL_NORM_BIAS] = "norm.bias",                                         \
+                    [TD_MT_LM_HEAD] = "lm_head.weight"},                                           \
+    .ignored = {".rotary_emb.inv_freq"}
+
+#define SPLIT_ATTENTION                                                                            \
+    [TD_LT_Q] = "self_attn.q_proj.weight", [TD_LT_K] = "self_attn.k_proj.weight",                  \
+    [TD_LT_V] = "self_attn.v_proj.weight", [TD_LT_Q_BIAS] = "self_attn.q_proj.bias",               \
+    [TD_LT_K_BIAS] = "self_attn.k_proj.bias", [TD_LT_V_BIAS] = "self_attn.v_proj.bias",            \
+    [TD_LT_Q_NORM] = "self_attn.q_norm.weight", [TD_LT_K_NORM] = "self_attn.k_norm.weight",        \
+    [TD_LT_O] = "self_attn.o_proj.weight", [TD_LT_O_BIAS] = "self_attn.o_proj.bias"
+
+#define SPLIT_MLP                                                                                  \
+    [TD_LT_GATE] = "mlp.gate_proj.weight", [TD_LT_UP] = "mlp.up_proj.weight",                      \
+    [TD_LT_GATE_BIAS] = "mlp.gate_proj.bias", [TD_LT_UP_BIAS] = "mlp.up_proj.bias",                \
+    [TD_LT_DOWN] = "mlp.down_proj.weight", [TD_LT_DOWN_BIAS] = "mlp.down_proj.bias"
+
+#define PRE_NORMS                                                                                  \
+    [TD_LT_ATTN_NORM] = "input_layernorm.weight", [TD_LT_ATTN_NORM_BIAS] = "input_layernorm.bias", \
+    [TD_LT_FFN_NORM] = "post_attention_layernorm.weight",                                          \
+    [TD_LT_FFN_NORM_BIAS] = "post_attention_layernorm.bias"
+
+#define LLAMA_NAMES LLAMA_MODEL, .layer_names = {PRE_NORMS, SPLIT_ATTENTION, SPLIT_MLP}
+
+#define SANDWICH_NAMES                                                                             \
+    LLAMA_MODEL, .layer_names = {[TD_LT_ATTN_NORM] = "input_layernorm.weight",                     \
+                                 [TD_LT_POST_ATTN_NORM] = "post_attention_layernorm.weight",       \
+                                 [TD_LT_FFN_NORM] = "pre_feedforward_layernorm.weight",            \
+                                 [TD_LT_POST_FFN_NORM] = "post_feedforward_layernorm.weight",      \
+                                 SPLIT_ATTENTION,                                                  \
+                                 SPLIT_MLP}
+
+/* --- what flags do not say -------------------------------------------------------------------- */
+
+static td_status finish_gemma(const td_config_reader *r, td_model_config *c) {
+    double scalar = c->head_dim;
+    td_status rc;
+    c->embed_scale = (float)sqrt((double)c->n_hidden);
+    c->embed_scale_rounded = true;
+    if (!strcmp(c->architecture, "GemmaForCausalLM")) {
+        const char *act = "gelu_pytorch_tanh"; /* transformers 4 prefers this key to hidden_act */
+        if ((rc = td_json_opt_str(r->root, "hidden_activation", r->path, TD_E_MODEL, &act,
+                                  r->err)) != TD_OK)
+            return rc;
+        if (strcmp(act, "gelu_pytorch_tanh") != 0)
+            return td_config_refuse(r, "hidden_activation", act, "only gelu_pytorch_tanh is");
+    } else {
+        scalar = 256;
+        if (!strcmp(c->architecture, "Gemma2ForCausalLM")) {
+            /* An absent key means these, null means none. */
+            if (!json_object_get(r->root, "final_logit_softcapping"))
+                c->logits_softcap = 30;
+            if (!json_object_get(r->root, "attn_logit_softcapping"))
+                c->attention_softcap = 50;
+        }
+        if ((rc = td_json_opt_real(r->root, "query_pre_attn_scalar", 1e-6, 1e6, r->path, TD_E_MODEL,
+                                   &scalar, r->err)) != TD_OK ||
+            (rc = td_config_opt_float(r, "final_logit_softcapping", 1e-3, 1e6,
+                                      &c->logits_softcap)) != TD_OK ||
+            (rc = td_config_opt_float(r, "attn_logit_softcapping", 1e-3, 1e6,
+                                      &c->attention_softcap)) != TD_OK)
+            return rc;
+        /* Gemma 3's code in transformers never passes it to its attention. */
+        if (c->attention_softcap > 0 && !strcmp(c->architecture, "Gemma3ForCausalLM"))
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: attn_logit_softcapping is %g, which is not supported in "
+                                "Gemma3ForCausalLM; null is",
+                                r->path, (double)c->attention_softcap);
+    }
+    c->attention_scale = (float)(1.0 / sqrt(scalar));
+    return td_config_refuse_true(r, "use_bidirectional_attention");
+}
+
+static td_status finish_gpt2(const td_config_reader *r, td_model_config *c) {
+    td_status rc;
+    bool scaled = true;
+    if ((rc = td_config_refuse_true(r, "add_cross_attention")) != TD_OK ||
+        (rc = td_config_opt_bool(r, "scale_attn_weights", &scaled)) != TD_OK)
+        return rc;
+    if (!scaled)
+        c->attention_scale = 1;
+    return td_config_opt_bool(r, "scale_attn_by_inverse_layer_idx", &c->attention_scale_by_layer);
+}
+
+static td_status finish_neox(const td_config_reader *r, td_model_config *c) {
+    c->parallel_residual = true;
+    return td_config_opt_bool(r, "use_parallel_residual", &c->parallel_residual);
+}
+
+static td_status finish_stablelm(const td_config_reader *r, td_model_config *c) {
+    td_status rc;
+    if ((rc = td_config_refuse_true(r, "qk_layernorm")) != TD_OK ||
+        (rc = td_config_opt_bool(r, "use_qkv_bias", &c->qkv_bias)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "use_parallel_residual", &c->parallel_residual)) != TD_OK)
+        return rc;
+    c->shared_norm = c->parallel_residual;
+    return TD_OK;
+}
+
+static td_status finish_granite(const td_config_reader *r, td_model_config *c) {
+    td_status rc;
+    c->attention_scale = 1;
+    if ((rc = td_config_opt_float(r, "embedding_multiplier", 1e-6, 1e6, &c->embed_scale)) !=
+            TD_OK ||
+        (rc = td_config_opt_float(r, "residual_multiplier", 1e-6, 1e6, &c->residual_scale)) !=
+            TD_OK ||
+        (rc = td_config_opt_float(r, "attention_multiplier", 1e-6, 1e6, &c->attention_scale)) !=
+            TD_OK)
+        return rc;
+    return td_config_opt_float(r, "logits_scaling", 1e-6, 1e6, &c->logits_divisor);
+}
+
+/* Which layers have experts. */
+static td_status finish_qwen3_moe(const td_config_reader *r, td_model_config *c) {
+    int32_t step = 1;
+    td_status rc;
+    c->n_ffn_expert = 768;
+    c->n_experts = 128;
+    if ((rc = td_config_opt_i32(r, "decoder_sparse_step", 1, INT32_MAX, &step)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "num_experts", 0, 4096, &c->n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "num_local_experts", 0, 4096, &c->n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "moe_intermediate_size", 1, 1 << 22, &c->n_ffn_expert)) !=
+            TD_OK ||
+        (rc = td_config_opt_bool(r, "norm_topk_prob", &c->moe_normalise)) != TD_OK)
+        return rc;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->moe[i] = c->n_experts > 0 && (i + 1) % step == 0;
+    if (!td_json_has(r->root, "mlp_only_layers"))
+        return TD_OK;
+    const json_t *list = json_object_get(r->root, "mlp_only_layers"), *v;
+    size_t i;
+    if (!json_is_array(list))
+        return td_error_set(r->err, TD_E_MODEL, "%s: \"mlp_only_layers\" must be a list of layers",
+                            r->path);
+    json_array_foreach((json_t *)list, i, v) {
+        if (!json_is_integer(v) || json_integer_value(v) < 0)
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: \"mlp_only_layers\" must be a list of layers, but entry %zu "
+                                "is none",
+                                r->path, i);
+        if (json_integer_value(v) < c->n_layers)
+            c->moe[json_integer_value(v)] = false;
+    }
+    return TD_OK;
+}
+
+static td_status finish_mixtral(const td_config_reader *r, td_model_config *c) {
+    c->n_experts = 8;
+    c->n_ffn_expert = c->n_ffn;
+    c->moe_normalise = true;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->moe[i] = true;
+    return td_config_opt_i32(r, "num_local_experts", 1, 4096, &c->n_experts);
+}
+
+/* --- the table -------------------------------------------------------------------------------- */
+
+static const td_family families[] = {
+    {.architecture = "LlamaForCausalLM",
+     LLAMA_NAMES,
+     .default_positions = 2048,
+     .attention_bias = true,
+     .mlp_bias = true,
+     .rope = TD_ROPE_RULE_ONE},
+
+    {.architecture = "MistralForCausalLM",
+     LLAMA_NAMES,
+     .default_kv_heads = 8,
+     .default_positions = 131072,
+     .default_window = 4096,
+     .window = TD_WINDOW_ALL,
+     .rope = TD_ROPE_RULE_ONE},
+
+    {.architecture = "Qwen2ForCausalLM",
+     LLAMA_NAMES,
+     .default_kv_heads = 32,
+     .default_positions = 32768,
+     .default_window = 4096,
+     .qkv_bias = true,
+     .window = TD_WINDOW_SWITCHED,
+     .rope = TD_ROPE_RULE_ONE},
+
+    {.architecture = "Qwen3ForCausalLM",
+     LLAMA_NAMES,
+     .default_kv_heads = 32,
+     .default_head_dim = 128,
+     .default_positions = 32768,
+     .default_window = 4096,
+     .attention_bias = true,
+     .qk_norm = TD_QK_NORM_HEAD,
+     .window = TD_WINDOW_SWITCHED,
+     .rope = TD_ROPE_RULE_ONE},
+
+    {.architecture = "Qwen3MoeForCausalLM",
+     LLAMA_MODEL,
+     .layer_names = {PRE_NORMS, SPLIT_ATTENTION, SPLIT_MLP, [TD_LT_ROUTER] = "mlp.gate.weight"},
+     .expert_names = {[TD_ET_GATE] = "mlp.experts.#.gate_proj.weight",
+                      [TD_ET_UP] = "mlp.experts.#.up_proj.weight",
+                      [TD_ET_DOWN] = "mlp.experts.#.down_proj.weight"},
+     .default_kv_heads = 4,
+     .default_positions = 32768,
+     .default_window = 4096,
+     .default_experts_used = 8,
+     .attention_bias = true,
+     .qk_norm = TD_QK_NORM_HEAD,
+     .window = TD_WINDOW_USED,
+     .rope = TD_ROPE_RULE_ONE,
+     .moe = true,
+     .finish = finish_qwen3_moe},
+
+    {.architecture = "MixtralForCausalLM",
+     LLAMA_MODEL,
+     .layer_names = {PRE_NORMS, SPLIT_ATTENTION, [TD_LT_ROUTER] = "block_sparse_moe.gate.weight"},
+     .expert_names = {[TD_ET_GATE] = "block_sparse_moe.experts.#.w1.weight",
+                      [TD_ET_UP] = "block_sparse_moe.experts.#.w3.weight",
+                      [TD_ET_DOWN] = "block_sparse_moe.experts.#.w2.weight"},
+     .default_kv_heads = 8,
+     .default_positions = 131072,
+     .default_experts_used = 2,
+     .default_eps = 1e-5,
+     .default_theta = 1e6,
+     .window = TD_WINDOW_ALL,
+     .rope = TD_ROPE_RULE_ONE,
+     .moe = true,
+     .finish = finish_mixtral},
+
+    {.architecture = "GemmaForCausalLM",
+     LLAMA_NAMES,
+     .default_kv_heads = 16,
+     .default_head_dim = 256,
+     .default_positions = 8192,
+     .default_act = "gelu_pytorch_tanh",
+     .gelu_means_tanh = true,
+     .default_tied = true,
+     .attention_bias = true,
+     .rope = TD_ROPE_RULE_ONE,
+     .norm_plus_one = true,
+     .finish = finish_gemma},
+
+    {.architecture = "Gemma2ForCausalLM",
+     SANDWICH_NAMES,
+     .key_act = "hidden_activation",
+     .default_kv_heads = 4,
+     .default_head_dim = 256,
+     .default_positions = 8192,
+     .default_window = 4096,
+     .default_window_pattern = 2,
+     .default_act = "gelu_pytorch_tanh",
+     .default_tied = true,
+     .attention_bias = true,
+     .window = TD_WINDOW_PATTERN,
+     .rope = TD_ROPE_RULE_ONE,
+     .norm_plus_one = true,
+     .post_norm = true,
+     .finish = finish_gemma},
+
+    {.architecture = "Gemma3ForCausalLM",
+     SANDWICH_NAMES,
+     .key_act = "hidden_activation",
+     .default_kv_heads = 4,
+     .default_head_dim = 256,
+     .default_positions = 131072,
+     .default_window = 4096,
+     .default_window_pattern = 6,
+     .default_theta = 1e6,
+     .default_act = "gelu_pytorch_tanh",
+     .default_tied = true,
+     .attention_bias = true,
+     .qk_norm = TD_QK_NORM_HEAD,
+     .window = TD_WINDOW_PATTERN,
+     .rope = TD_ROPE_RULE_BY_WINDOW,
+     .norm_plus_one = true,
+     .post_norm = true,
+     .finish = finish_gemma},
+
+    {.architecture = "Phi3ForCausalLM",
+     LLAMA_MODEL,
+     .layer_names =
+         {PRE_NORMS, [TD_LT_QKV] = "self_attn.qkv_proj.weight",
+          [TD_LT_O] = "self_attn.o_proj.weight", [TD_LT_GATE_UP] = "mlp.gate_up_proj.weight",
+          [TD_LT_DOWN] = "mlp.down_proj.weight"},
+     .default_positions = 4096,
+     .default_eps = 1e-5,
+     .partial_rotary = true,
+     .window = TD_WINDOW_ALL,
+     .rope = TD_ROPE_RULE_ONE,
+     .longrope_only = true},
+
+    {.architecture = "GPT2LMHeadModel",
+     .prefix = "transformer.",
+     .layer = "h.#.",
+     .model_names = {[TD_MT_EMBED] = "wte.weight",
+                     [TD_MT_POSITIONS] = "wpe.weight",
+                     [TD_MT_FINAL_NORM] = "ln_f.weight",
+                     [TD_MT_FINAL_NORM_BIAS] = "ln_f.bias",
+                     [TD_MT_LM_HEAD] = "lm_head.weight"},
+     .layer_names = {[TD_LT_ATTN_NORM] = "ln_1.weight",
+                     [TD_LT_ATTN_NORM_BIAS] = "ln_1.bias",
+                     [TD_LT_QKV] = "attn.c_attn.weight",
+                     [TD_LT_QKV_BIAS] = "attn.c_attn.bias",
+                     [TD_LT_O] = "attn.c_proj.weight",
+                     [TD_LT_O_BIAS] = "attn.c_proj.bias",
+                     [TD_LT_FFN_NORM] = "ln_2.weight",
+                     [TD_LT_FFN_NORM_BIAS] = "ln_2.bias",
+                     [TD_LT_UP] = "mlp.c_fc.weight",
+                     [TD_LT_UP_BIAS] = "mlp.c_fc.bias",
+                     [TD_LT_DOWN] = "mlp.c_proj.weight",
+                     [TD_LT_DOWN_BIAS] = "mlp.c_proj.bias"},
+     .ignored = {".attn.bias", ".attn.masked_bias"},
+     .transposed = true,
+     .key_layers = "n_layer",
+     .key_hidden = "n_embd",
+     .key_ffn = "n_inner",
+     .key_heads = "n_head",
+     .key_positions = "n_positions",
+     .key_eps = "layer_norm_epsilon",
+     .key_act = "activation_function",
+     .ffn_is_4x = true,
+     .default_positions = 1024,
+     .default_eps = 1e-5,
+     .default_act = "gelu_new",
+     .default_tied = true,
+     .fixed_heads = true,
+     .norm_kind = TD_NORM_LAYER,
+     .norm_bias = true,
+     .not_gated = true,
+     .qkv_bias = true,
+     .o_bias = true,
+     .mlp_always_bias = true,
+     .learned_positions = true,
+     .finish = finish_gpt2},
+
+    {.architecture = "GPTNeoXForCausalLM",
+     .prefix = "gpt_neox.",
+     .layer = "layers.#.",
+     .model_names = {[TD_MT_EMBED] = "embed_in.weight",
+                     [TD_MT_FINAL_NORM] = "final_layer_norm.weight",
+                     [TD_MT_FINAL_NORM_BIAS] = "final_layer_norm.bias",
+                     [TD_MT_LM_HEAD] = "embed_out.weight"},
+     .layer_names =
+         {PRE_NORMS, [TD_LT_QKV] = "attention.query_key_value.weight",
+          [TD_LT_QKV_BIAS] = "attention.query_key_value.bias", [TD_LT_O] = "attention.dense.weight",
+          [TD_LT_O_BIAS] = "attention.dense.bias", [TD_LT_UP] = "mlp.dense_h_to_4h.weight",
+          [TD_LT_UP_BIAS] = "mlp.dense_h_to_4h.bias", [TD_LT_DOWN] = "mlp.dense_4h_to_h.weight",
+          [TD_LT_DOWN_BIAS] = "mlp.dense_4h_to_h.bias"},
+     .ignored = {".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"},
+     .qkv_by_head = true,
+     .key_eps = "layer_norm_eps",
+     .key_theta = "rotary_emb_base",
+     .key_partial = "rotary_pct",
+     .default_positions = 2048,
+     .default_eps = 1e-5,
+     .default_partial = 0.25,
+     .default_act = "gelu",
+     .fixed_heads = true,
+     .partial_rotary = true,
+     .attention_bias = true,
+     .default_attention_bias = true,
+     .rope = TD_ROPE_RULE_ONE,
+     .norm_kind = TD_NORM_LAYER,
+     .norm_bias = true,
+     .not_gated = true,
+     .mlp_always_bias = true,
+     .finish = finish_neox},
+
+    {.architecture = "Olmo2ForCausalLM",
+     LLAMA_MODEL,
+     .layer_names = {SPLIT_ATTENTION,
+                     SPLIT_MLP, [TD_LT_POST_ATTN_NORM] = "post_attention_layernorm.weight",
+                     [TD_LT_POST_FFN_NORM] = "post_feedforward_layernorm.weight"},
+     .default_positions = 2048,
+     .default_eps = 1e-5,
+     .attention_bias = true,
+     .qk_norm = TD_QK_NORM_FULL,
+     .rope = TD_ROPE_RULE_ONE,
+     .post_norm = true,
+     .no_pre_norm = true},
+
+    {.architecture = "SmolLM3ForCausalLM",
+     LLAMA_NAMES,
+     .default_kv_heads = 4,
+     .default_positions = 32768,
+     .default_theta = 2e6,
+     .default_tied = true,
+     .attention_bias = true,
+     .mlp_bias = true,
+     .window = TD_WINDOW_NO_ROPE,
+     .rope = TD_ROPE_RULE_LISTED},
+
+    {.architecture = "GraniteForCausalLM",
+     LLAMA_NAMES,
+     .default_positions = 2048,
+     .attention_bias = true,
+     .mlp_bias = true,
+     .rope = TD_ROPE_RULE_ONE,
+     .finish = finish_granite},
+
+    {.architecture = "StableLmForCausalLM",
+     LLAMA_NAMES,
+     .key_eps = "layer_norm_eps",
+     .default_kv_heads = 32,
+     .default_positions = 4096,
+     .default_eps = 1e-5,
+     .default_partial = 0.25,
+     .partial_rotary = true,
+     .rope = TD_ROPE_RULE_ONE,
+     .norm_kind = TD_NORM_LAYER,
+     .norm_bias = true,
+     .finish = finish_stablelm},
+};
+
+const td_family *td_family_find(const char *architecture) {
+    for (size_t i = 0; i < TD_ARRAY_LEN(families); i++)
+        if (!strcmp(architecture, families[i].architecture))
+            return &families[i];
+    return NULL;
+}
+
+void td_family_list(char *buf, size_t buf_size) {
+    size_t at = 0;
+    for (size_t i = 0; i < TD_ARRAY_LEN(families) && at < buf_size; i++)
+        at += (size_t)snprintf(buf + at, buf_size - at, "%s%s",
+                               i == 0                            ? ""
+                               : i + 1 == TD_ARRAY_LEN(families) ? " and "
+                                                                 : ", ",
+                               families[i].architecture);
+}
+
+/* --- shapes ----------------------------------------------------------------------------------- */
+
+td_shape td_model_tensor_shape(const td_model_config *c, td_model_tensor which) {
+    switch (which) {
+    case TD_MT_EMBED:
+        return (td_shape){c->n_vocab, c->n_hidden};
+    case TD_MT_POSITIONS:
+        return (td_shape){c->learned_positions ? c->max_positions : 0, c->n_hidden};
+    case TD_MT_FINAL_NORM:
+        return (td_shape){c->n_hidden, 0};
+    case TD_MT_FINAL_NORM_BIAS:
+        return (td_shape){c->norm_bias ? c->n_hidden : 0, 0};
+    case TD_MT_LM_HEAD:
+        return (td_shape){c->tied_embeddings ? 0 : c->n_vocab, c->n_hidden};
+    case TD_MT_COUNT:
+        break;
+    }
+    return (td_shape){0, 0};
+}
+
+td_shape td_layer_tensor_shape(const td_model_config *c, const td_family *f, int32_t layer,
+                               td_layer_tensor which) {
+    int64_t C = c->n_hidden, F = c->n_ffn, D = c->head_dim;
+    int64_t q = c->n_heads * D, kv = c->n_kv_heads * D;
+    bool dense = !c->moe[layer], full = c->qk_norm == TD_QK_NORM_FULL;
+    if (!f->layer_names[which])
+        return (td_shape){0, 0};
+    switch (which) {
+    case TD_LT_ATTN_NORM:
+        return (td_shape){c->pre_norm ? C : 0, 0};
+    case TD_LT_FFN_NORM:
+        return (td_shape){c->pre_norm && !c->shared_norm ? C : 0, 0};
+    case TD_LT_ATTN_NORM_BIAS:
+        return (td_shape){c->pre_norm && c->norm_bias ? C : 0, 0};
+    case TD_LT_FFN_NORM_BIAS:
+        return (td_shape){c->pre_norm && c->norm_bias && !c->shared_norm ? C : 0, 0};
+    case TD_LT_POST_ATTN_NORM:
+    case TD_LT_POST_FFN_NORM:
+        return (td_shape){c->post_norm ? C : 0, 0};
+    case TD_LT_Q:
+        return (td_shape){q, C};
+    case TD_LT_K:
+    case TD_LT_V:
+        return (td_shape){kv, C};
+    case TD_LT_QKV:
+        return (td_shape){q + 2 * kv, C};
+    case TD_LT_Q_BIAS:
+        return (td_shape){c->qkv_bias ? q : 0, 0};
+    case TD_LT_K_BIAS:
+    case TD_LT_V_BIAS:
+        return (td_shape){c->qkv_bias ? kv : 0, 0};
+    case TD_LT_QKV_BIAS:
+        return (td_shape){c->qkv_bias ? q + 2 * kv : 0, 0};
+    case TD_LT_Q_NORM:
+        return (td_shape){!c->qk_norm ? 0 : full ? q : D, 0};
+    case TD_LT_K_NORM:
+        return (td_shape){!c->qk_norm ? 0 : full ? kv : D, 0};
+    case TD_LT_O:
+        return (td_shape){C, q};
+    case TD_LT_O_BIAS:
+        return (td_shape){c->o_bias ? C : 0, 0};
+    case TD_LT_GATE:
+        return (td_shape){dense && c->gated ? F : 0, C};
+    case TD_LT_UP:
+        return (td_shape){dense ? F : 0, C};
+    case TD_LT_GATE_UP:
+        return (td_shape){dense ? 2 * F : 0, C};
+    case TD_LT_GATE_BIAS:
+        return (td_shape){dense && c->gated && c->mlp_bias ? F : 0, 0};
+    case TD_LT_UP_BIAS:
+        return (td_shape){dense && c->mlp_bias ? F : 0, 0};
+    case TD_LT_DOWN:
+        return (td_shape){dense ? C : 0, F};
+    case TD_LT_DOWN_BIAS:
+        return (td_shape){dense && c->mlp_bias ? C : 0, 0};
+    case TD_LT_ROUTER:
+        return (td_shape){dense ? 0 : c->n_experts, C};
+    case TD_LT_COUNT:
+        break;
+    }
+    return (td_shape){0, 0};
+}
+
+td_shape td_expert_tensor_shape(const td_model_config *c, td_expert_tensor which) {
+    if (which == TD_ET_DOWN)
+        return (td_shape){c->n_hidden, c->n_ffn_expert};
+    return (td_shape){c->n_ffn_expert, c->n_hidden};
+}
+
+void td_layer_elements(const td_model_config *c, const td_family *f, int32_t layer,
+                       int64_t *in_matrices, int64_t *in_vectors) {
+    *in_matrices = *in_vectors = 0;
+    for (int i = 0; i < TD_LT_COUNT; i++) {
+        td_shape s = td_layer_tensor_shape(c, f, layer, (td_layer_tensor)i);
+        *(s.cols ? in_matrices : in_vectors) += s.rows * TD_MAX(s.cols, 1);
+    }
+    if (c->moe[layer])
+        *in_matrices += 3 * (int64_t)c->n_experts * c->n_ffn_expert * c->n_hidden;
+}

@@ -1,0 +1,172 @@
+/* families.h - what the model families call things, and how their config.json reads.
+ *
+ * A family is one entry of the table in families.c. The forward pass, the loader, the planner and
+ * the hash know no family by name: they see a td_model_config and the tensor slots below.
+ */
+#ifndef TDGEN_MODEL_FAMILIES_H
+#define TDGEN_MODEL_FAMILIES_H
+
+#include <jansson.h>
+#include "tdgen/model.h"
+
+/* Tensors outside the layers. */
+typedef enum td_model_tensor {
+    TD_MT_EMBED,      /* [V, C] */
+    TD_MT_POSITIONS,  /* [max_positions, C]  if learned_positions */
+    TD_MT_FINAL_NORM, /* [C] */
+    TD_MT_FINAL_NORM_BIAS,
+    TD_MT_LM_HEAD, /* [V, C]  unless tied */
+    TD_MT_COUNT
+} td_model_tensor;
+
+/* Tensors of one layer. Those that are stacked into one matrix or vector when they are loaded
+ * stand next to each other; of a fused tensor and its parts a family has one. */
+typedef enum td_layer_tensor {
+    TD_LT_ATTN_NORM,      /* [C]      if pre_norm */
+    TD_LT_ATTN_NORM_BIAS, /* [C]      if norm_bias */
+    TD_LT_Q,              /* [H*D, C] */
+    TD_LT_K,              /* [Hkv*D, C] */
+    TD_LT_V,              /* [Hkv*D, C] */
+    TD_LT_QKV,            /* [(H + 2 Hkv)*D, C], fused */
+    TD_LT_Q_BIAS,         /* [H*D]    if qkv_bias */
+    TD_LT_K_BIAS,         /* [Hkv*D] */
+    TD_LT_V_BIAS,         /* [Hkv*D] */
+    TD_LT_QKV_BIAS,       /* [(H + 2 Hkv)*D] */
+    TD_LT_Q_NORM,         /* [D] or [H*D]    if qk_norm */
+    TD_LT_K_NORM,         /* [D] or [Hkv*D] */
+    TD_LT_O,              /* [C, H*D] */
+    TD_LT_O_BIAS,         /* [C]      if o_bias */
+    TD_LT_POST_ATTN_NORM, /* [C]      if post_norm */
+    TD_LT_FFN_NORM,       /* [C]      if pre_norm, unless shared_norm */
+    TD_LT_FFN_NORM_BIAS,  /* [C]      if norm_bias */
+    TD_LT_GATE,           /* [F, C]   if gated; none of these in a layer of experts */
+    TD_LT_UP,             /* [F, C] */
+    TD_LT_GATE_UP,        /* [2F, C], fused */
+    TD_LT_GATE_BIAS,      /* [F]      if gated and mlp_bias */
+    TD_LT_UP_BIAS,        /* [F]      if mlp_bias */
+    TD_LT_DOWN,           /* [C, F] */
+    TD_LT_DOWN_BIAS,      /* [C]      if mlp_bias */
+    TD_LT_ROUTER,         /* [E, C]   in a layer of experts */
+    TD_LT_POST_FFN_NORM,  /* [C]      if post_norm */
+    TD_LT_COUNT
+} td_layer_tensor;
+
+/* Tensors of one expert, F its n_ffn_expert. */
+typedef enum td_expert_tensor {
+    TD_ET_GATE, /* [F, C] */
+    TD_ET_UP,   /* [F, C] */
+    TD_ET_DOWN, /* [C, F] */
+    TD_ET_COUNT
+} td_expert_tensor;
+
+/* A config.json being read: getters name `path` in their errors. */
+typedef struct td_config_reader {
+    const json_t *root;
+    const char *path;
+    td_error *err;
+} td_config_reader;
+
+typedef enum td_window_rule {
+    TD_WINDOW_NONE,
+    TD_WINDOW_ALL,      /* "sliding_window" in all layers */
+    TD_WINDOW_SWITCHED, /* "use_sliding_window", from "max_window_layers" on (Qwen2, Qwen3) */
+    TD_WINDOW_USED,     /* "use_sliding_window", in all layers (Qwen3-MoE) */
+    TD_WINDOW_PATTERN,  /* every n-th layer is full, the others slide (Gemma 2 and 3) */
+    TD_WINDOW_NO_ROPE   /* "use_sliding_window", in the layers without rope (SmolLM3) */
+} td_window_rule;
+
+typedef enum td_rope_rule {
+    TD_ROPE_RULE_NONE,      /* no rotary embedding at all (GPT-2) */
+    TD_ROPE_RULE_ONE,       /* one table for all layers */
+    TD_ROPE_RULE_BY_WINDOW, /* one for full layers, one for sliding ones (Gemma 3) */
+    TD_ROPE_RULE_LISTED     /* one, but not in the layers that no_rope_layers excludes (SmolLM3) */
+} td_rope_rule;
+
+typedef struct td_family {
+    const char *architecture; /* config.json: architectures[0] */
+
+    /* --- tensor names. '#' stands for the number of the layer, then of the expert. */
+    const char *prefix; /* before every name but lm_head's; files of the bare model lack it */
+    const char *layer;  /* before the names of a layer */
+    const char *model_names[TD_MT_COUNT];
+    const char *layer_names[TD_LT_COUNT]; /* NULL: the family has no such tensor */
+    const char *expert_names[TD_ET_COUNT];
+    const char *ignored[3]; /* ends of the names of buffers that are no weights */
+    bool transposed;        /* matrices of layers are stored [in, out] (GPT-2's Conv1D) */
+    bool qkv_by_head;       /* QKV rows are q, k, v of head 0, then of head 1, ... (NeoX) */
+
+    /* --- config.json. Keys: NULL = the usual name. Defaults: for an absent key. */
+    const char *key_layers, *key_hidden, *key_ffn, *key_heads, *key_positions, *key_eps, *key_act;
+    const char *key_theta, *key_partial;
+    bool ffn_is_4x;           /* the default of an absent key_ffn is 4 C, else it is required */
+    int32_t default_kv_heads; /* 0 = as many as heads */
+    int32_t default_head_dim; /* 0 = hidden / heads */
+    int32_t default_positions;
+    int32_t default_window;         /* 0 = none */
+    int32_t default_window_pattern; /* TD_WINDOW_PATTERN */
+    int32_t default_experts_used;
+    double default_eps, default_theta, default_partial; /* 0: 1e-6, 1e4, 1 */
+    const char *default_act;                            /* NULL: "silu" */
+    bool gelu_means_tanh;                               /* as in Gemma's first configs */
+    bool default_tied;
+    bool fixed_heads;              /* no num_key_value_heads and no head_dim key */
+    bool partial_rotary;           /* reads key_partial; elsewhere it must be 1 */
+    bool attention_bias, mlp_bias; /* the keys of these names are read */
+    bool default_attention_bias;
+    td_window_rule window;
+    td_rope_rule rope;
+    bool
+        longrope_only; /* "su" and "yarn" mean longrope, from a top-level original length (Phi-3) */
+
+    /* --- constants of the architecture, copied into the td_model_config */
+    td_norm_kind norm_kind;
+    bool norm_bias, norm_plus_one, post_norm, no_pre_norm;
+    bool not_gated, qkv_bias, o_bias, mlp_always_bias;
+    td_qk_norm qk_norm;
+    bool learned_positions, moe;
+
+    /* What no flag above says; last, may refuse. NULL = nothing. */
+    td_status (*finish)(const td_config_reader *r, td_model_config *c);
+} td_family;
+
+/* NULL when no family has that name. */
+const td_family *td_family_find(const char *architecture);
+/* "LlamaForCausalLM, ... and Z" for messages; cut where buf ends. */
+void td_family_list(char *buf, size_t buf_size);
+
+/* rows 0: the model has no such tensor; cols 0: a vector. In the [out, in] sense, whatever the
+ * file's layout. `layer` matters only where layers differ (experts). */
+typedef struct td_shape {
+    int64_t rows, cols;
+} td_shape;
+td_shape td_model_tensor_shape(const td_model_config *c, td_model_tensor which);
+td_shape td_layer_tensor_shape(const td_model_config *c, const td_family *f, int32_t layer,
+                               td_layer_tensor which);
+td_shape td_expert_tensor_shape(const td_model_config *c, td_expert_tensor which);
+/* Elements in matrices and in vectors of a layer, experts included. */
+void td_layer_elements(const td_model_config *c, const td_family *f, int32_t layer,
+                       int64_t *in_matrices, int64_t *in_vectors);
+
+/* --- getters for `finish` and hf_config.c; a key that is absent or null leaves *out alone -------
+ */
+td_status td_config_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
+                        int32_t *out); /* required */
+td_status td_config_opt_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
+                            int32_t *out);
+td_status td_config_opt_bool(const td_config_reader *r, const char *key, bool *out);
+td_status td_config_opt_float(const td_config_reader *r, const char *key, double min, double max,
+                              float *out);
+/* "PATH: WHAT "VALUE" is not supported; INSTEAD" */
+td_status td_config_refuse(const td_config_reader *r, const char *what, const char *value,
+                           const char *instead);
+/* Refuses a true `key`. */
+td_status td_config_refuse_true(const td_config_reader *r, const char *key);
+/* Fills c->rope_of, but for TD_ROPE_RULE_BY_WINDOW, which needs the windows. */
+td_status td_config_read_rope_layers(const td_config_reader *r, const td_family *f,
+                                     td_model_config *c);
+/* Fills c->rope, n_ropes and rotary_dim; windows are known. */
+td_status td_config_read_rope(const td_config_reader *r, const td_family *f, td_model_config *c);
+/* Fills the fp8 fields from quantization_config; refuses every other method. */
+td_status td_config_read_quantisation(const td_config_reader *r, td_model_config *c);
+
+#endif

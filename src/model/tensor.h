@@ -1,0 +1,26 @@
+/* tensor.h - tensors of a checkpoint as the host arrays that devices take. */
+#ifndef TDGEN_MODEL_TENSOR_H
+#define TDGEN_MODEL_TENSOR_H
+
+#include "model/checkpoint.h"
+
+/* A matrix [out, in], f32, bf16 or f16: in the mapping where it lies there so, else in memory of
+ * its own. */
+typedef struct td_tensor_view {
+    td_host_matrix matrix;
+    void *owned; /* NULL or what td_tensor_release frees */
+} td_tensor_view;
+
+/* Transposes, dequantises (to cfg->weight_dtype) and aligns as the entry needs it. */
+td_status td_tensor_open(const td_ckpt_entry *e, const td_model_config *cfg, td_tensor_view *out,
+                         td_error *err);
+void td_tensor_release(td_tensor_view *v);
+
+/* Element i of an array that need not be aligned. */
+float td_tensor_load(const void *src, td_dtype dtype, size_t i);
+/* n elements of any of the three dtypes to another. src need not be aligned. */
+void td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n);
+/* An e4m3 (no infinities, NaN 0x7f and 0xff). */
+float td_e4m3_to_f32(uint8_t b);
+
+#endif
