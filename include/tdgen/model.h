@@ -96,7 +96,7 @@ typedef struct td_model_config {
     int32_t n_experts, n_experts_used, n_ffn_expert; /* 0 without experts */
     bool moe_normalise;                /* weights of the chosen experts are divided by their sum */
 
-    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent. FP8 weights become this */
+    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent; of FP8 ones the others */
     bool fp8;                   /* matrices may be F8_E4M3 with scales */
     bool fp8_scale_first;       /* the product is rounded to the scale's dtype first */
     const char *fp8_scale_suffix; /* appended to the weight's name: "_scale_inv" or "_scale" */

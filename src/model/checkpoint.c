@@ -350,7 +350,7 @@ static bool ends_with(const char *s, const char *suffix) {
 /* Buffers that old versions saved, and scales of activations, which are not quantised here. */
 static bool is_ignored(const td_checkpoint *ck, const char *name) {
     static const char *const fp8[] = {".input_scale", ".output_scale", ".k_scale",
-                                      ".v_scale",     ".q_scale",      ".input_activation_scale"};
+                                      ".v_scale",     ".q_scale",      ".activation_scale"};
     for (size_t i = 0; i < TD_ARRAY_LEN(ck->family->ignored); i++)
         if (ck->family->ignored[i] && ends_with(name, ck->family->ignored[i]))
             return true;

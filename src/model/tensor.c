@@ -1,8 +1,9 @@
 /* tensor.c - see tensor.h.
  *
- * FP8: the value of an element is f32(e4m3) * scale in f32, rounded once to the dtype of the
- * checkpoint's config, as transformers' Fp8Dequantize does; compressed-tensors computes the product
- * in the dtype of the scale, so it is rounded to that first.
+ * FP8: the value of an element is f32(e4m3) * scale in f32. transformers rounds it to the dtype
+ * that the model is loaded in, which the device does when it prepares the weight for its compute
+ * dtype; compressed-tensors computes the product in the dtype of the scale, so it is rounded to
+ * that first.
  */
 #include "model/tensor.h"
 
@@ -57,7 +58,7 @@ static float round_to(float v, td_dtype dtype) {
                              : v;
 }
 
-static void dequantise(const td_ckpt_entry *e, const td_model_config *cfg, void *dst) {
+static void dequantise(const td_ckpt_entry *e, const td_model_config *cfg, float *dst) {
     const td_st_tensor *t = e->tensor, *s = e->scale->tensor;
     int64_t rows = t->shape[0], cols = t->shape[1], br = e->scale_block[0], bc = e->scale_block[1];
     int64_t scales_per_row = (cols + bc - 1) / bc;
@@ -74,7 +75,7 @@ static void dequantise(const td_ckpt_entry *e, const td_model_config *cfg, void 
                 float v = values[q[r * cols + c]] * scale;
                 if (cfg->fp8_scale_first)
                     v = round_to(v, scale_dtype);
-                store(dst, cfg->weight_dtype, (size_t)(r * cols + c), v);
+                dst[r * cols + c] = v;
             }
         }
 }
@@ -93,7 +94,7 @@ static void transpose(const char *src, char *dst, int64_t rows, int64_t cols, si
 td_status td_tensor_open(const td_ckpt_entry *e, const td_model_config *cfg, td_tensor_view *out,
                          td_error *err) {
     const td_st_tensor *t = e->tensor;
-    td_dtype dtype = e->scale ? cfg->weight_dtype : (td_dtype)t->dtype;
+    td_dtype dtype = e->scale ? TD_F32 : (td_dtype)t->dtype;
     size_t elem = td_dtype_size(dtype), size_bytes;
     td_host_matrix m = {t->data, dtype, t->shape[0], t->shape[1]};
     *out = (td_tensor_view){.matrix = m};

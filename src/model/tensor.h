@@ -11,7 +11,7 @@ typedef struct td_tensor_view {
     void *owned; /* NULL or what td_tensor_release frees */
 } td_tensor_view;
 
-/* Transposes, dequantises (to cfg->weight_dtype) and aligns as the entry needs it. */
+/* Transposes, dequantises (to f32) and aligns as the entry needs it. */
 td_status td_tensor_open(const td_ckpt_entry *e, const td_model_config *cfg, td_tensor_view *out,
                          td_error *err);
 void td_tensor_release(td_tensor_view *v);
