@@ -26,34 +26,127 @@ static td_model_config must_load(const char *json) {
     return c;
 }
 
+static bool windows_are(const td_model_config *c, const int32_t *want) {
+    return c->n_layers == 4 && !memcmp(c->window, want, 4 * sizeof *want);
+}
+
 Test(hf_config, defaults_follow_the_architecture) {
     td_model_config c = must_load(LLAMA "}");
     cr_expect_eq(c.n_kv_heads, 32);
     cr_expect_eq(c.head_dim, 2);
     cr_expect_eq(c.max_positions, 2048);
-    cr_expect_float_eq(c.rms_eps, 1e-6f, 1e-12f);
-    cr_expect_eq(c.rope_theta, 10000.0);
+    cr_expect_float_eq(c.norm_eps, 1e-6f, 1e-12f);
+    cr_expect_eq(c.rope[0].theta, 10000.0);
     cr_expect_not(c.tied_embeddings);
     cr_expect_eq(c.weight_dtype, TD_F32);
     cr_expect_eq(c.bos_id, -1);
-    cr_expect_eq(c.window, 0);
+    cr_expect_eq(c.window[3], 0);
 
     c = must_load("{" ARCH("Mistral") SIZES "}");
     cr_expect_eq(c.n_kv_heads, 8);
-    cr_expect_eq(c.window, 4096);
-    cr_expect_eq(c.window_first_layer, 0);
+    cr_expect(windows_are(&c, (int32_t[]){4096, 4096, 4096, 4096}));
     c = must_load("{" ARCH("Mistral") SIZES ",\"sliding_window\":null,"
                                             "\"num_key_value_heads\":null}");
-    cr_expect_eq(c.window, 0);
+    cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0}));
     cr_expect_eq(c.n_kv_heads, 32);
 
     c = must_load("{" ARCH("Qwen2") SIZES ",\"num_key_value_heads\":4}");
     cr_expect(c.qkv_bias && !c.o_bias && !c.qk_norm);
-    cr_expect_eq(c.window, 0);
+    cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0}));
 
     c = must_load("{" ARCH("Qwen3") SIZES "}");
     cr_expect_eq(c.head_dim, 128);
-    cr_expect(c.qk_norm && !c.qkv_bias);
+    cr_expect(c.qk_norm == TD_QK_NORM_HEAD && !c.qkv_bias);
+}
+
+Test(hf_config, constants_of_the_families) {
+    td_model_config c = must_load("{" ARCH("Gemma") SIZES "}");
+    cr_expect_eq(c.n_kv_heads, 16);
+    cr_expect_eq(c.head_dim, 256);
+    cr_expect_eq(c.embed_scale, 8.0f);
+    cr_expect(c.norm_plus_one && c.tied_embeddings && c.act == TD_ACT_GELU_TANH);
+    cr_expect(!c.post_norm && c.logits_softcap == 0);
+    c = must_load("{" ARCH("Gemma") SIZES ",\"hidden_act\":\"gelu\"}");
+    cr_expect_eq(c.act, TD_ACT_GELU_TANH);
+
+    c = must_load("{" ARCH("Gemma2") SIZES ",\"query_pre_attn_scalar\":64}");
+    cr_expect(c.post_norm && c.pre_norm);
+    cr_expect_eq(c.logits_softcap, 30.0f);
+    cr_expect_eq(c.attention_softcap, 50.0f);
+    cr_expect_eq(c.attention_scale, 0.125f);
+    c = must_load("{" ARCH("Gemma2") SIZES ",\"final_logit_softcapping\":null,"
+                                           "\"attn_logit_softcapping\":20}");
+    cr_expect_eq(c.logits_softcap, 0.0f);
+    cr_expect_eq(c.attention_softcap, 20.0f);
+
+    c = must_load("{" ARCH("Gemma3") SIZES ",\"sliding_window_pattern\":2,"
+                                           "\"rope_scaling\":{\"type\":\"linear\",\"factor\":8}}");
+    cr_expect_eq(c.n_ropes, 2);
+    cr_expect(c.rope[0].theta == 1e6 && c.rope[0].type == TD_ROPE_LINEAR);
+    cr_expect(c.rope[1].theta == 1e4 && c.rope[1].type == TD_ROPE_DEFAULT);
+    cr_expect(c.rope_of[0] == 1 && c.rope_of[1] == 0);
+    c = must_load("{" ARCH("Gemma3") SIZES
+                  ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":5e5},"
+                  "\"sliding_attention\":{\"rope_theta\":77}}}");
+    cr_expect(c.rope[0].theta == 5e5 && c.rope[1].theta == 77);
+
+    c = must_load("{\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":4,\"n_embd\":64,"
+                  "\"n_head\":4,\"n_inner\":null,\"vocab_size\":100}");
+    cr_expect_eq(c.n_ffn, 256);
+    cr_expect_eq(c.max_positions, 1024);
+    cr_expect(c.learned_positions && c.n_ropes == 0 && c.rope_of[0] == -1 && c.tied_embeddings);
+    cr_expect(c.norm_kind == TD_NORM_LAYER && !c.gated && c.mlp_bias && c.o_bias);
+
+    c = must_load("{" ARCH("GPTNeoX") "\"num_hidden_layers\":4,\"hidden_size\":64,"
+                                      "\"intermediate_size\":96,\"num_attention_heads\":2,"
+                                      "\"vocab_size\":100,\"rotary_emb_base\":500}");
+    cr_expect_eq(c.rotary_dim, 8);
+    cr_expect_eq(c.rope[0].theta, 500.0);
+    cr_expect(c.parallel_residual && c.act == TD_ACT_GELU && c.qkv_bias);
+
+    c = must_load("{" ARCH("Olmo2") SIZES "}");
+    cr_expect(!c.pre_norm && c.post_norm && c.qk_norm == TD_QK_NORM_FULL);
+    c = must_load("{" ARCH("SmolLM3") SIZES "}");
+    cr_expect(c.rope_of[2] == 0 && c.rope_of[3] == -1 && c.rope[0].theta == 2e6);
+    c = must_load("{" ARCH("Granite") SIZES ",\"embedding_multiplier\":12,\"logits_scaling\":8,"
+                                            "\"residual_multiplier\":0.25}");
+    cr_expect(c.embed_scale == 12 && c.logits_divisor == 8 && c.residual_scale == 0.25f);
+    cr_expect_eq(c.attention_scale, 1.0f);
+    c = must_load("{" ARCH("StableLm") SIZES ",\"use_parallel_residual\":true,"
+                                             "\"partial_rotary_factor\":1}");
+    cr_expect(c.shared_norm && c.parallel_residual && c.rotary_dim == 2);
+}
+
+Test(hf_config, experts) {
+    td_model_config c = must_load("{" ARCH("Qwen3Moe") SIZES
+                                  ",\"decoder_sparse_step\":2,\"num_experts\":8,"
+                                  "\"moe_intermediate_size\":10,\"num_experts_per_tok\":3,"
+                                  "\"mlp_only_layers\":[3]}");
+    cr_expect(!c.moe[0] && c.moe[1] && !c.moe[2] && !c.moe[3]);
+    cr_expect(c.n_experts == 8 && c.n_experts_used == 3 && c.n_ffn_expert == 10);
+    cr_expect_not(c.moe_normalise);
+    /* Three dense MLPs, and one of 8 experts with a router. */
+    int64_t attention = 2 * 64 * 64 + 2 * 64 * 8 + 2 * 2;
+    cr_expect_eq(c.n_params, 4 * (attention + 128) + 3 * (3 * 64 * 96) + 8 * 64 + 8 * 3 * 64 * 10 +
+                                 2 * 6400 + 64);
+    c = must_load("{" ARCH("Mixtral") SIZES "}");
+    cr_expect(c.moe[0] && c.moe[3] && c.moe_normalise && c.rope[0].theta == 1e6);
+    cr_expect(c.n_experts == 8 && c.n_experts_used == 2 && c.n_ffn_expert == 96);
+    c = must_load("{" ARCH("Qwen3Moe") SIZES ",\"num_experts\":0}");
+    cr_expect(!c.moe[0] && c.n_experts == 0);
+}
+
+Test(hf_config, quantised_to_fp8) {
+    td_model_config c = must_load(LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\","
+                                        "\"weight_block_size\":[128,64]}}");
+    cr_expect(c.fp8 && c.fp8_block[0] == 128 && c.fp8_block[1] == 64);
+    cr_expect_str_eq(c.fp8_scale_suffix, "_scale_inv");
+    c = must_load(LLAMA
+                  ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+                  "\"format\":\"float-quantized\",\"config_groups\":{\"group_0\":{\"weights\":"
+                  "{\"type\":\"float\",\"num_bits\":8,\"strategy\":\"channel\"}}}}}");
+    cr_expect(c.fp8 && c.fp8_scale_first && c.fp8_block[0] == 0);
+    cr_expect_str_eq(c.fp8_scale_suffix, "_scale");
 }
 
 Test(hf_config, biases_only_where_the_architecture_reads_the_key) {
@@ -68,34 +161,51 @@ Test(hf_config, windows) {
     td_model_config c =
         must_load("{" ARCH("Qwen2") SIZES ",\"use_sliding_window\":true,"
                                           "\"sliding_window\":16,\"max_window_layers\":2}");
-    cr_expect_eq(c.window, 16);
-    cr_expect_eq(c.window_first_layer, 2);
+    cr_expect(windows_are(&c, (int32_t[]){0, 0, 16, 16}));
     c = must_load("{" ARCH("Qwen2") SIZES ",\"use_sliding_window\":true,\"sliding_window\":16}");
-    cr_expect_eq(c.window, 0); /* max_window_layers is 28 */
+    cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0})); /* max_window_layers is 28 */
     c = must_load("{" ARCH("Qwen3") SIZES
                   ",\"use_sliding_window\":true,\"sliding_window\":16,"
                   "\"max_window_layers\":4,\"layer_types\":[\"full_attention\","
                   "\"sliding_attention\",\"sliding_attention\",\"sliding_attention\"]}");
-    cr_expect_eq(c.window, 16);
-    cr_expect_eq(c.window_first_layer, 1);
+    cr_expect(windows_are(&c, (int32_t[]){0, 16, 16, 16}));
+    c = must_load("{" ARCH("Qwen3") SIZES
+                  ",\"use_sliding_window\":true,\"sliding_window\":16,"
+                  "\"layer_types\":[\"sliding_attention\","
+                  "\"full_attention\",\"sliding_attention\",\"full_attention\"]}");
+    cr_expect(windows_are(&c, (int32_t[]){16, 0, 16, 0}));
+    /* transformers reads the width only when the window is used. */
+    c = must_load("{" ARCH("Qwen3Moe") SIZES ",\"sliding_window\":0}");
+    cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0}));
+    c = must_load("{" ARCH("Qwen3Moe") SIZES ",\"use_sliding_window\":true}");
+    cr_expect(windows_are(&c, (int32_t[]){4096, 4096, 4096, 4096}));
+    c = must_load("{" ARCH("Gemma2") SIZES "}");
+    cr_expect(windows_are(&c, (int32_t[]){4096, 0, 4096, 0}));
+    c = must_load("{" ARCH("Gemma3") SIZES ",\"sliding_window\":9}");
+    cr_expect(windows_are(&c, (int32_t[]){9, 9, 9, 9}));
+    c = must_load("{" ARCH("Gemma3") SIZES ",\"sliding_window\":9,\"sliding_window_pattern\":3}");
+    cr_expect(windows_are(&c, (int32_t[]){9, 9, 0, 9}));
+    c = must_load("{" ARCH("SmolLM3") SIZES ",\"use_sliding_window\":true,\"sliding_window\":9,"
+                                            "\"no_rope_layers\":[1,0,1,1]}");
+    cr_expect(windows_are(&c, (int32_t[]){0, 9, 0, 0}));
 }
 
 Test(hf_config, rope_forms) {
     td_model_config c = must_load(LLAMA ",\"rope_theta\":5e5,\"rope_scaling\":{\"type\":\"linear\","
                                         "\"factor\":4}}");
-    cr_expect_eq(c.rope_type, TD_ROPE_LINEAR);
-    cr_expect_eq(c.rope_factor, 4.0);
-    cr_expect_eq(c.rope_theta, 5e5);
+    cr_expect_eq(c.rope[0].type, TD_ROPE_LINEAR);
+    cr_expect_eq(c.rope[0].factor, 4.0);
+    cr_expect_eq(c.rope[0].theta, 5e5);
     /* transformers 5 */
     c = must_load(LLAMA ",\"rope_parameters\":{\"rope_type\":\"llama3\",\"rope_theta\":1e6,"
                         "\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4,"
                         "\"original_max_position_embeddings\":64}}");
-    cr_expect_eq(c.rope_type, TD_ROPE_LLAMA3);
-    cr_expect_eq(c.rope_theta, 1e6);
-    cr_expect_eq(c.rope_original_positions, 64);
+    cr_expect_eq(c.rope[0].type, TD_ROPE_LLAMA3);
+    cr_expect_eq(c.rope[0].theta, 1e6);
+    cr_expect_eq(c.rope[0].original_positions, 64);
     c = must_load(LLAMA ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":7}}");
-    cr_expect_eq(c.rope_type, TD_ROPE_DEFAULT);
-    cr_expect_eq(c.rope_theta, 7.0);
+    cr_expect_eq(c.rope[0].type, TD_ROPE_DEFAULT);
+    cr_expect_eq(c.rope[0].theta, 7.0);
 }
 
 Test(hf_config, ids_dtype_and_parameter_count) {
@@ -119,23 +229,77 @@ Test(hf_config, refuses_by_name) {
         {"[]", "expected an object"},
         {"{", "not valid JSON"},
         {"{\"model_type\":\"gpt2\"}", "(model_type is \"gpt2\")"},
-        {"{\"architectures\":[\"GPT2LMHeadModel\"]}",
-         "the architecture \"GPT2LMHeadModel\" is not supported; supported are LlamaForCausalLM"},
-        {"{\"architectures\":[\"Qwen3MoeForCausalLM\"]}", "\"Qwen3MoeForCausalLM\" is not"},
+        {"{\"architectures\":[\"FalconForCausalLM\"]}",
+         "the architecture \"FalconForCausalLM\" is not supported; supported are LlamaForCausalLM"},
+        {"{\"architectures\":[\"Gemma3ForConditionalGeneration\"]}",
+         "\"Gemma3ForConditionalGeneration\" is not"},
         {LLAMA ",\"quantization_config\":{\"quant_method\":\"gptq\"}}",
          "quantised (quantization_config: method \"gptq\")"},
         {LLAMA ",\"num_local_experts\":8}", "mixture of experts (num_local_experts is 8)"},
-        {LLAMA ",\"attention_bias\":true}", "attention_bias is true: a bias on o_proj is not"},
-        {LLAMA ",\"mlp_bias\":true}", "mlp_bias is true: a bias on down_proj is not"},
-        {"{" ARCH("Qwen3") SIZES ",\"attention_bias\":true}", "attention_bias is true"},
-        {LLAMA ",\"hidden_act\":\"gelu\"}", "hidden_act \"gelu\" is not supported"},
-        {LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4}}",
-         "the rope type \"yarn\" is not supported; default, linear and llama3 are"},
-        {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":4}}", "rope type \"dynamic\""},
+        {LLAMA ",\"hidden_act\":\"relu\"}", "hidden_act \"relu\" is not supported"},
+        {"{" ARCH("Gemma2") SIZES ",\"hidden_activation\":\"quick_gelu\"}",
+         "hidden_activation \"quick_gelu\" is not supported"},
+        {"{" ARCH("Gemma") SIZES ",\"hidden_activation\":\"gelu\"}",
+         "hidden_activation \"gelu\" is not supported"},
+        {"{" ARCH("Gemma3") SIZES ",\"use_bidirectional_attention\":true}",
+         "\"use_bidirectional_attention\" is true, which is not supported"},
+        {"{" ARCH("Gemma3") SIZES ",\"attn_logit_softcapping\":50}",
+         "attn_logit_softcapping is 50, which is not supported in Gemma3ForCausalLM"},
+        {"{" ARCH("Gemma3") SIZES ",\"rope_parameters\":{\"rope_theta\":3}}",
+         "one object each for full_attention and sliding_attention"},
+        {"{" ARCH("Gemma3") SIZES ",\"rope_scaling\":{\"full_attention\":{}}}",
+         "parameters per layer type belong into rope_parameters"},
+        {"{" ARCH("StableLm") SIZES ",\"partial_rotary_factor\":1,\"qk_layernorm\":true}",
+         "\"qk_layernorm\" is true"},
+        {"{" ARCH("StableLm") SIZES "}", "the rotary dimension (0.25 of head_dim 2) is 0"},
+        {"{\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":4,\"n_embd\":64,\"n_head\":4,"
+         "\"vocab_size\":100,\"add_cross_attention\":true}",
+         "\"add_cross_attention\" is true"},
+        {"{\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":4,\"n_embd\":62,\"n_head\":4,"
+         "\"vocab_size\":100}",
+         "the hidden size (62) is no multiple of the number of heads (4)"},
+        {"{" ARCH("Qwen3Moe") SIZES ",\"num_experts\":4}",
+         "num_experts_per_tok (8) is above the number of experts (4)"},
+        {"{" ARCH("Qwen3Moe") SIZES ",\"mlp_only_layers\":3}", "must be a list of layers"},
+        {"{" ARCH("Qwen3Moe") SIZES ",\"mlp_only_layers\":[\"a\"]}", "entry 0 is none"},
+        {"{" ARCH("SmolLM3") SIZES ",\"no_rope_layers\":[1]}",
+         "\"no_rope_layers\" must be a list of 4 numbers"},
+        {"{" ARCH("SmolLM3") SIZES ",\"no_rope_layers\":[1,1,1,\"x\"]}",
+         "entry 3 of \"no_rope_layers\" must be 0 or 1"},
+        {"{" ARCH("Granite") SIZES ",\"logits_scaling\":0}", "\"logits_scaling\" is 0"},
+        {LLAMA ",\"quantization_config\":{}}", "method \"unnamed\""},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}}",
+         "fmt other than e4m3"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"scale_fmt\":\"ue8m0\"}}",
+         "scale_fmt other than float"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}}",
+         "\"weight_block_size\" must be a list of two sizes"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+               "\"format\":\"pack-quantized\"}}",
+         "format other than float-quantized"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+               "\"format\":\"float-quantized\",\"config_groups\":{\"g\":{\"weights\":"
+               "{\"type\":\"int\",\"num_bits\":8}}}}}",
+         "weights other than symmetric 8-bit floats"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+               "\"format\":\"float-quantized\",\"config_groups\":{\"g\":{\"weights\":"
+               "{\"type\":\"float\",\"num_bits\":8,\"strategy\":\"group\"}}}}}",
+         "a strategy other than tensor, channel, block"},
+        {LLAMA ",\"rope_scaling\":{\"rope_type\":\"mrope\",\"factor\":4}}",
+         "the rope type \"mrope\" is not supported; default, linear, dynamic, llama3, yarn and "
+         "longrope are"},
+        {"{" ARCH("Phi3") SIZES ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
+         "the rope type \"linear\" is not supported in this architecture"},
+        {LLAMA ",\"rope_scaling\":{\"type\":\"longrope\",\"factor\":4}}",
+         "\"short_factor\" must be a list of 1 numbers"},
+        {LLAMA ",\"rope_scaling\":{\"type\":\"longrope\",\"factor\":4,\"short_factor\":[1],"
+               "\"long_factor\":[0]}}",
+         "entry 0 of \"long_factor\" must be a number above 0"},
+        {LLAMA ",\"rope_scaling\":{\"type\":\"dynamic\"}}", "rope_scaling: the key \"factor\" is"},
         {LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", "rope_scaling: the key \"factor\" is"},
         {LLAMA ",\"rope_scaling\":3}", "rope_scaling must be an object, but is an integer"},
         {LLAMA ",\"rope_parameters\":{\"full_attention\":{}}}",
-         "parameters per layer type (\"full_attention\") are not supported"},
+         "parameters per layer type are not supported in LlamaForCausalLM"},
         {LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,"
                "\"high_freq_factor\":4}}",
          "high_freq_factor (4) must be above low_freq_factor (4)"},
@@ -150,13 +314,11 @@ Test(hf_config, refuses_by_name) {
         {LLAMA ",\"layer_types\":[\"sliding_attention\",\"sliding_attention\","
                "\"sliding_attention\",\"sliding_attention\"]}",
          "contradicts sliding_window"},
-        {"{" ARCH("Qwen3") SIZES ",\"layer_types\":[\"sliding_attention\",\"full_attention\","
-                                 "\"full_attention\",\"full_attention\"]}",
-         "alternates between sliding and full attention (layer 1)"},
         {"{" ARCH("Qwen3") SIZES ",\"layer_types\":[\"linear_attention\",\"full_attention\","
                                  "\"full_attention\",\"full_attention\"]}",
          "the layer type \"linear_attention\" is not supported"},
         {"{" ARCH("Llama") "\"num_hidden_layers\":4}", "\"hidden_size\" is missing"},
+        {"{" ARCH("Llama") "\"num_hidden_layers\":513}", "is 513, expected 1 to 512"},
         {"{" ARCH("Llama") "\"num_hidden_layers\":0}", "\"num_hidden_layers\" is 0"},
         {"{" ARCH("Llama") "\"num_hidden_layers\":\"4\"}", "must be an integer, but is a string"},
     };

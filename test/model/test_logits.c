@@ -8,7 +8,7 @@
 #include "harness.h"
 #include "tdgen/util.h"
 
-enum { V = 512, SMALL_K = 20 };
+enum { MAX_V = 1000, SMALL_K = 20 };
 
 static void need_shared(void) {
     if (access(TD_SHARED_DIR "/data/logits", R_OK) != 0) {
@@ -29,7 +29,7 @@ static void worse(double *max, double got, double want) {
         *max = d;
 }
 
-static double log_sum_exp(const float *z, double temperature) {
+static double log_sum_exp(const float *z, int V, double temperature) {
     double m = -INFINITY, sum = 0;
     for (int i = 0; i < V; i++)
         m = fmax(m, z[i] / temperature);
@@ -39,9 +39,9 @@ static double log_sum_exp(const float *z, double temperature) {
 }
 
 /* Row r of `rows` against reference logits z; everything expected is computed here in f64. */
-static void compare_row(const hs_rows *rows, int32_t r, const float *z, int32_t target,
+static void compare_row(const hs_rows *rows, int32_t r, const float *z, int V, int32_t target,
                         const float *temperatures, diffs *d) {
-    double lse = log_sum_exp(z, 1.0), entropy = 0, tail = 1.0;
+    double lse = log_sum_exp(z, V, 1.0), entropy = 0, tail = 1.0;
     double stored = 0;
     int best = 0;
     for (int i = 0; i < V; i++) {
@@ -63,7 +63,7 @@ static void compare_row(const hs_rows *rows, int32_t r, const float *z, int32_t 
     worse(&d->entropy, rows->entropy[r], entropy);
     worse(&d->target, rows->target_logprob[r], z[target] - lse);
     for (int32_t i = 0; i < rows->nT; i++)
-        worse(&d->lse_t, rows->logsumexp_t[r * rows->nT + i], log_sum_exp(z, temperatures[i]));
+        worse(&d->lse_t, rows->logsumexp_t[r * rows->nT + i], log_sum_exp(z, V, temperatures[i]));
     /* Logits closer than the tolerance may come in either order. */
     int32_t least = 0, most = 0;
     for (int i = 0; i < V; i++) {
@@ -73,7 +73,7 @@ static void compare_row(const hs_rows *rows, int32_t r, const float *z, int32_t 
     d->rank_differs += rows->target_rank[r] < least || rows->target_rank[r] > most;
 }
 
-static void compare(const char *name, const char *model, const char *logits) {
+static void compare(const char *name, const char *model, const char *logits, int V) {
     char *ids_path = td_asprintf(TD_SHARED_DIR "/data/logits/%s.ids.txt", name);
     char *logits_path = td_asprintf(TD_SHARED_DIR "/data/logits/%s.%s", name, logits);
     char *dir = td_asprintf(TD_SHARED_DIR "/data/models/%s", model);
@@ -99,8 +99,8 @@ static void compare(const char *name, const char *model, const char *logits) {
         diffs d = {0};
         for (int32_t i = 0; i < s.n; i++)
             for (int32_t t = s.offsets[i]; t < s.offsets[i + 1]; t++)
-                compare_row(&rows, t, z + (int64_t)t * V, hs_target(&s, i, t), setup.temperatures,
-                            &d);
+                compare_row(&rows, t, z + (int64_t)t * V, V, hs_target(&s, i, t),
+                            setup.temperatures, &d);
         printf("%s f32 k=%d, %d rows: max abs diff logprob %.2e logsumexp %.2e logsumexp_t %.2e "
                "target %.2e entropy %.2e tail %.2e; argmax differs on %d, rank on %d\n",
                name, rows.K, n, d.logprob, d.lse, d.lse_t, d.target, d.entropy, d.tail,
@@ -125,22 +125,33 @@ static void compare(const char *name, const char *model, const char *logits) {
 
 Test(logits, stories260K_against_run_c) {
     need_shared();
-    compare("stories260K", "stories260K-hf", "run_c.f32");
+    compare("stories260K", "stories260K-hf", "run_c.f32", 512);
 }
 
 Test(logits, llama3_rope_scaling) {
     need_shared();
-    compare("tiny-random-llama3", "tiny-random-llama3", "torch.f32");
+    compare("tiny-random-llama3", "tiny-random-llama3", "torch.f32", 512);
 }
 
 Test(logits, qwen3_qk_norm) {
     need_shared();
-    compare("tiny-random-qwen3", "tiny-random-qwen3", "torch.f32");
+    compare("tiny-random-qwen3", "tiny-random-qwen3", "torch.f32", 512);
+}
+
+Test(logits, qwen3_moe) {
+    need_shared();
+    compare("tiny-random-qwen3moe", "tiny-random-qwen3moe", "torch.f32", 512);
+}
+
+Test(logits, gpt2) {
+    need_shared();
+    compare("tiny-random-gpt2", "tiny-random-gpt2", "ort.f32", 1000);
 }
 
 /* KL(f32 || bf16) of a row, over the full distribution. */
 static double row_kl(const hs_rows *a, const hs_rows *b, int32_t r) {
-    double lp[V], kl = 0;
+    double lp[MAX_V], kl = 0;
+    int32_t V = a->K;
     for (int k = 0; k < V; k++)
         lp[b->topk_ids[r * V + k]] = b->topk_logprobs[r * V + k];
     for (int k = 0; k < V; k++) {
@@ -151,6 +162,7 @@ static double row_kl(const hs_rows *a, const hs_rows *b, int32_t r) {
 }
 
 Test(logits, bf16_stays_close_to_f32) {
+    enum { V = 512 };
     static const char *const names[][2] = {{"stories260K", "stories260K-hf"},
                                            {"tiny-random-llama3", "tiny-random-llama3"},
                                            {"tiny-random-qwen3", "tiny-random-qwen3"}};
