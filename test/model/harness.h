@@ -37,6 +37,7 @@ typedef struct hs_setup {
     int32_t top_k;
     int32_t n_temperatures;
     float temperatures[2];
+    int32_t n_valid_vocab; /* 0: all */
 } hs_setup;
 
 /* Runs the samples in order, as many whole samples per micro-batch as fit, slots always full. */

@@ -1,9 +1,11 @@
 /* Checkpoint folders: what opens, and the message of each thing that is refused. No device. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "fixture.h"
+#include "model/tensor.h"
 #include "tdgen/model.h"
 #include "tdgen/util.h"
 
@@ -174,4 +176,84 @@ Test(checkpoint, a_tied_model_does_not_need_lm_head) {
     fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
     cr_expect_eq(hash_of(dir, &tied), h, "an ignored tensor is no part of the identity");
     fx_model_free(&m);
+}
+
+/* --- families --------------------------------------------------------------------------------- */
+
+/* Files saved from the model without its head have no "model." before their names. */
+Test(checkpoint, a_bare_model_has_no_prefix) {
+    char *dir = fx_temp_dir();
+    td_model_config tied = small;
+    tied.tied_embeddings = true;
+    fx_model m = fx_model_make(&tied, TD_F32, 1);
+    for (size_t i = 0; i < m.n; i++)
+        memmove(m.tensors[i].name, m.tensors[i].name + 6, strlen(m.tensors[i].name + 6) + 1);
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    hash_of(dir, &tied);
+    fx_add(&m, "layers.0.self_attn.sinks", TD_F32, 4, 0);
+    fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
+    expect_refused(dir, &tied, "tensor layers.0.self_attn.sinks is there, but LlamaForCausalLM");
+    fx_model_free(&m);
+}
+
+Test(checkpoint, an_unknown_architecture_is_refused) {
+    td_model_config c = small;
+    strcpy(c.architecture, "FalconForCausalLM");
+    expect_refused(fx_temp_dir(), &c, "the architecture \"FalconForCausalLM\" is not supported");
+}
+
+Test(checkpoint, fp8_needs_a_fitting_scale) {
+#define TENSOR(name, dtype, shape, begin, end)                                                     \
+    "\"model.embed_tokens." name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape                    \
+    ",\"data_offsets\":[" begin "," end "]}"
+#define WEIGHT TENSOR("weight", "F8_E4M3", "[40,16]", "0", "640")
+    static const struct {
+        const char *header, *message;
+        size_t size_bytes;
+        int32_t block;
+    } cases[] = {
+        {"{" WEIGHT "}",
+         "tensor model.embed_tokens.weight has dtype F8_E4M3, but its scale "
+         "model.embed_tokens.weight_scale_inv is missing",
+         640, 0},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "F8_E8M0", "[3,1]", "640", "643") "}",
+         "weight_scale_inv has dtype F8_E8M0; scales in F32, BF16 and F16 are", 643, 16},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[2,1]", "640", "648") "}",
+         "weight_scale_inv has shape [2, 1], config.json asks for [3, 1]", 648, 16},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[16,1]", "640", "704") "}",
+         "weight_scale_inv has shape [16, 1], config.json asks for [40, 1]", 704, 0},
+        {"{" TENSOR("weight", "F8_E5M2", "[40,16]", "0", "640") "}",
+         "has dtype F8_E5M2; F32, BF16 and F16 are supported, and F8_E4M3 for matrices", 640, 0},
+        /* A good scale: the next tensor is the one that is missing. */
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[3,1]", "640", "652") "}",
+         "tensor model.norm.weight is missing", 652, 16},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "BF16", "[40]", "640", "720") "}",
+         "tensor model.norm.weight is missing", 720, 0},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[]", "640", "644") "}",
+         "tensor model.norm.weight is missing", 644, 0},
+    };
+    char *dir = fx_temp_dir(), data[720] = {0};
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        td_model_config c = small;
+        c.fp8 = true;
+        c.fp8_scale_suffix = "_scale_inv";
+        c.fp8_block[0] = c.fp8_block[1] = cases[i].block;
+        fx_write_st(dir, "model.safetensors", cases[i].header, data, cases[i].size_bytes);
+        expect_refused(dir, &c, cases[i].message);
+    }
+}
+
+/* Every e4m3 number by the definition of the format: bias 7, no infinities. */
+Test(checkpoint, e4m3_values) {
+    for (int b = 0; b < 256; b++) {
+        int exponent = (b >> 3) & 15, mantissa = b & 7;
+        double want =
+            exponent ? (1 + mantissa / 8.0) * pow(2, exponent - 7) : mantissa / 8.0 * pow(2, -6);
+        float got = td_e4m3_to_f32((uint8_t)b);
+        if ((b & 0x7f) == 0x7f)
+            cr_expect(isnan(got));
+        else
+            cr_expect_eq(got, (float)(b & 0x80 ? -want : want), "%d", b);
+    }
+    cr_expect_eq(td_e4m3_to_f32(0x7e), 448.0f);
 }

@@ -295,6 +295,138 @@ Test(session, the_memory_estimate_is_what_is_allocated) {
     rig_close(&r);
 }
 
+/* Experts, parallel and post norms, two and length-dependent ropes, learned positions: what each
+ * kind of model allocates, on each of two stages, is what the planner was told. */
+Test(session, the_memory_estimate_holds_for_every_family) {
+    static const char *const names[] = {
+        "qwen3_moe_mlp_only",
+        "mixtral",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "phi3_longrope",
+        "llama_rope_dynamic",
+        "olmo2",
+        "smollm3",
+        "llama_fp8_block",
+        "stablelm",
+    };
+    for (size_t f = 0; f < TD_ARRAY_LEN(names); f++) {
+        char *dir = td_asprintf("%s/test/fixtures/families/%s", TD_SOURCE_DIR, names[f]);
+        td_model_config cfg;
+        td_weights *w;
+        td_session *s;
+        td_device *devices[2];
+        td_stage stages[2];
+        td_error e;
+        cr_assert_eq(td_model_config_load(dir, &cfg, &e), TD_OK, "%s", e.text);
+        cr_assert_eq(td_weights_open(dir, &cfg, &w, &e), TD_OK, "%s", e.text);
+        hs_devices_open(devices, 2);
+        hs_stages(&cfg, devices, 2, stages);
+        cr_assert_eq(td_weights_load(w, stages, 2, TD_F32, NULL, &e), TD_OK, "%s", e.text);
+        /* Above every limit of these models, so that ropes have their long sections. */
+        td_session_limits lim = {.max_tokens = 1500,
+                                 .max_seqs = 9,
+                                 .max_rows = 30,
+                                 .n_slots = 3,
+                                 .capture_rows = 8,
+                                 .top_k = 4};
+        real_ops = devices[0]->ops;
+        counting_ops = *real_ops;
+        counting_ops.alloc = counting_alloc;
+        counting_ops.free = counting_free;
+        memset(allocated_bytes, 0, sizeof allocated_bytes);
+        for (int i = 0; i < 2; i++)
+            devices[i]->ops = &counting_ops;
+        cr_assert_eq(td_session_create(w, stages, 2, &lim, &s, &e), TD_OK, "%s", e.text);
+        uint64_t weight_bytes = 0;
+        for (int i = 0; i < 2; i++) {
+            td_stage_memory m;
+            td_stage_memory_estimate(&cfg, TD_F32, &lim, stages[i].item_begin, stages[i].item_end,
+                                     &m);
+            cr_expect_eq(allocated_bytes[devices[i]->info.index],
+                         m.activation_bytes + m.workspace_bytes, "%s, stage %d", names[f], i);
+            weight_bytes += m.weight_bytes;
+        }
+        uint64_t tied = cfg.tied_embeddings ? (uint64_t)cfg.n_vocab * (uint64_t)cfg.n_hidden : 0;
+        cr_expect_eq(weight_bytes, ((uint64_t)cfg.n_params + tied) * 4, "%s", names[f]);
+        td_session_destroy(s);
+        cr_expect_eq(n_live, 0, "%s", names[f]);
+        for (int i = 0; i < 2; i++)
+            devices[i]->ops = real_ops;
+        td_weights_close(w);
+        hs_devices_close(devices, 2);
+        free(dir);
+    }
+}
+
+Test(session, ids_above_the_valid_vocabulary_get_no_probability) {
+    enum { VALID = V - 11 };
+    char *dir;
+    fx_model m = write_model(&base, TD_F32, "", &dir);
+    hs_samples s = hs_samples_random(3, 5, 20, V, 21);
+    hs_setup setup = {.dir = dir, .compute = TD_F32, .n_stages = 1, .top_k = V};
+    hs_rows all = hs_run(&setup, &s);
+    setup.n_valid_vocab = VALID;
+    hs_rows some = hs_run(&setup, &s);
+    for (int32_t r = 0; r < all.n; r++) {
+        double mass = 0;
+        for (int k = 0; k < V; k++) {
+            if (all.topk_ids[r * V + k] < VALID)
+                mass += exp(all.topk_logprobs[r * V + k]);
+            cr_expect_lt(some.topk_ids[r * V + k], VALID, "row %d", r);
+            cr_expect_eq(some.topk_ids[r * V + k] < 0, k >= VALID, "row %d", r);
+        }
+        cr_expect_lt(fabs(some.logsumexp[r] - (all.logsumexp[r] + log(mass))), 1e-5, "row %d", r);
+    }
+    hs_rows_free(&all);
+    hs_rows_free(&some);
+    hs_samples_free(&s);
+    fx_model_free(&m);
+}
+
+/* transformers raises an index error there; rotary models go on, as theirs do. */
+Test(session, refuses_samples_beyond_learned_positions) {
+    static const char dir[] = TD_SOURCE_DIR "/test/fixtures/families/gpt2";
+    td_model_config cfg;
+    td_weights *w;
+    td_session *s;
+    td_device *device;
+    td_stage stage;
+    td_error e;
+    td_captured cap;
+    cr_assert_eq(td_model_config_load(dir, &cfg, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(td_weights_open(dir, &cfg, &w, &e), TD_OK, "%s", e.text);
+    hs_devices_open(&device, 1);
+    hs_stages(&cfg, &device, 1, &stage);
+    cr_assert_eq(td_weights_load(w, &stage, 1, TD_F32, NULL, &e), TD_OK, "%s", e.text);
+    int32_t P = cfg.max_positions, *ids = td_calloc((size_t)P + 1, sizeof *ids);
+    td_session_limits lim = {.max_tokens = P + 1,
+                             .max_seqs = 2,
+                             .max_rows = 1,
+                             .n_slots = 2,
+                             .capture_rows = 1,
+                             .top_k = 1};
+    cr_assert_eq(td_session_create(w, &stage, 1, &lim, &s, &e), TD_OK, "%s", e.text);
+    int32_t row = P - 1, target = -1, too_long[] = {0, P + 1}, fits[] = {0, P, P + 1};
+    td_batch b = {P + 1, 1, 1, ids, too_long, &row, &target};
+    cr_expect_eq(td_session_submit(s, 0, &b, &e), TD_E_DATA);
+    cr_expect(strstr(e.text, "learned positions of the model; set data.max_length"), "%s", e.text);
+    b.n_seqs = 2;
+    b.seq_offsets = fits;
+    cr_assert_eq(td_session_submit(s, 0, &b, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(td_session_wait(s, 0, 0, &cap, &e), TD_OK, "%s", e.text);
+    cr_expect(isfinite(cap.logsumexp[0]));
+    lim.n_valid_vocab = cfg.n_vocab + 1;
+    td_session_destroy(s);
+    cr_expect_eq(td_session_create(w, &stage, 1, &lim, &s, &e), TD_E_INTERNAL);
+    cr_expect(strstr(e.text, "valid ids in a vocabulary of"), "%s", e.text);
+    td_weights_close(w);
+    hs_devices_close(&device, 1);
+    free(ids);
+}
+
 Test(session, weight_bytes_add_up_to_the_parameters) {
     td_session_limits lim = {
         .max_tokens = 1, .max_seqs = 1, .max_rows = 1, .capture_rows = 1, .top_k = 1};
