@@ -49,7 +49,7 @@ typedef struct td_device_info {
     int32_t domain;    /* devices with equal domain share weights */
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
     uint64_t memory_total_bytes, memory_free_bytes; /* of cpu*N: an Nth of the machine's each */
-    bool has_f32, has_bf16, has_f16; /* compute modes its GEMM offers */
+    bool has_f32, has_bf16, has_f16;                /* compute modes its GEMM offers */
 } td_device_info;
 
 /* A host tensor of a checkpoint, row-major, as stored. Borrowed. */
@@ -164,7 +164,8 @@ typedef struct td_device_ops {
 
     void (*close)(td_device *dev);
 
-    /* size_bytes of uninitialised memory (NaN-filled with TDGEN_DEBUG_ALLOC=1 in the environment). */
+    /* size_bytes of uninitialised memory (NaN-filled with TDGEN_DEBUG_ALLOC=1 in the environment).
+     */
     td_status (*alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
     void (*free)(td_device *dev, void *ptr);
     /* Host memory from which copies run at full speed; plain memory on CPU devices. */

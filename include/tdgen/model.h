@@ -21,34 +21,35 @@
 typedef enum td_rope_type { TD_ROPE_DEFAULT, TD_ROPE_LINEAR, TD_ROPE_LLAMA3 } td_rope_type;
 
 typedef struct td_model_config {
-    char architecture[64];      /* "LlamaForCausalLM" */
-    int32_t n_layers;           /* L */
-    int32_t n_hidden;           /* C */
-    int32_t n_ffn;              /* F */
+    char architecture[64];       /* "LlamaForCausalLM" */
+    int32_t n_layers;            /* L */
+    int32_t n_hidden;            /* C */
+    int32_t n_ffn;               /* F */
     int32_t n_heads, n_kv_heads; /* H, Hkv; H a multiple of Hkv */
-    int32_t head_dim;           /* D, even */
-    int32_t n_vocab;            /* V, padded size: rows of the embedding */
-    int32_t max_positions;      /* the model's own limit */
+    int32_t head_dim;            /* D, even */
+    int32_t n_vocab;             /* V, padded size: rows of the embedding */
+    int32_t max_positions;       /* the model's own limit */
     float rms_eps;
     bool tied_embeddings;
     bool qkv_bias, o_bias, mlp_bias; /* what the weights have; config_load refuses the last two */
-    bool qk_norm;               /* RMSNorm over each head of q and k before rope (Qwen3) */
-    int32_t window;             /* sliding window, 0 = full; per layer below */
-    int32_t window_first_layer; /* layers >= this use the window (Qwen2 max_window_layers) */
+    bool qk_norm;                    /* RMSNorm over each head of q and k before rope (Qwen3) */
+    int32_t window;                  /* sliding window, 0 = full; per layer below */
+    int32_t window_first_layer;      /* layers >= this use the window (Qwen2 max_window_layers) */
     td_rope_type rope_type;
     double rope_theta, rope_factor, rope_low_freq, rope_high_freq;
     int32_t rope_original_positions;
-    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent */
-    int32_t bos_id, eos_id;     /* -1 when absent; the first when a list */
-    int64_t n_params;           /* parameters of the whole model, counted from the shapes */
-    uint64_t config_hash;       /* xxh3 of config.json's bytes */
+    td_dtype weight_dtype;  /* torch_dtype; TD_F32 when absent */
+    int32_t bos_id, eos_id; /* -1 when absent; the first when a list */
+    int64_t n_params;       /* parameters of the whole model, counted from the shapes */
+    uint64_t config_hash;   /* xxh3 of config.json's bytes */
 } td_model_config;
 
 /* Reads MODEL_DIR/config.json. What is not supported is refused by name (architecture, rope type,
  * activation, quantisation), with TD_E_MODEL. */
 td_status td_model_config_load(const char *model_dir, td_model_config *out, td_error *err);
 
-/* --- weights ----------------------------------------------------------------------------------- */
+/* --- weights -----------------------------------------------------------------------------------
+ */
 
 typedef struct td_weights td_weights;
 
@@ -78,10 +79,11 @@ typedef struct td_stage {
  * mapping once, and its pages are given back; stages whose devices share a domain share the
  * prepared weight. Call once, before any session; after a failure it may be called again.
  * bytes_read (may be NULL) counts file bytes touched. The devices outlive w. */
-td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages,
-                          td_dtype compute, uint64_t *bytes_read, td_error *err);
+td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages, td_dtype compute,
+                          uint64_t *bytes_read, td_error *err);
 
-/* --- sessions ---------------------------------------------------------------------------------- */
+/* --- sessions ----------------------------------------------------------------------------------
+ */
 
 typedef struct td_session_limits {
     int32_t max_tokens;   /* tokens of the largest micro-batch */
@@ -94,7 +96,8 @@ typedef struct td_session_limits {
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary
- * buffers + scratch) and capture workspace. The planner uses the same function as the allocation. */
+ * buffers + scratch) and capture workspace. The planner uses the same function as the allocation.
+ */
 typedef struct td_stage_memory {
     uint64_t weight_bytes, activation_bytes, workspace_bytes;
 } td_stage_memory;
@@ -114,12 +117,12 @@ typedef struct td_batch {
 /* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
 typedef struct td_captured {
     int32_t n_rows, top_k, n_temperatures;
-    const int32_t *topk_ids;      /* [n_rows, top_k] */
-    const float *topk_logprobs;   /* [n_rows, top_k] */
-    const float *logsumexp;       /* [n_rows]; NaN marks a row that must not be recorded */
-    const float *logsumexp_t;     /* [n_rows, n_temperatures] */
+    const int32_t *topk_ids;    /* [n_rows, top_k] */
+    const float *topk_logprobs; /* [n_rows, top_k] */
+    const float *logsumexp;     /* [n_rows]; NaN marks a row that must not be recorded */
+    const float *logsumexp_t;   /* [n_rows, n_temperatures] */
     const float *tail_mass, *target_logprob, *entropy; /* [n_rows] */
-    const int32_t *target_rank;   /* [n_rows] */
+    const int32_t *target_rank;                        /* [n_rows] */
 } td_captured;
 
 typedef struct td_session td_session;
@@ -132,8 +135,8 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
 void td_session_destroy(td_session *s); /* waits for what is in flight; NULL allowed */
 /* Enqueues a micro-batch in `slot` (0 .. n_slots-1), which must not be in flight. */
 td_status td_session_submit(td_session *s, int32_t slot, const td_batch *batch, td_error *err);
-/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable and
- * can only be destroyed. */
+/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable
+ * and can only be destroyed. */
 td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_captured *out,
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */
