@@ -90,9 +90,10 @@ static void fill(flight *f, const td_work *w) {
                           .row_target = f->row_target};
 }
 
+/* A target of probability 0 (its logit was -inf) cannot be learnt from either. */
 static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
     for (int32_t r = first; r < first + n; r++)
-        if (!isfinite(cap->logsumexp[r])) {
+        if (!isfinite(cap->logsumexp[r]) || !isfinite(cap->target_logprob[r])) {
             *bad = r;
             return false;
         }
