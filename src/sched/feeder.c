@@ -86,12 +86,13 @@ static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error 
         td_shard_writer_open(run->in->output, shard, run->kinds, run->n_kinds, &o->writer, err);
     if (rc != TD_OK)
         return rc;
-    atomic_store(&o->n_left, shard->n_batches);
-    if (shard->n_batches == 0)
+    /* The shard can be complete, committed and freed as soon as its last micro-batch is published
+     * (or at once without any): from there on neither it nor o->work is touched. */
+    int32_t n = shard->n_batches;
+    atomic_store(&o->n_left, n);
+    if (n == 0)
         td_run_shard_complete(run, o);
-    /* The shard can be complete, committed and freed as soon as its last micro-batch is published:
-     * from there on neither it nor o->work is touched. */
-    for (int32_t i = 0, n = shard->n_batches; i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         o->work[i] = (td_work){.open = o, .batch = i};
         while (!td_queue_publish(run->queue, &o->work[i])) {
             if (td_run_stopping(run))
