@@ -76,6 +76,15 @@ static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end
     return rc;
 }
 
+/* Samples that no group will count. */
+static void count_idle(td_run_state *run, const td_shard *shard) {
+    for (int32_t i = 0; i < shard->n_samples; i++)
+        if (shard->samples[i].n_rows == 0) {
+            atomic_fetch_add(&run->n_samples_idle, 1);
+            atomic_fetch_add(&run->n_tokens_idle, shard->samples[i].n_tokens);
+        }
+}
+
 static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error *err) {
     td_shard *shard = o->shard;
     o->work = td_calloc((size_t)shard->n_batches, sizeof *o->work);
@@ -124,6 +133,7 @@ void *td_feeder_main(void *arg) {
         }
         atomic_fetch_add(&run->n_bad, o->shard->n_bad_rows);
         atomic_fetch_add(&run->n_overflow_rows, o->shard->n_overflow_rows);
+        count_idle(run, o->shard);
         rc = open_and_publish(run, o, &err);
         if (rc != TD_OK)
             break;
