@@ -25,6 +25,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERB
 
 try:
     import datasets
+    import jinja2  # noqa: F401
     import transformers
     from safetensors import safe_open
     from safetensors.numpy import load_file
