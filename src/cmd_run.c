@@ -295,22 +295,34 @@ static td_status open_output(job *j, td_error *err) {
     return rc;
 }
 
+static td_status open_source(job *j, td_error *err) {
+    return td_source_open(&j->cfg, j->tok, &j->limits, &j->source, err);
+}
+
+static td_status open_weights(job *j, td_error *err) {
+    return td_weights_open(j->cfg.model.path, &j->model, &j->weights, err);
+}
+
+static td_status bind_weights(job *j, td_error *err) {
+    uint64_t hash = 0;
+    td_status rc = td_weights_hash(j->weights, &hash, err);
+    return rc == TD_OK ? td_output_bind_weights(j->output, hash, err) : rc;
+}
+
+/* What is quick to refuse comes before what takes long. A signal between two steps stops here; what
+ * an earlier run committed is untouched. */
+static td_status prepare(job *j, td_error *err) {
+    static td_status (*const step[])(job *, td_error *) = {
+        open_source, open_weights, open_output, open_devices, load_weights, bind_weights};
+    td_status rc = TD_OK;
+    for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(step); i++)
+        rc = td_run_stop_requested() ? td_run_stopped_error(err) : step[i](j, err);
+    return rc;
+}
+
 static int run(job *j, bool quiet, td_error *err) {
     td_run_summary summary = {0};
-    td_status rc = td_source_open(&j->cfg, j->tok, &j->limits, &j->source, err);
-    if (rc == TD_OK)
-        rc = td_weights_open(j->cfg.model.path, &j->model, &j->weights, err);
-    if (rc == TD_OK)
-        rc = open_output(j, err);
-    if (rc == TD_OK)
-        rc = open_devices(j, err);
-    if (rc == TD_OK)
-        rc = load_weights(j, err);
-    uint64_t hash = 0;
-    if (rc == TD_OK)
-        rc = td_weights_hash(j->weights, &hash, err);
-    if (rc == TD_OK)
-        rc = td_output_bind_weights(j->output, hash, err);
+    td_status rc = prepare(j, err);
     if (rc != TD_OK)
         return td_status_exit_code(rc);
 
@@ -340,6 +352,7 @@ int td_cmd_run(const td_cmd_run_options *opt) {
     job j = {0};
     td_error err = {0};
     int code;
+    td_run_catch_signals();
     td_status rc = td_config_load(opt->config_path, opt->overrides, opt->n_overrides, &j.cfg, &err);
     if (rc != TD_OK) {
         td_log_error("%s", err.text);
@@ -355,6 +368,10 @@ int td_cmd_run(const td_cmd_run_options *opt) {
     if (opt->dry_run || !opt->quiet) {
         td_plan_print_assignment(&j.plan, stdout);
         fflush(stdout);
+    }
+    if (td_run_stop_requested()) {
+        code = td_status_exit_code(td_run_stopped_error(&err));
+        goto done;
     }
     if (opt->dry_run) {
         /* A run is told so by its data source. */

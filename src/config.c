@@ -346,3 +346,7 @@ const char *td_on_bad_sample_name(td_on_bad_sample b) {
 const char *td_text_unit_name(td_text_unit u) {
     return choice_name("data", "text_unit", (int)u);
 }
+
+const char *td_token_dtype_name(td_token_dtype t) {
+    return choice_name("data", "token_dtype", (int)t);
+}

@@ -21,6 +21,8 @@ static const td_key_choice format_choices[] = {{"auto", TD_FORMAT_AUTO},
                                                {NULL, 0}};
 static const td_key_choice text_unit_choices[] = {
     {"line", TD_TEXT_LINE}, {"file", TD_TEXT_FILE}, {NULL, 0}};
+static const td_key_choice token_dtype_choices[] = {
+    {"auto", TD_TOKEN_AUTO}, {"u16", TD_TOKEN_U16}, {"u32", TD_TOKEN_U32}, {NULL, 0}};
 static const td_key_choice overflow_choices[] = {{"truncate", TD_OVERFLOW_TRUNCATE},
                                                  {"split", TD_OVERFLOW_SPLIT},
                                                  {"skip", TD_OVERFLOW_SKIP},
@@ -42,7 +44,7 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
     {"data", "path", TD_KEY_STRING, FIELD(data.path), 0, 0, NULL, NULL, "required",
      "The dataset, one file."},
     {"data", "format", TD_KEY_CHOICE, FIELD(data.format), 0, 0, format_choices, "auto", NULL,
-     "jsonl: one JSON object per line. text: plain text. tokens: a safetensors file with input_ids and sample_offsets, such as a shard of tdgen. auto: by extension and first bytes."},
+     "jsonl: one JSON object per line. text: plain text. Both also as .gz and .zst. tokens: a safetensors file with input_ids and sample_offsets, such as a shard of tdgen or what tools/prepare makes; or raw ids (.bin). auto: by extension and first bytes."},
     {"data", "text_unit", TD_KEY_CHOICE, FIELD(data.text_unit), 0, 0, text_unit_choices, "line", NULL,
      "For format = text: a row is a line, or the whole file is one row."},
     {"data", "text_field", TD_KEY_STRING, FIELD(data.text_field), 0, 0, NULL, "text", NULL,
@@ -59,6 +61,10 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "JSONL field that holds token ids, for rows already tokenised; needs no tokenizer. Instead of text_field."},
     {"data", "mask_field", TD_KEY_STRING, FIELD(data.mask_field), 0, 0, NULL, NULL, "not set",
      "With ids_field: JSONL field with one 0 or 1 per id, 1 where the token is a training target."},
+    {"data", "token_dtype", TD_KEY_CHOICE, FIELD(data.token_dtype), 0, 0, token_dtype_choices, "auto", NULL,
+     "Integers of a raw token file (.bin, as nanoGPT writes it). auto: what the .idx file beside it says (Megatron), else u16, or u32 when the model has more than 65536 ids."},
+    {"data", "document_eos", TD_KEY_INT32, FIELD(data.document_eos), -1, INT32_MAX, NULL, "-1", NULL,
+     "Raw token file without .idx: a row ends behind each token of this id. -1: there is none, and each row is max_length tokens."},
     {"data", "id_field", TD_KEY_STRING, FIELD(data.id_field), 0, 0, NULL, NULL, "not set",
      "JSONL field carried through to the record, to find rows again."},
     {"data", "max_samples", TD_KEY_INT64, FIELD(data.max_samples), 0, INT64_MAX, NULL, "0", NULL,
@@ -87,6 +93,8 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "How the log-probabilities of the top_k are stored."},
     {"capture", "temperatures", TD_KEY_TEMPERATURES, 0, 0, 0, NULL, NULL, "none",
      "Temperatures for which logsumexp(logits/T) is recorded too, which makes re-tempering exact."},
+    {"capture", "mask_padded_vocab", TD_KEY_BOOL, FIELD(capture.mask_padded_vocab), 0, 0, NULL, "false", NULL,
+     "Where the model's vocabulary is padded beyond the tokenizer's: true gives the padding no probability; false is Hugging Face's own softmax."},
 
     {"output", "dir", TD_KEY_STRING, FIELD(output.dir), 0, 0, NULL, NULL, "required",
      "Folder of the record, created when absent. The same command again resumes what is there."},

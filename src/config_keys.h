@@ -42,7 +42,7 @@ typedef struct td_config_key {
     const char *doc;      /* one or two sentences */
 } td_config_key;
 
-enum { TD_CONFIG_N_KEYS = 32 };
+enum { TD_CONFIG_N_KEYS = 35 };
 extern const td_config_key td_config_keys[TD_CONFIG_N_KEYS];
 extern const char *const td_config_sections[6];
 

@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -79,11 +80,24 @@ bool td_log_is_live(void) {
     return live;
 }
 
+/* Bytes of `line` that fill at most `columns` columns, whole UTF-8 characters of one column each.
+ */
+static int fitting_bytes(const char *line, int columns) {
+    int i = 0;
+    for (; line[i]; i++)
+        if (((unsigned char)line[i] & 0xc0) != 0x80 && columns-- == 0)
+            break;
+    return i;
+}
+
 void td_log_progress(const char *line) {
     if (!td_log_is_live())
         return;
+    /* A wrapped line could not be overwritten by the next one. */
+    struct winsize ws;
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 1 ? ws.ws_col - 1 : 79;
     pthread_mutex_lock(&g_log.lock);
-    fprintf(stderr, "\r%s\033[K", line);
+    fprintf(stderr, "\r%.*s\033[K", fitting_bytes(line, columns), line);
     fflush(stderr);
     g_log.progress_shown = line[0] != '\0';
     pthread_mutex_unlock(&g_log.lock);

@@ -131,7 +131,7 @@ done:
     return code;
 }
 
-int main(int argc, char **argv) {
+static int dispatch(int argc, char **argv) {
     if (argc < 2) {
         fputs(HELP, stderr);
         return TD_EXIT_CONFIG;
@@ -159,4 +159,14 @@ int main(int argc, char **argv) {
         return usage_error("unknown command \"%s\"", first,
                            td_nearest_name(first, names, TD_ARRAY_LEN(names)));
     return run_main(argc, argv);
+}
+
+int main(int argc, char **argv) {
+    int code = dispatch(argc, argv);
+    /* What was to be read by somebody and got lost is no success. */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == TD_EXIT_OK) {
+        td_log_error("standard output could not be written");
+        code = TD_EXIT_OUTPUT;
+    }
+    return code;
 }

@@ -13,5 +13,6 @@ if(TARGET tdgen)
   add_test(NAME stress_run_clean COMMAND ${CMAKE_COMMAND} -E rm -rf ${CMAKE_CURRENT_BINARY_DIR}/stress_run)
   set_tests_properties(stress_run_clean PROPERTIES FIXTURES_SETUP stress_run LABELS stress)
   set_tests_properties(stress_run PROPERTIES FIXTURES_REQUIRED stress_run LABELS stress
-    FAIL_REGULAR_EXPRESSION "WARNING: ThreadSanitizer" PASS_REGULAR_EXPRESSION "Done in")
+    FAIL_REGULAR_EXPRESSION
+      "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
 endif()

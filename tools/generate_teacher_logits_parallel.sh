@@ -103,6 +103,7 @@ translate() {
 }
 
 config=${TDGEN_CONFIG:-$root/conf/run.ini}
+config_given=${TDGEN_CONFIG:+yes}
 gpus_per_model=
 gpu_list=
 names_devices=false
@@ -118,6 +119,7 @@ while (($# > 0)); do
     -c)
         (($# >= 2)) || die "-c needs the path of a configuration file"
         config=$2
+        config_given=yes
         shift
         ;;
     --dry-run | --verbose) options+=("$1") ;;
@@ -163,6 +165,9 @@ if [[ -n $gpus_per_model ]]; then
     positional+=("devices.gpus=${gpu_list:-auto}" "devices.gpus_per_model=$gpus_per_model")
 fi
 
+# The paths in conf/run.ini are relative to the repository.
+[[ -n $config_given || $PWD -ef $root ]] ||
+    die "outside of $root, name the configuration with -c FILE or TDGEN_CONFIG"
 [[ -f $config ]] || die "there is no configuration file $config (-c FILE or TDGEN_CONFIG)"
 
 if [[ -n ${TDGEN-} ]]; then

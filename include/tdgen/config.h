@@ -36,6 +36,7 @@ typedef enum td_data_format {
     TD_FORMAT_TOKENS
 } td_data_format;
 typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
+typedef enum td_token_dtype { TD_TOKEN_AUTO, TD_TOKEN_U16, TD_TOKEN_U32 } td_token_dtype;
 typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
 typedef enum td_on_bad_sample { TD_BAD_FAIL, TD_BAD_SKIP } td_on_bad_sample;
 typedef enum td_capture_mode { TD_CAPTURE_TOPK } td_capture_mode;
@@ -61,16 +62,19 @@ typedef struct td_config {
         char *text_field;   /* "text"; not looked at when prompt_field or ids_field is set */
         char *prompt_field; /* with completion_field: loss on the completion only */
         char *completion_field;
-        char *separator;         /* between prompt and completion, ""; C escapes \n \t \\ decoded */
-        bool append_eos;         /* resolved default: true with prompt/completion, else false */
-        bool append_eos_set;     /* the user gave it */
-        char *ids_field;         /* already tokenised rows */
-        char *mask_field;        /* optional, with ids_field */
-        char *id_field;          /* carried through to the record */
-        int64_t max_samples;     /* dataset rows; 0 = all */
-        int32_t max_length;      /* tokens per sample, 2048 */
-        td_overflow overflow;    /* truncate */
-        bool add_special_tokens; /* true */
+        char *separator;     /* between prompt and completion, ""; C escapes \n \t \\ decoded */
+        bool append_eos;     /* resolved default: true with prompt/completion, else false */
+        bool append_eos_set; /* the user gave it */
+        char *ids_field;     /* already tokenised rows */
+        char *mask_field;    /* optional, with ids_field */
+        td_token_dtype token_dtype; /* of a raw .bin token file; auto */
+        int32_t document_eos;       /* id that ends each row of a raw stream; -1: none, rows are
+                                       max_length ids each */
+        char *id_field;             /* carried through to the record */
+        int64_t max_samples;        /* dataset rows; 0 = all */
+        int32_t max_length;         /* tokens per sample, 2048 */
+        td_overflow overflow;       /* truncate */
+        bool add_special_tokens;    /* true */
     } data;
 
     struct {
@@ -91,6 +95,7 @@ typedef struct td_config {
         td_dtype logprob_dtype;                   /* TD_F16 */
         double temperatures[TD_MAX_TEMPERATURES]; /* ascending not required; each > 0 */
         int32_t n_temperatures;                   /* 0 */
+        bool mask_padded_vocab; /* ids that no token of the tokenizer has get no probability */
     } capture;
 
     struct {
@@ -123,6 +128,7 @@ const char *td_compute_name(td_compute c);
 const char *td_data_format_name(td_data_format f);
 const char *td_overflow_name(td_overflow o);
 const char *td_on_bad_sample_name(td_on_bad_sample b);
+const char *td_token_dtype_name(td_token_dtype t);
 const char *td_text_unit_name(td_text_unit u);
 
 #endif

@@ -10,9 +10,15 @@
  *   text    a line without its line end (LF or CRLF), empty lines included; or the whole file
  *   tokens  row i = input_ids[sample_offsets[i] .. sample_offsets[i+1]) of a safetensors file
  *           (input_ids any integer dtype [N]; sample_offsets or offsets I64/I32 [n+1]; optional
- *           loss_mask U8/BOOL [N]). Shards that tdgen wrote are such files.
- * A UTF-8 byte order mark at the start of a jsonl or text file is skipped. Text may hold any byte;
- * JSON must be valid (UTF-8 included), else the row is bad.
+ *           loss_mask U8/BOOL [N]). Shards that tdgen wrote and what tools/prepare makes are such
+ *           files; one whose metadata names another tokenizer_hash than the model's tokenizer.json
+ *           has is refused. Or a raw .bin file: nanoGPT's stream of u16 or u32, in rows of
+ * max_length ids or ended by document_eos; Megatron's .bin + .idx, a row for each document
+ *           (src/data/tokens_layout.h draws them).
+ * jsonl and text may be compressed with gzip or zstd, whatever they are called; a name ends in .gz
+ * or .zst behind the extension that tells the format. A UTF-8 byte order mark at the start of a
+ * jsonl or text file is skipped. Text may hold any byte; JSON must be valid (UTF-8 included), else
+ * the row is bad.
  *
  * Tokens of a row:
  *   text                     encode(text), with the post-processor's special tokens as
@@ -27,8 +33,9 @@
  * The first token of a sample is never a target (nothing predicts it).
  *
  * Memory: one row, and one shard at 5 bytes a token (twice that while it is built) + 40 bytes a
- * sample; never the file. With shard_samples rows of max_length tokens (1024 x 2048) that is 10 MiB
- * a shard; overflow = split keeps all tokens of its rows, however long they are.
+ * sample; never the file, and for a compressed one the decoder's window (gzip 32 KiB, zstd up to
+ * 128 MiB as its frames ask). With shard_samples rows of max_length tokens (1024 x 2048) that is 10
+ * MiB a shard; overflow = split keeps all tokens of its rows, however long they are.
  *
  * One thread owns a td_source. A td_shard is immutable once returned.
  */
@@ -67,8 +74,8 @@ typedef struct td_shard {
     /* id_field: UTF-8 of sample i at id_bytes[id_offsets[i] .. id_offsets[i+1]); NULL without. */
     char *id_bytes;
     int64_t *id_offsets; /* [n_samples + 1] */
-    /* xxh3 of the rows' raw bytes in file order: lines with their line end (a missing last LF
-     * counts as there); of tokens: u64 number of ids, ids, mask of each row. Bad rows count. */
+    /* xxh3 of the rows' raw (plain) bytes in file order: lines with their line end (a missing last
+     * LF counts as there); of tokens: u64 number of ids, ids, mask of each row. Bad rows count. */
     uint64_t source_hash;
     int32_t n_bad_rows;      /* rows left out under on_bad_sample = skip */
     int32_t n_overflow_rows; /* rows cut, split or skipped because of max_length */
@@ -92,7 +99,7 @@ typedef struct td_source_limits {
 /* Resolves format = auto by extension and first bytes, checks that the file is there, readable and
  * has rows and, for JSONL, that the first row has the configured fields (under on_bad_sample =
  * skip: one of the first rows). `tok` may be NULL when the rows are already tokenised. cfg and tok
- * are borrowed. Compressed files are refused by name. */
+ * are borrowed. */
 td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
                          td_source **out, td_error *err);
 void td_source_close(td_source *s); /* NULL allowed */
@@ -108,11 +115,13 @@ td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *e
  * After a failure the source can only be closed. */
 td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *err);
 /* Goes back to the beginning of the shard that the last td_source_next returned, so that the next
- * call returns that shard again (a scanned shard turned out to need computing). Once per shard. */
+ * call returns that shard again (a scanned shard turned out to need computing). Once per shard. A
+ * compressed file is decompressed again from its gzip member or zstd frame, or its beginning. */
 td_status td_source_step_back(td_source *s, td_error *err);
 /* Number of the shard that the next td_source_next would return. */
 int64_t td_source_next_number(const td_source *s);
-/* Can be called from any thread. At the end of the data both are equal. */
+/* Bytes of the file, compressed ones where it is compressed. Can be called from any thread. At the
+ * end of the data both are equal. */
 void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *bytes_total);
 
 /* Identity of the dataset file: size and xxh3 over its first and last MiB (the rows themselves are
@@ -121,9 +130,10 @@ td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64
                                 td_error *err);
 
 /* What the planner wants to know. Small files (and small max_samples) are read whole (estimated =
- * false); of large ones some thousand rows spread over the file are tokenised and scaled up; bad
- * rows among these are left out without a word, the run will name them. Without a tokenizer
- * (tok == NULL though text needs one) token counts are estimated at 4 bytes a token and
+ * false); of large ones some thousand rows spread over the file are tokenised and scaled up, or,
+ * where no row is found without all before it (compressed files, document_eos), its first
+ * megabytes; bad rows among these are left out without a word, the run will name them. Without a
+ * tokenizer (tok == NULL though text needs one) token counts are estimated at 4 bytes a token and
  * `tokens_from_bytes` says so. */
 typedef struct td_dataset_stats {
     int64_t n_dataset_rows, n_samples, n_tokens, n_record_rows;

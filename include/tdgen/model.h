@@ -37,7 +37,7 @@ typedef enum td_rope_type {
 typedef struct td_rope {
     td_rope_type type;
     double theta, factor;
-    double low_freq, high_freq; /* llama3 */
+    double low_freq, high_freq;  /* llama3 */
     double beta_fast, beta_slow; /* yarn */
     bool truncate;               /* yarn */
     double attention_factor;     /* multiplies cos and sin; 1 where the type has none */
@@ -54,16 +54,16 @@ typedef enum td_qk_norm {
 /* A model in the terms of the one forward pass (src/model/forward.c); which config.json gives
  * which value is the business of src/model/families.c. */
 typedef struct td_model_config {
-    char architecture[64];      /* "LlamaForCausalLM"; finds the family (tensor names, layouts) */
-    int32_t n_layers;           /* L, at most TD_MAX_LAYERS */
-    int32_t n_hidden;           /* C */
-    int32_t n_ffn;              /* F, of layers without experts */
+    char architecture[64];       /* "LlamaForCausalLM"; finds the family (tensor names, layouts) */
+    int32_t n_layers;            /* L, at most TD_MAX_LAYERS */
+    int32_t n_hidden;            /* C */
+    int32_t n_ffn;               /* F, of layers without experts */
     int32_t n_heads, n_kv_heads; /* H, Hkv; H a multiple of Hkv */
-    int32_t head_dim;           /* D, even */
-    int32_t rotary_dim;         /* leading elements of a head that are turned; even, <= D */
-    int32_t n_vocab;            /* V, padded size: rows of the embedding */
-    int32_t max_positions;      /* the model's own limit */
-    bool learned_positions;     /* max_positions rows are added to the embedding (GPT-2) */
+    int32_t head_dim;            /* D, even */
+    int32_t rotary_dim;          /* leading elements of a head that are turned; even, <= D */
+    int32_t n_vocab;             /* V, padded size: rows of the embedding */
+    int32_t max_positions;       /* the model's own limit */
+    bool learned_positions;      /* max_positions rows are added to the embedding (GPT-2) */
     bool tied_embeddings;
 
     td_norm_kind norm_kind;
@@ -76,34 +76,34 @@ typedef struct td_model_config {
     bool shared_norm;       /* parallel, with norm2 = norm1 (StableLM) */
 
     td_act act;
-    bool gated;                        /* down(act(gate) * up); else down(act(up)) */
-    bool qkv_bias, o_bias, mlp_bias;   /* what the weights have */
-    td_qk_norm qk_norm;                /* before rope */
-    float embed_scale;                 /* 1 = none */
-    bool embed_scale_rounded;          /* rounded to the compute dtype first, as Gemma does */
-    float residual_scale;              /* of what a block adds; 1 = none */
-    float attention_scale;             /* of q k^T */
-    bool attention_scale_by_layer;     /* divided by the number of the layer, from 1 (GPT-2) */
-    float attention_softcap;           /* 0 = none */
+    bool gated;                           /* down(act(gate) * up); else down(act(up)) */
+    bool qkv_bias, o_bias, mlp_bias;      /* what the weights have */
+    td_qk_norm qk_norm;                   /* before rope */
+    float embed_scale;                    /* 1 = none */
+    bool embed_scale_rounded;             /* rounded to the compute dtype first, as Gemma does */
+    float residual_scale;                 /* of what a block adds; 1 = none */
+    float attention_scale;                /* of q k^T */
+    bool attention_scale_by_layer;        /* divided by the number of the layer, from 1 (GPT-2) */
+    float attention_softcap;              /* 0 = none */
     float logits_softcap, logits_divisor; /* 0 and 1 = none */
 
-    int32_t window[TD_MAX_LAYERS];     /* sliding window of each layer, 0 = full */
-    int8_t rope_of[TD_MAX_LAYERS];     /* rope table of each layer, -1 = none */
+    int32_t window[TD_MAX_LAYERS]; /* sliding window of each layer, 0 = full */
+    int8_t rope_of[TD_MAX_LAYERS]; /* rope table of each layer, -1 = none */
     td_rope rope[TD_MAX_ROPE_TABLES];
     int32_t n_ropes;
 
-    bool moe[TD_MAX_LAYERS];           /* layers whose MLP is a mixture of experts */
+    bool moe[TD_MAX_LAYERS];                         /* layers whose MLP is a mixture of experts */
     int32_t n_experts, n_experts_used, n_ffn_expert; /* 0 without experts */
-    bool moe_normalise;                /* weights of the chosen experts are divided by their sum */
+    bool moe_normalise; /* weights of the chosen experts are divided by their sum */
 
-    td_dtype weight_dtype;      /* torch_dtype; TD_F32 when absent; of FP8 ones the others */
-    bool fp8;                   /* matrices may be F8_E4M3 with scales */
-    bool fp8_scale_first;       /* the product is rounded to the scale's dtype first */
+    td_dtype weight_dtype;        /* torch_dtype; TD_F32 when absent; of FP8 ones the others */
+    bool fp8;                     /* matrices may be F8_E4M3 with scales */
+    bool fp8_scale_first;         /* the product is rounded to the scale's dtype first */
     const char *fp8_scale_suffix; /* appended to the weight's name: "_scale_inv" or "_scale" */
-    int32_t fp8_block[2];       /* rows and columns that share a scale; 0 = per tensor or row */
-    int32_t bos_id, eos_id;     /* -1 when absent; the first when a list */
-    int64_t n_params;           /* parameters of the whole model, counted from the shapes */
-    uint64_t config_hash;       /* xxh3 of config.json's bytes */
+    int32_t fp8_block[2];         /* rows and columns that share a scale; 0 = per tensor or row */
+    int32_t bos_id, eos_id;       /* -1 when absent; the first when a list */
+    int64_t n_params;             /* parameters of the whole model, counted from the shapes */
+    uint64_t config_hash;         /* xxh3 of config.json's bytes */
 } td_model_config;
 
 /* Reads MODEL_DIR/config.json. What is not supported is refused by name (architecture, rope type,
@@ -112,7 +112,8 @@ typedef struct td_model_config {
  * transformers does when asked to dequantise; quantisation of activations is not emulated. */
 td_status td_model_config_load(const char *model_dir, td_model_config *out, td_error *err);
 
-/* --- weights ----------------------------------------------------------------------------------- */
+/* --- weights -----------------------------------------------------------------------------------
+ */
 
 typedef struct td_weights td_weights;
 
@@ -142,10 +143,11 @@ typedef struct td_stage {
  * mapping once, and its pages are given back; stages whose devices share a domain share the
  * prepared weight. Call once, before any session; after a failure it may be called again.
  * bytes_read (may be NULL) counts file bytes touched. The devices outlive w. */
-td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages,
-                          td_dtype compute, uint64_t *bytes_read, td_error *err);
+td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages, td_dtype compute,
+                          uint64_t *bytes_read, td_error *err);
 
-/* --- sessions ---------------------------------------------------------------------------------- */
+/* --- sessions ----------------------------------------------------------------------------------
+ */
 
 typedef struct td_session_limits {
     int32_t max_tokens;   /* tokens of the largest micro-batch */
@@ -159,7 +161,8 @@ typedef struct td_session_limits {
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary
- * buffers + scratch) and capture workspace. The planner uses the same function as the allocation. */
+ * buffers + scratch) and capture workspace. The planner uses the same function as the allocation.
+ */
 typedef struct td_stage_memory {
     uint64_t weight_bytes, activation_bytes, workspace_bytes;
 } td_stage_memory;
@@ -180,12 +183,12 @@ typedef struct td_batch {
 /* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
 typedef struct td_captured {
     int32_t n_rows, top_k, n_temperatures;
-    const int32_t *topk_ids;      /* [n_rows, top_k] */
-    const float *topk_logprobs;   /* [n_rows, top_k] */
-    const float *logsumexp;       /* [n_rows]; NaN marks a row that must not be recorded */
-    const float *logsumexp_t;     /* [n_rows, n_temperatures] */
+    const int32_t *topk_ids;    /* [n_rows, top_k] */
+    const float *topk_logprobs; /* [n_rows, top_k] */
+    const float *logsumexp;     /* [n_rows]; NaN marks a row that must not be recorded */
+    const float *logsumexp_t;   /* [n_rows, n_temperatures] */
     const float *tail_mass, *target_logprob, *entropy; /* [n_rows] */
-    const int32_t *target_rank;   /* [n_rows] */
+    const int32_t *target_rank;                        /* [n_rows] */
 } td_captured;
 
 typedef struct td_session td_session;
@@ -198,8 +201,8 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
 void td_session_destroy(td_session *s); /* waits for what is in flight; NULL allowed */
 /* Enqueues a micro-batch in `slot` (0 .. n_slots-1), which must not be in flight. */
 td_status td_session_submit(td_session *s, int32_t slot, const td_batch *batch, td_error *err);
-/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable and
- * can only be destroyed. */
+/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable
+ * and can only be destroyed. */
 td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_captured *out,
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */

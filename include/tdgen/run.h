@@ -51,9 +51,16 @@ typedef struct td_run_summary {
     bool stopped;             /* by a signal */
 } td_run_summary;
 
+/* Catches SIGINT and SIGTERM from now to the end of the process: the first one is a request that
+ * td_run and its callers look for, a second one ends the process at once with TD_EXIT_STOPPED. */
+void td_run_catch_signals(void);
+bool td_run_stop_requested(void);
+/* TD_E_STOPPED with the advice to run again. */
+td_status td_run_stopped_error(td_error *err);
+
 /* Runs to the end of the data. TD_OK also when samples were skipped or groups retired: the summary
- * says so. TD_E_STOPPED after a signal (SIGINT or SIGTERM are caught while this runs; a second one
- * ends the process at once). On any failure what was committed stays, *out is valid all the same.
+ * says so. TD_E_STOPPED after a caught signal. On any failure what was committed stays, *out is
+ * valid all the same.
  */
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err);
 void td_run_summary_free(td_run_summary *s);

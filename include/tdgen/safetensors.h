@@ -18,22 +18,23 @@
 #define TD_ST_MAX_DIMS 8
 
 typedef struct td_st_tensor {
-    const char *name;     /* owned by the file */
-    char dtype_name[12];  /* as in the header: "BF16", "F8_E4M3", ... */
-    int32_t dtype;        /* td_dtype, or -1 for a dtype that tdgen does not compute with */
+    const char *name;    /* owned by the file */
+    char dtype_name[12]; /* as in the header: "BF16", "F8_E4M3", ... */
+    int32_t dtype;       /* td_dtype, or -1 for a dtype that tdgen does not compute with */
     size_t elem_size_bytes;
     int32_t n_dims;
     int64_t shape[TD_ST_MAX_DIMS];
     int64_t n_elems;
-    const void *data;     /* into the mapping; alignment is only that of the file's layout */
+    const void *data; /* into the mapping; alignment is only that of the file's layout */
     size_t size_bytes;
-    uint64_t data_begin;  /* offset within the data part */
+    uint64_t data_begin; /* offset within the data part */
 } td_st_tensor;
 
 typedef struct td_safetensors td_safetensors;
 
 /* `code` is the status that failures report (TD_E_MODEL, TD_E_DATA, TD_E_VERIFY). */
-td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out, td_error *err);
+td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out,
+                              td_error *err);
 void td_safetensors_close(td_safetensors *st);
 size_t td_safetensors_count(const td_safetensors *st);
 /* i-th tensor in file order (by offset). */

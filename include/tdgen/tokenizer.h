@@ -1,4 +1,4 @@
-/* tokenizer.h - Hugging Face tokenizer.json (BPE), exact.
+/* tokenizer.h - Hugging Face tokenizer.json, exact.
  *
  * Order of use: td_tokenizer_load -> td_tok_scratch_create in each thread -> td_tokenizer_encode
  * for each text -> td_tok_scratch_free -> td_tokenizer_free.
@@ -11,10 +11,13 @@
  * errors="replace" does. Results are those of `tokenizers` 0.22, whose Unicode tables (16 for
  * patterns, an older one for NFC) are followed where they differ from our libraries'.
  *
- * Implemented: model BPE (byte_fallback, fuse_unk, ignore_merges); normalizers NFC, Prepend,
- * Replace, Strip; pre-tokenizers Split, ByteLevel, Metaspace, Digits, WhitespaceSplit;
- * post-processors TemplateProcessing, ByteLevel; decoders ByteLevel, Replace, ByteFallback, Fuse,
- * Strip, Metaspace; sequences of all of them; added tokens with all their flags. Anything else that
+ * Implemented: models BPE (all options but dropout), WordPiece, WordLevel, Unigram; normalizers NFC,
+ * NFD, NFKC, NFKD, Lowercase, StripAccents, Nmt, BertNormalizer, Precompiled, ByteLevel, Prepend,
+ * Replace, Strip; pre-tokenizers Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace,
+ * WhitespaceSplit, BertPreTokenizer, CharDelimiterSplit, FixedLength; post-processors
+ * TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing; decoders ByteLevel, Replace,
+ * ByteFallback, Fuse, Strip, Metaspace, WordPiece, CTC, BPEDecoder; sequences of all of them; added
+ * tokens with all their flags. Anything else (the pre-tokenizer UnicodeScripts, for one) that
  * tokenizer.json asks for is refused by name at load (TD_E_MODEL). Its "truncation" and "padding"
  * are ignored: tdgen cuts samples itself (data.max_length) and never pads.
  */

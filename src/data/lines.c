@@ -8,7 +8,26 @@
 #include <unistd.h>
 #include "tdgen/util.h"
 
+static const char BOM[3] = {'\xef', '\xbb', '\xbf'};
+
+static td_status fill(td_lines *l, td_error *err);
+
+/* The first bytes of a compressed file, without a byte order mark. */
+static td_status begin_packed(td_lines *l, td_error *err) {
+    l->file_pos = l->start = 0;
+    l->at_end = false;
+    while (!l->at_end && l->end < 3) {
+        td_status rc = fill(l, err);
+        if (rc != TD_OK)
+            return rc;
+    }
+    if (l->end >= 3 && memcmp(l->buf, BOM, 3) == 0)
+        l->begin = l->start = 3;
+    return TD_OK;
+}
+
 td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err) {
+    *l = (td_lines){.fd = -1};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", path);
@@ -18,8 +37,10 @@ td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err
         close(fd);
         return rc;
     }
-    char bom[3];
-    bool has_bom = pread(fd, bom, 3, 0) == 3 && memcmp(bom, "\xef\xbb\xbf", 3) == 0;
+    char head[4];
+    ssize_t n = pread(fd, head, sizeof head, 0); /* a failure will come back at the first line */
+    bool has_bom = n >= 3 && memcmp(head, BOM, 3) == 0;
+    td_packing packing = td_packing_of(head, n > 0 ? (size_t)n : 0);
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* a hint; failure changes nothing */
     *l = (td_lines){.path = path,
                     .fd = fd,
@@ -29,17 +50,49 @@ td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err
                     .file_pos = has_bom ? 3 : 0,
                     .start = has_bom ? 3 : 0,
                     .size_bytes = (uint64_t)st.st_size};
-    return TD_OK;
+    l->at_end = l->file_pos >= l->size_bytes;
+    if (packing == TD_PACK_NONE)
+        return TD_OK;
+    td_status rc = td_unpack_open(fd, path, l->size_bytes, packing, &l->unpack, err);
+    if (rc == TD_OK)
+        rc = begin_packed(l, err);
+    if (rc != TD_OK)
+        td_lines_close(l);
+    return rc;
 }
 
 void td_lines_close(td_lines *l) {
+    td_unpack_close(l->unpack);
     free(l->buf);
     if (l->fd >= 0)
         close(l->fd);
     *l = (td_lines){.fd = -1};
 }
 
-/* Reads more of the file behind `end`; needs file_pos < size_bytes. */
+/* Reads into [end, cap); *n = 0 only at the end of the file, which a plain one must not come to
+ * before its size. */
+static td_status read_plain(td_lines *l, size_t *n, td_error *err) {
+    uint64_t left = l->size_bytes - l->file_pos;
+    size_t want = TD_MIN(l->cap - l->end, l->read_bytes);
+    want = (size_t)TD_MIN((uint64_t)want, left);
+    ssize_t got;
+    do
+        got = pread(l->fd, l->buf + l->end, want, (off_t)l->file_pos);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return td_error_errno(err, TD_E_DATA, errno, "cannot read the dataset %s at byte %llu",
+                              l->path, (unsigned long long)l->file_pos);
+    if (got == 0)
+        return td_error_set(err, TD_E_DATA,
+                            "%s: ends at byte %llu, but had %llu bytes when it was opened; do not "
+                            "change a dataset while it is read",
+                            l->path, (unsigned long long)l->file_pos,
+                            (unsigned long long)l->size_bytes);
+    *n = (size_t)got;
+    return TD_OK;
+}
+
+/* Reads more of the file behind `end`; not at the end. */
 static td_status fill(td_lines *l, td_error *err) {
     if (l->begin > 0) {
         memmove(l->buf, l->buf + l->begin, l->end - l->begin);
@@ -60,27 +113,15 @@ static td_status fill(td_lines *l, td_error *err) {
         l->buf = p;
         l->cap = cap;
     }
-    uint64_t left = l->size_bytes - l->file_pos;
-    size_t want = l->cap - l->end;
-    if (want > l->read_bytes)
-        want = l->read_bytes;
-    if (want > left)
-        want = (size_t)left;
-    ssize_t n;
-    do
-        n = pread(l->fd, l->buf + l->end, want, (off_t)l->file_pos);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return td_error_errno(err, TD_E_DATA, errno, "cannot read the dataset %s at byte %llu",
-                              l->path, (unsigned long long)l->file_pos);
-    if (n == 0)
-        return td_error_set(err, TD_E_DATA,
-                            "%s: ends at byte %llu, but had %llu bytes when it was opened; do not "
-                            "change a dataset while it is read",
-                            l->path, (unsigned long long)l->file_pos,
-                            (unsigned long long)l->size_bytes);
-    l->end += (size_t)n;
-    l->file_pos += (uint64_t)n;
+    size_t n;
+    td_status rc = l->unpack ? td_unpack_read(l->unpack, l->buf + l->end,
+                                              TD_MIN(l->cap - l->end, l->read_bytes), &n, err)
+                             : read_plain(l, &n, err);
+    if (rc != TD_OK)
+        return rc;
+    l->end += n;
+    l->file_pos += n;
+    l->at_end = l->unpack ? n == 0 : l->file_pos >= l->size_bytes;
     return TD_OK;
 }
 
@@ -91,10 +132,9 @@ td_status td_lines_next(td_lines *l, const char **line, size_t *n_bytes, td_erro
         const char *lf = l->whole || have == scanned
                              ? NULL
                              : memchr(l->buf + l->begin + scanned, '\n', have - scanned);
-        bool at_end = l->file_pos >= l->size_bytes;
-        if (lf || at_end) {
+        if (lf || l->at_end) {
             size_t n = lf ? (size_t)(lf + 1 - (l->buf + l->begin)) : have;
-            bool one_more = n > 0 || (l->whole && !l->given_whole && l->size_bytes > 0);
+            bool one_more = n > 0 || (l->whole && !l->given_whole && l->file_pos > 0);
             *line = one_more ? (n ? l->buf + l->begin : "") : NULL;
             *n_bytes = n;
             l->begin += n;
@@ -113,11 +153,21 @@ td_status td_lines_next(td_lines *l, const char **line, size_t *n_bytes, td_erro
 td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err) {
     l->begin = l->end = 0;
     l->line_no = -1;
+    if (l->unpack) {
+        td_status rc = td_unpack_seek(l->unpack, offset <= l->start ? 0 : offset, err);
+        if (rc == TD_OK && offset <= l->start)
+            return begin_packed(l, err);
+        l->file_pos = offset;
+        l->at_end = false;
+        return rc;
+    }
     l->file_pos = l->start;
+    l->at_end = l->file_pos >= l->size_bytes;
     if (offset <= l->start)
         return TD_OK;
     /* From the byte before: a line that starts exactly at `offset` is found whole. */
     l->file_pos = TD_MIN(offset - 1, l->size_bytes);
+    l->at_end = l->file_pos >= l->size_bytes;
     const char *line;
     size_t n;
     return td_lines_next(l, &line, &n, err);
@@ -125,6 +175,17 @@ td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err) {
 
 uint64_t td_lines_offset(const td_lines *l) {
     return l->file_pos - (l->end - l->begin);
+}
+
+uint64_t td_lines_file_offset(const td_lines *l) {
+    uint64_t offset = td_lines_offset(l);
+    if (!l->unpack)
+        return offset;
+    /* What is in the buffer is taken to be packed as well as what was before. */
+    uint64_t packed = td_unpack_packed_pos(l->unpack);
+    if (l->at_end && offset == l->file_pos)
+        return l->size_bytes;
+    return l->file_pos ? (uint64_t)((double)packed * ((double)offset / (double)l->file_pos)) : 0;
 }
 
 td_status td_dataset_pread(int fd, void *data, size_t n_bytes, uint64_t pos, const char *path,

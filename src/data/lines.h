@@ -3,6 +3,10 @@
  * Memory is the longest line met (at least TD_LINES_BUF_BYTES), at most TD_ROW_MAX_BYTES. A
  * byte order mark at the start of the file belongs to no line. The file's size is taken once, at
  * open: what is appended later is not read, and a file that shrinks is an error.
+ *
+ * gzip and zstd files are recognised by their first bytes and give the lines of their plain text.
+ * All offsets below but size_bytes are then offsets in the plain text, whose length is not known
+ * before its end.
  */
 #ifndef TDGEN_DATA_LINES_H
 #define TDGEN_DATA_LINES_H
@@ -11,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "tdgen/status.h"
+#include "unpack.h"
 
 #define TD_LINES_BUF_BYTES ((size_t)1 << 20)
 #define TD_ROW_MAX_BYTES ((size_t)1 << 30)
@@ -18,8 +23,10 @@
 typedef struct td_lines {
     const char *path; /* borrowed */
     int fd;
-    bool whole; /* one "line": the whole file */
-    char *buf;  /* file bytes [file_pos - (end - begin), file_pos) at [begin, end) */
+    bool whole;        /* one "line": the whole file */
+    td_unpack *unpack; /* of a compressed file, else NULL */
+    bool at_end;       /* all of the file is in buf or was returned */
+    char *buf;         /* file bytes [file_pos - (end - begin), file_pos) at [begin, end) */
     size_t cap, begin, end;
     size_t max_bytes;    /* of a line: TD_ROW_MAX_BYTES; a test may lower it */
     size_t read_bytes;   /* at most so much in one read; callers that seek a lot lower it */
@@ -38,11 +45,15 @@ void td_lines_close(td_lines *l); /* also after {.fd = -1} */
  * the end. */
 td_status td_lines_next(td_lines *l, const char **line, size_t *n_bytes, td_error *err);
 
-/* Goes on with the first line that starts at or after `offset`. */
+/* Goes on with the first line that starts at or after `offset`. In a compressed file `offset` must
+ * be where a line starts, not behind what was read, and what lies before it is decompressed again.
+ */
 td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err);
 
 /* File offset of the first byte after the line last returned. */
 uint64_t td_lines_offset(const td_lines *l);
+/* The same in bytes of the file, estimated where it is compressed: from 0 to size_bytes. */
+uint64_t td_lines_file_offset(const td_lines *l);
 
 /* td_pread_all, its failure told as one of the dataset (TD_E_DATA). */
 td_status td_dataset_pread(int fd, void *data, size_t n_bytes, uint64_t pos, const char *path,

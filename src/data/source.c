@@ -77,10 +77,8 @@ static void set_where(td_source *s) {
 /* `*end` at the end of the file. Failures here are the file's, not a row's. */
 static td_status next_raw(td_source *s, raw_row *r, bool *end, td_error *err) {
     *end = false;
-    if (s->tokens) {
-        *end = s->next_row >= td_tokens_n_rows(s->tokens);
-        return *end ? TD_OK : td_tokens_row_read(s->tokens, s->next_row, &r->tokens, err);
-    }
+    if (s->tokens)
+        return td_tokens_row_read(s->tokens, s->next_row, &r->tokens, end, err);
     do {
         td_status rc = td_lines_next(&s->lines, &r->line, &r->n_bytes, err);
         if (rc != TD_OK)
@@ -142,7 +140,7 @@ static void count_bad_row(td_source *s, td_shard *shard, const td_error *e) {
 }
 
 static uint64_t position(const td_source *s) {
-    return s->tokens ? s->payload_read : td_lines_offset(&s->lines);
+    return s->tokens ? s->payload_read : td_lines_file_offset(&s->lines);
 }
 
 static td_status read_shard(td_source *s, bool tokenise, int64_t row_stop, td_shard_builder *b,
@@ -219,6 +217,7 @@ td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *
 
 end_of_data:
     s->at_end = true;
+    atomic_store_explicit(&s->bytes_read, position(s), memory_order_relaxed);
     atomic_store_explicit(&s->bytes_total, position(s), memory_order_relaxed);
     *out = NULL;
     return TD_OK;
@@ -250,6 +249,14 @@ td_status td_source_step_back(td_source *s, td_error *err) {
 
 int64_t td_source_next_number(const td_source *s) {
     return s->next_number;
+}
+
+bool td_source_is_sequential(const td_source *s) {
+    return s->tokens ? td_tokens_n_rows(s->tokens) < 0 : s->lines.unpack != NULL;
+}
+
+uint64_t td_source_plain_bytes(const td_source *s) {
+    return s->tokens ? s->payload_read : td_lines_offset(&s->lines);
 }
 
 td_data_format td_source_format(const td_source *s) {
@@ -407,7 +414,9 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     if (rc != TD_OK)
         goto fail;
     if (format == TD_FORMAT_TOKENS) {
-        rc = td_tokens_open(cfg->data.path, &s->tokens, err);
+        rc = td_tokens_open(cfg, lim->n_vocab, &s->tokens, err);
+        if (rc == TD_OK)
+            rc = td_tokens_check_tokenizer(s->tokens, cfg->model.path, err);
         if (rc != TD_OK)
             goto fail;
         s->bytes_total = td_tokens_payload_bytes(s->tokens);

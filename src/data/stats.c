@@ -16,7 +16,11 @@ enum {
     SMALL_FILE_BYTES = 16 << 20,
     SAMPLED_ROWS = 2000,
     SAMPLED_BYTES = 16 << 20, /* enough rows or enough bytes, whatever comes first */
+    FRONT_ROWS = 64,
+    FRONT_BYTES = 4 << 20,
+    SMALL_PACKED_BYTES = 1 << 20,
     SEEK_READ_BYTES = 16 << 10,
+    RATIO_BYTES = 16 << 20,
     PIECES = 32,
     PIECE_BYTES = 64 << 10
 };
@@ -27,20 +31,59 @@ static double place(int i) {
     return x - floor(x);
 }
 
+static void count(const td_shard *shard, td_dataset_stats *st) {
+    st->n_dataset_rows = shard->row_end;
+    st->n_samples += shard->n_samples;
+    st->n_tokens += shard->n_tokens;
+    st->n_record_rows += shard->n_rows;
+    for (int32_t i = 0; i < shard->n_samples; i++)
+        st->max_tokens = TD_MAX(st->max_tokens, shard->samples[i].n_tokens);
+}
+
 static td_status count_all(td_source *s, td_dataset_stats *st, td_error *err) {
     for (;;) {
         td_shard *shard;
         td_status rc = td_source_next(s, true, &shard, err);
         if (rc != TD_OK || !shard)
             return rc;
-        st->n_dataset_rows = shard->row_end;
-        st->n_samples += shard->n_samples;
-        st->n_tokens += shard->n_tokens;
-        st->n_record_rows += shard->n_rows;
-        for (int32_t i = 0; i < shard->n_samples; i++)
-            st->max_tokens = TD_MAX(st->max_tokens, shard->samples[i].n_tokens);
+        count(shard, st);
         td_shard_free(shard);
     }
+}
+
+/* The beginning of a file in which no place can be found without all before it, scaled by how far
+ * it is into the file; all of it where it is short. Bad rows are left out. */
+static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
+                              const td_source_limits *lim, td_dataset_stats *st, td_error *err) {
+    td_config few = *cfg; /* shares its strings, which nobody changes here */
+    td_source *s = NULL;
+    uint64_t at = 0, total = 1, plain = 0;
+    few.output.shard_samples = TD_MIN(cfg->output.shard_samples, FRONT_ROWS);
+    few.run.on_bad_sample = TD_BAD_SKIP;
+    td_status rc = td_source_open_for(&few, tok, lim, true, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    while (plain < SAMPLED_BYTES && (st->n_dataset_rows < SAMPLED_ROWS || plain < FRONT_BYTES)) {
+        td_shard *shard;
+        rc = td_source_next(s, true, &shard, err);
+        if (rc != TD_OK || !shard)
+            goto done; /* at the end: these are the numbers */
+        count(shard, st);
+        td_shard_free(shard);
+        plain = td_source_plain_bytes(s);
+    }
+    td_source_progress(s, &at, &total);
+    double f = at ? (double)total / (double)at : 1;
+    if (cfg->data.max_samples)
+        f = fmin(f, (double)cfg->data.max_samples / (double)st->n_dataset_rows);
+    st->estimated = f > 1;
+    st->n_dataset_rows = llround(f * (double)st->n_dataset_rows);
+    st->n_samples = llround(f * (double)st->n_samples);
+    st->n_tokens = llround(f * (double)st->n_tokens);
+    st->n_record_rows = llround(f * (double)st->n_record_rows);
+done:
+    td_source_close(s);
+    return rc;
 }
 
 /* What `seen` rows gave, scaled to n_rows. */
@@ -135,17 +178,18 @@ done:
     return rc;
 }
 
-static td_status sample_tokens(const td_config *cfg, td_row_maker *m, td_shard_builder *b,
-                               td_dataset_stats *st, td_error *err) {
+static td_status sample_tokens(const td_config *cfg, int32_t n_vocab, td_row_maker *m,
+                               td_shard_builder *b, td_dataset_stats *st, td_error *err) {
     td_tokens *t = NULL;
-    td_status rc = td_tokens_open(cfg->data.path, &t, err);
+    td_status rc = td_tokens_open(cfg, n_vocab, &t, err);
     if (rc != TD_OK)
         return rc;
     double n_rows = cut_rows(cfg, (double)td_tokens_n_rows(t)), bytes = 0;
     int64_t seen = 0;
     for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
         td_tokens_row r;
-        rc = td_tokens_row_read(t, (int64_t)(place(i) * n_rows), &r, err);
+        bool end;
+        rc = td_tokens_row_read(t, (int64_t)(place(i) * n_rows), &r, &end, err);
         if (rc != TD_OK)
             goto done;
         bytes += (double)(r.ids_bytes + 1);
@@ -175,16 +219,32 @@ static td_status sample_whole_file(const td_config *cfg, td_row_maker *m, td_dat
     double n_tokens = 0;
     if (!buf)
         rc = td_error_nomem(err, "a piece of the dataset", PIECE_BYTES);
+    if (rc == TD_OK && l.unpack)
+        rc = td_unpack_seek(l.unpack, 0, err);
+    double size = (double)l.size_bytes, n_bytes = 0;
     for (int i = 0; i < PIECES && rc == TD_OK; i++) {
-        uint64_t at = (uint64_t)(place(i) * (double)(l.size_bytes - PIECE_BYTES));
-        rc = td_dataset_pread(l.fd, buf, PIECE_BYTES, at, cfg->data.path, err);
+        size_t n = PIECE_BYTES;
+        if (l.unpack)
+            rc = td_unpack_read(l.unpack, buf, PIECE_BYTES, &n, err);
+        else
+            rc = td_dataset_pread(l.fd, buf, PIECE_BYTES,
+                                  (uint64_t)(place(i) * (size - PIECE_BYTES)), cfg->data.path, err);
+        if (rc == TD_OK && n == 0)
+            break;
+        n_bytes += (double)n;
         if (rc == TD_OK)
-            rc = td_row_from_text(m, buf, PIECE_BYTES, cfg->data.path, err);
+            rc = td_row_from_text(m, buf, n, cfg->data.path, err);
         if (rc == TD_OK)
             n_tokens += (double)m->ids.n;
     }
+    /* The plain size, if it is packed alike to the end. A decoder takes its input in blocks: their
+     * border counts less in a longer piece. */
+    for (size_t n = 1; rc == TD_OK && l.unpack && n && td_unpack_plain_pos(l.unpack) < RATIO_BYTES;)
+        rc = td_unpack_read(l.unpack, buf, PIECE_BYTES, &n, err);
+    if (rc == TD_OK && l.unpack)
+        size *= (double)td_unpack_plain_pos(l.unpack) / (double)td_unpack_packed_pos(l.unpack);
     if (rc == TD_OK) {
-        double all = n_tokens * (double)l.size_bytes / ((double)PIECES * PIECE_BYTES);
+        double all = n_bytes > 0 ? n_tokens * size / n_bytes : 0;
         double max = cfg->data.max_length, n_samples = 1;
         if (all > max && cfg->data.overflow == TD_OVERFLOW_SKIP)
             all = n_samples = 0;
@@ -221,7 +281,11 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     bool whole = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
     uint64_t read, total;
     td_source_progress(s, &read, &total);
-    if (total <= SMALL_FILE_BYTES ||
+    if (td_source_is_sequential(s) && !whole) {
+        rc = sample_front(cfg, tok, lim, &st, err);
+        goto done;
+    }
+    if (total <= (td_source_is_sequential(s) ? SMALL_PACKED_BYTES : SMALL_FILE_BYTES) ||
         (!whole && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
         rc = count_all(s, &st, err);
         goto done;
@@ -232,7 +296,7 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     if (rc != TD_OK)
         goto done;
     if (format == TD_FORMAT_TOKENS)
-        rc = sample_tokens(cfg, &m, &b, &st, err);
+        rc = sample_tokens(cfg, lim ? lim->n_vocab : 0, &m, &b, &st, err);
     else if (whole)
         rc = sample_whole_file(cfg, &m, &st, err);
     else

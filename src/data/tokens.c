@@ -6,27 +6,13 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "format.h"
 #include "lines.h"
 #include "tdgen/safetensors.h"
 #include "tdgen/util.h"
+#include "tokens_layout.h"
 
-enum { OFFSETS_CHUNK = 8192 };
-
-struct td_tokens {
-    char *path;
-    int fd;
-    uint64_t size_bytes;
-    int64_t n_rows, n_tokens;
-    td_int_kind ids_kind, offsets_kind;
-    size_t ids_elem_bytes, offsets_elem_bytes;
-    uint64_t ids_pos, offsets_pos, mask_pos; /* in the file; mask_pos 0 = no mask */
-    const char *offsets_name;
-    int64_t *offsets; /* of rows [chunk_begin, chunk_begin + chunk_n), and one more */
-    int64_t chunk_begin, chunk_n;
-    unsigned char *chunk_raw;
-    unsigned char *buf; /* ids, then mask, of one row */
-    size_t cap;
-};
+enum { OFFSETS_CHUNK = TD_TOKENS_CHUNK };
 
 static bool int_kind(const char *name, td_int_kind *out) {
     static const char *const names[] = {"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"};
@@ -97,22 +83,42 @@ static td_status take_layout(td_tokens *t, const td_safetensors *st, uint64_t da
     return TD_OK;
 }
 
-td_status td_tokens_open(const char *path, td_tokens **out, td_error *err) {
+static td_status open_safetensors(td_tokens *t, td_error *err) {
     td_safetensors *st = NULL;
-    td_status rc = td_safetensors_open(path, TD_E_DATA, &st, err);
+    td_status rc = td_safetensors_open(t->path, TD_E_DATA, &st, err);
     if (rc != TD_OK)
         return rc;
-    td_tokens *t = td_calloc(1, sizeof *t);
-    if (!t) {
-        td_safetensors_close(st);
-        return td_error_nomem(err, "a tokens dataset", sizeof *t);
-    }
-    t->fd = -1;
-    t->path = td_strdup(path);
     t->offsets = td_calloc(OFFSETS_CHUNK + 1, sizeof *t->offsets);
     t->chunk_raw = td_calloc(OFFSETS_CHUNK + 1, sizeof(int64_t));
-    if (!t->path || !t->offsets || !t->chunk_raw) {
+    const char *hash = td_safetensors_meta(st, "tokenizer_hash");
+    if (hash)
+        t->tokenizer_hash = td_strdup(hash);
+    if (!t->offsets || !t->chunk_raw || (hash && !t->tokenizer_hash)) {
         rc = td_error_nomem(err, "a tokens dataset", OFFSETS_CHUNK * 16);
+        goto done;
+    }
+    /* The data part is the end of the file. */
+    size_t data_bytes;
+    td_safetensors_data(st, &data_bytes);
+    if (data_bytes > t->size_bytes)
+        rc = td_error_set(err, TD_E_DATA, "%s changed while it was opened", t->path);
+    else
+        rc = take_layout(t, st, t->size_bytes - data_bytes, err);
+done:
+    td_safetensors_close(st);
+    return rc;
+}
+
+td_status td_tokens_open(const td_config *cfg, int32_t n_vocab, td_tokens **out, td_error *err) {
+    const char *path = cfg->data.path;
+    td_tokens *t = td_calloc(1, sizeof *t);
+    if (!t)
+        return td_error_nomem(err, "a tokens dataset", sizeof *t);
+    td_status rc;
+    t->fd = t->idx_fd = -1;
+    t->path = td_strdup(path);
+    if (!t->path) {
+        rc = td_error_nomem(err, "a tokens dataset", strlen(path));
         goto fail;
     }
     struct stat s;
@@ -122,22 +128,41 @@ td_status td_tokens_open(const char *path, td_tokens **out, td_error *err) {
         goto fail;
     }
     t->size_bytes = (uint64_t)s.st_size;
-    /* The data part is the end of the file. */
-    size_t data_bytes;
-    td_safetensors_data(st, &data_bytes);
-    if (data_bytes > t->size_bytes) {
-        rc = td_error_set(err, TD_E_DATA, "%s changed while it was opened", path);
-        goto fail;
-    }
-    rc = take_layout(t, st, t->size_bytes - data_bytes, err);
+    rc =
+        td_format_is_raw(cfg) ? td_tokens_open_raw(t, cfg, n_vocab, err) : open_safetensors(t, err);
     if (rc != TD_OK)
         goto fail;
-    td_safetensors_close(st);
     *out = t;
     return TD_OK;
 fail:
-    td_safetensors_close(st);
     td_tokens_close(t);
+    return rc;
+}
+
+td_status td_tokens_check_tokenizer(const td_tokens *t, const char *model_dir, td_error *err) {
+    if (!t->tokenizer_hash || !model_dir)
+        return TD_OK;
+    char *path = td_asprintf("%s/tokenizer.json", model_dir), *text = NULL, have[17];
+    size_t n;
+    if (!path)
+        return td_error_nomem(err, "a path", strlen(model_dir));
+    td_status rc = TD_OK;
+    if (!td_path_exists(path))
+        goto done;
+    rc = td_file_read(path, (size_t)1 << 30, TD_E_MODEL, &text, &n, err);
+    if (rc != TD_OK)
+        goto done;
+    td_hash_hex(td_hash64(text, n), have);
+    if (strcmp(have, t->tokenizer_hash) != 0)
+        rc = td_error_set(err, TD_E_DATA,
+                          "data.path: %s was made with another tokenizer than the model's: the "
+                          "token file says tokenizer_hash %.40s, %s has %s; make it again with "
+                          "tools/prepare --model %s, or set model.path to the teacher that it was "
+                          "made for",
+                          t->path, t->tokenizer_hash, path, have, model_dir);
+done:
+    free(text);
+    free(path);
     return rc;
 }
 
@@ -146,6 +171,12 @@ void td_tokens_close(td_tokens *t) {
         return;
     if (t->fd >= 0)
         close(t->fd);
+    if (t->idx_fd >= 0)
+        close(t->idx_fd);
+    free(t->idx_path);
+    free(t->tokenizer_hash);
+    free(t->marks);
+    free(t->window);
     free(t->path);
     free(t->offsets);
     free(t->chunk_raw);
@@ -190,17 +221,34 @@ static td_status load_offsets(td_tokens *t, int64_t row, td_error *err) {
     return TD_OK;
 }
 
-td_status td_tokens_row_read(td_tokens *t, int64_t row, td_tokens_row *out, td_error *err) {
+/* Elements [*a, *b) of the ids. */
+static td_status safetensors_range(td_tokens *t, int64_t row, int64_t *a, int64_t *b,
+                                   td_error *err) {
     td_status rc = load_offsets(t, row, err);
     if (rc != TD_OK)
         return rc;
-    int64_t a = t->offsets[row - t->chunk_begin], b = t->offsets[row - t->chunk_begin + 1];
-    if (a < 0 || b < a || b > t->n_tokens)
+    *a = t->offsets[row - t->chunk_begin];
+    *b = t->offsets[row - t->chunk_begin + 1];
+    if (*a < 0 || *b < *a || *b > t->n_tokens)
         return td_error_set(err, TD_E_DATA,
                             "%s: row %lld: %s goes from %lld to %lld, expected ascending numbers "
                             "from 0 to %lld (the length of input_ids)",
-                            t->path, (long long)row, t->offsets_name, (long long)a, (long long)b,
+                            t->path, (long long)row, t->offsets_name, (long long)*a, (long long)*b,
                             (long long)t->n_tokens);
+    return TD_OK;
+}
+
+td_status td_tokens_row_read(td_tokens *t, int64_t row, td_tokens_row *out, bool *end,
+                             td_error *err) {
+    int64_t a = 0, b = 0;
+    *end = t->n_rows >= 0 && row >= t->n_rows;
+    if (*end)
+        return TD_OK;
+    td_status rc = t->layout == TD_LAYOUT_SAFETENSORS
+                       ? safetensors_range(t, row, &a, &b, err)
+                       : td_tokens_raw_range(t, row, &a, &b, end, err);
+    if (rc != TD_OK || *end)
+        return rc;
     size_t n = (size_t)(b - a); /* fits: the elements are in a file of size_t bytes */
     size_t ids_bytes = n * t->ids_elem_bytes, all = ids_bytes + (t->mask_pos ? n : 0);
     if (all > TD_ROW_MAX_BYTES)

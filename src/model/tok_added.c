@@ -8,8 +8,6 @@
 #include "model/tok_internal.h"
 #include "tdgen/log.h"
 
-#define WORD_PATTERN "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]"
-
 /* --- trie --------------------------------------------------------------------------------------
  */
 
@@ -111,14 +109,14 @@ static td_status load_token(const json_t *v, const char *where, tok_added_token 
 
 /* HF numbers an added token that the model does not know itself, from the size of the vocabulary
  * on, whatever the file says. */
-static int32_t assign_id(const tok_added *a, const tok_bpe *bpe, const tok_added_token *t,
+static int32_t assign_id(const tok_added *a, const tok_model *model, const tok_added_token *t,
                          int32_t max_id) {
     int32_t id = tok_vocab_find(&a->names, t->content, t->n);
     if (id < 0)
-        id = tok_vocab_find(&bpe->vocab, t->content, t->n);
+        id = tok_vocab_find(&model->vocab, t->content, t->n);
     if (id >= 0)
         return id;
-    return max_id >= (int32_t)bpe->n_vocab ? max_id + 1 : (int32_t)bpe->n_vocab;
+    return max_id >= (int32_t)model->n_vocab ? max_id + 1 : (int32_t)model->n_vocab;
 }
 
 static td_status add_to_trie(tok_added *a, int32_t i, const tok_norms *norms, td_tok_scratch *s,
@@ -137,11 +135,10 @@ static td_status add_to_trie(tok_added *a, int32_t i, const tok_norms *norms, td
     return TD_OK;
 }
 
-td_status tok_added_load(const json_t *list, const tok_bpe *bpe, const tok_norms *norms,
+td_status tok_added_load(const json_t *list, const tok_model *model, const tok_norms *norms,
                          td_tok_scratch *s, const char *where, tok_added *a, td_error *err) {
     size_t n = json_array_size(list), n_moved = 0;
     int32_t max_id = -1;
-    bool words = false;
     td_status rc = TD_OK;
     if (list && !json_is_null(list) && !json_is_array(list))
         return td_error_set(err, TD_E_MODEL, "%s: it must be an array, but is %s", where,
@@ -158,22 +155,13 @@ td_status tok_added_load(const json_t *list, const tok_bpe *bpe, const tok_norms
             *t = (tok_added_token){0};
             continue;
         }
-        t->id = assign_id(a, bpe, t, max_id);
+        t->id = assign_id(a, model, t, max_id);
         a->n++;
         n_moved += t->id != file_id;
         max_id = TD_MAX(max_id, t->id);
-        words = words || t->single_word;
         rc = tok_vocab_add(&a->names, t->content, t->n, t->id, err);
         if (rc == TD_OK)
             rc = add_to_trie(a, (int32_t)a->n - 1, norms, s, err);
-    }
-    if (rc == TD_OK && words) {
-        int code;
-        PCRE2_SIZE at;
-        a->word.code = pcre2_compile((PCRE2_SPTR)WORD_PATTERN, strlen(WORD_PATTERN),
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &code, &at, NULL);
-        if (!a->word.code)
-            rc = td_error_set(err, TD_E_INTERNAL, "the pattern of a word does not compile");
     }
     if (rc != TD_OK)
         return rc;
@@ -192,7 +180,6 @@ void tok_added_free(tok_added *a) {
     free(a->token);
     free(a->raw.node);
     free(a->normalized.node);
-    tok_pattern_free(&a->word);
     tok_vocab_free(&a->names);
     *a = (tok_added){0};
 }
@@ -214,19 +201,19 @@ static size_t last_char(const char *text, size_t n) {
     return i;
 }
 
-static bool word_at(const tok_added *a, td_tok_scratch *s, const char *p, size_t n) {
-    return pcre2_match(a->word.code, (PCRE2_SPTR)p, n, 0, PCRE2_NO_UTF_CHECK, s->match_data, NULL) >
-           0;
+static bool word_at(const char *p, size_t n) {
+    size_t len, n_ranges;
+    const tok_range *r = tok_word_ranges(&n_ranges);
+    return tok_in_ranges(r, n_ranges, tok_utf8_get(p, n, &len));
 }
 
-static bool stands_alone(const tok_added *a, td_tok_scratch *s, const char *text, size_t n,
-                         size_t begin, size_t end) {
+static bool stands_alone(const char *text, size_t n, size_t begin, size_t end) {
     if (begin > 0) {
         size_t i = last_char(text, begin);
-        if (word_at(a, s, text + i, begin - i))
+        if (word_at(text + i, begin - i))
             return false;
     }
-    return end == n || !word_at(a, s, text + end, n - end);
+    return end == n || !word_at(text + end, n - end);
 }
 
 static bool push(tok_parts *l, size_t begin, size_t end, int32_t id) {
@@ -238,8 +225,8 @@ static bool push(tok_parts *l, size_t begin, size_t end, int32_t id) {
     return true;
 }
 
-td_status tok_added_split(const tok_added *a, bool normalized, td_tok_scratch *s, const char *text,
-                          size_t n, tok_parts *out, td_error *err) {
+td_status tok_added_split(const tok_added *a, bool normalized, const char *text, size_t n,
+                          tok_parts *out, td_error *err) {
     const tok_trie *t = normalized ? &a->normalized : &a->raw;
     size_t done = 0, at = 0, begin = 0, end = 0, len;
     bool ok = true;
@@ -248,7 +235,7 @@ td_status tok_added_split(const tok_added *a, bool normalized, td_tok_scratch *s
     while (ok && (i = trie_next(t, text, n, at, &begin, &end)) >= 0) {
         const tok_added_token *tok = &a->token[i];
         at = end;
-        if (tok->single_word && !stands_alone(a, s, text, n, begin, end))
+        if (tok->single_word && !stands_alone(text, n, begin, end))
             continue;
         if (tok->lstrip)
             while (begin > done) {

@@ -8,39 +8,17 @@
  * rows are a linked list and a heap of (rank, position): n log n, since a text without spaces is
  * one piece. A heap entry is stale, and skipped, when the rank stored for its position has changed:
  * a rank names one pair, so an equal rank means the same pair.
- *
- * A direct-mapped cache of short pieces sits in front: most words of a text have been seen.
  */
 #include <stdlib.h>
 #include <string.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 #include "model/tok_internal.h"
 
 enum { SHORT_PIECE = 48 };
 
-#define META "\xe2\x96\x81"
-
 /* --- from text to symbols ----------------------------------------------------------------------
  */
 
-static td_status reserve_symbols(td_tok_scratch *s, size_t n, td_error *err) {
-    if (n > INT32_MAX / 2)
-        return td_error_set(err, TD_E_DATA,
-                            "a piece of %zu bytes without a place to split is more than the "
-                            "tokenizer takes; split the row",
-                            n);
-    size_t cap = s->sym_cap;
-    if (!td_grow((void **)&s->sym_rank, &cap, n + 1, sizeof *s->sym_rank))
-        return td_error_nomem(err, "the symbols of a piece", n * 4);
-    cap = s->sym_cap;
-    if (!td_grow((void **)&s->sym_id, &cap, n + 1, sizeof *s->sym_id))
-        return td_error_nomem(err, "the symbols of a piece", n * 4);
-    s->sym_cap = cap;
-    return TD_OK;
-}
-
-static size_t symbols_of_bytes(const tok_bpe *m, int32_t *sym, const char *p, size_t n) {
+static size_t symbols_of_bytes(const tok_model *m, int32_t *sym, const char *p, size_t n) {
     size_t k = 0;
     int32_t unk = -1; /* an unknown symbol that is still to be written */
     for (size_t i = 0; i < n; i++) {
@@ -61,17 +39,8 @@ static size_t symbols_of_bytes(const tok_bpe *m, int32_t *sym, const char *p, si
     return k;
 }
 
-static bool fallback(const tok_bpe *m, int32_t *sym, size_t *k, const char *p, size_t len) {
-    for (size_t j = 0; j < len; j++)
-        if (m->byte_id[(uint8_t)p[j]] < 0)
-            return false;
-    for (size_t j = 0; j < len; j++)
-        sym[(*k)++] = m->byte_id[(uint8_t)p[j]];
-    return true;
-}
-
 /* At most n symbols come out, since each has at least one byte of the text. */
-static size_t symbols_of_chars(const tok_bpe *m, int32_t *sym, const char *p, size_t n) {
+static size_t symbols_of_chars(const tok_model *m, int32_t *sym, const char *p, size_t n) {
     size_t k = 0, len;
     int32_t unk = -1;
     for (size_t i = 0; i < n; i += len) {
@@ -82,7 +51,7 @@ static size_t symbols_of_chars(const tok_bpe *m, int32_t *sym, const char *p, si
                 sym[k++] = unk;
             unk = -1;
             sym[k++] = id;
-        } else if (m->byte_fallback && fallback(m, sym, &k, p + i, len)) {
+        } else if (m->byte_fallback && tok_byte_fallback(m, sym, &k, p + i, len)) {
             /* HF leaves an unknown token from before pending here, behind these bytes. */
         } else if (m->unk_id >= 0) {
             if (unk >= 0 && !m->fuse_unk)
@@ -95,15 +64,62 @@ static size_t symbols_of_chars(const tok_bpe *m, int32_t *sym, const char *p, si
     return k;
 }
 
+/* The symbol p[0..len) with its affixes, in the scratch. */
+static const td_strbuf *with_affixes(const tok_model *m, td_tok_scratch *s, const char *p,
+                                     size_t len, bool first, bool last) {
+    td_strbuf *b = &s->word;
+    td_strbuf_clear(b);
+    if (!first && m->prefix.n)
+        td_strbuf_append(b, m->prefix.text, m->prefix.n);
+    td_strbuf_append(b, p, len);
+    if (last && m->suffix.n)
+        td_strbuf_append(b, m->suffix.text, m->suffix.n);
+    return b;
+}
+
+/* As symbols_of_chars, for models that write symbols differently inside a word and at its end. Each
+ * symbol may become as many bytes as its affixes have, hence the growing. */
+static td_status symbols_with_affixes(const tok_model *m, td_tok_scratch *s, const char *p,
+                                      size_t n, size_t *out, td_error *err) {
+    size_t k = 0, len;
+    int32_t unk = -1;
+    for (size_t i = 0; i < n; i += len) {
+        (void)tok_utf8_get(p + i, n - i, &len);
+        const td_strbuf *b = with_affixes(m, s, p + i, len, i == 0, i + len == n);
+        if (b->oom)
+            return td_error_nomem(err, "a symbol", len);
+        td_status rc = tok_reserve_symbols(s, k + b->len + (n - i) + 1, err);
+        if (rc != TD_OK)
+            return rc;
+        int32_t id = tok_vocab_find(&m->vocab, b->data, b->len);
+        if (id >= 0) {
+            if (unk >= 0)
+                s->sym_id[k++] = unk;
+            unk = -1;
+            s->sym_id[k++] = id;
+        } else if (m->byte_fallback && tok_byte_fallback(m, s->sym_id, &k, b->data, b->len)) {
+            continue;
+        } else if (m->unk_id >= 0) {
+            if (unk >= 0 && !m->fuse_unk)
+                s->sym_id[k++] = unk;
+            unk = m->unk_id;
+        }
+    }
+    if (unk >= 0)
+        s->sym_id[k++] = unk;
+    *out = k;
+    return TD_OK;
+}
+
 /* --- merging -----------------------------------------------------------------------------------
  */
 
-static uint32_t pair_rank(const tok_bpe *m, int32_t left, int32_t right) {
-    const tok_merge *e = tok_bpe_find_merge(m, left, right);
+static uint32_t pair_rank(const tok_model *m, int32_t left, int32_t right) {
+    const tok_merge *e = tok_merges_find(m, left, right);
     return e ? e->rank : TOK_NO_RANK;
 }
 
-static size_t merge_short(const tok_bpe *m, int32_t *sym, uint32_t *rank, size_t n) {
+static size_t merge_short(const tok_model *m, int32_t *sym, uint32_t *rank, size_t n) {
     for (size_t i = 0; i + 1 < n; i++)
         rank[i] = pair_rank(m, sym[i], sym[i + 1]);
     while (n > 1) {
@@ -175,13 +191,13 @@ static td_status reserve_links(td_tok_scratch *s, size_t n, td_error *err) {
 }
 
 /* Ranks the pair that begins at i and queues it. */
-static bool enqueue_pair(const tok_bpe *m, td_tok_scratch *s, int32_t i) {
+static bool enqueue_pair(const tok_model *m, td_tok_scratch *s, int32_t i) {
     int32_t next = s->sym_next[i];
     s->sym_rank[i] = next < 0 ? TOK_NO_RANK : pair_rank(m, s->sym_id[i], s->sym_id[next]);
     return s->sym_rank[i] == TOK_NO_RANK || push(s, (uint64_t)s->sym_rank[i] << 32 | (uint32_t)i);
 }
 
-static td_status merge_long(const tok_bpe *m, td_tok_scratch *s, size_t *n, td_error *err) {
+static td_status merge_long(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err) {
     td_status rc = reserve_links(s, *n, err);
     if (rc != TD_OK)
         return rc;
@@ -220,22 +236,10 @@ static td_status merge_long(const tok_bpe *m, td_tok_scratch *s, size_t *n, td_e
 /* --- one piece ---------------------------------------------------------------------------------
  */
 
-static td_status append(td_ids *out, const int32_t *ids, size_t n, td_error *err) {
-    if (out->cap - out->n < n &&
-        !td_grow((void **)&out->ids, &out->cap, out->n + n, sizeof *out->ids))
-        return td_error_nomem(err, "token ids", (out->n + n) * sizeof *out->ids);
-    for (size_t i = 0; i < n; i++)
-        out->ids[out->n + i] = ids[i];
-    out->n += n;
-    return TD_OK;
-}
-
-/* The piece's ids in s->sym_id[0 .. *n_ids). */
-static td_status encode_uncached(const tok_bpe *m, td_tok_scratch *s, const char *p, size_t n,
-                                 size_t *n_ids, td_error *err) {
-    td_status rc = reserve_symbols(s, n, err);
-    if (rc != TD_OK)
-        return rc;
+td_status tok_bpe_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
+                        size_t *n_ids, td_error *err) {
+    td_status rc = TD_OK;
+    size_t k = 0;
     if (m->ignore_merges) {
         int32_t id = tok_vocab_find(m->byte_level ? &m->bytes : &m->vocab, p, n);
         if (id >= 0) {
@@ -244,58 +248,18 @@ static td_status encode_uncached(const tok_bpe *m, td_tok_scratch *s, const char
             return TD_OK;
         }
     }
-    size_t k =
-        m->byte_level ? symbols_of_bytes(m, s->sym_id, p, n) : symbols_of_chars(m, s->sym_id, p, n);
+    if (m->byte_level)
+        k = symbols_of_bytes(m, s->sym_id, p, n);
+    else if (m->prefix.n || m->suffix.n)
+        rc = symbols_with_affixes(m, s, p, n, &k, err);
+    else
+        k = symbols_of_chars(m, s->sym_id, p, n);
+    if (rc != TD_OK)
+        return rc;
     if (k <= SHORT_PIECE)
         k = merge_short(m, s->sym_id, s->sym_rank, k);
     else
         rc = merge_long(m, s, &k, err);
     *n_ids = k;
     return rc;
-}
-
-static td_status encode_cut(const tok_bpe *m, td_tok_scratch *s, const char *p, size_t n,
-                            td_ids *out, td_error *err) {
-    size_t n_ids;
-    if (n > TOK_CACHE_BYTES || !s->cache) {
-        td_status rc = encode_uncached(m, s, p, n, &n_ids, err);
-        return rc == TD_OK ? append(out, s->sym_id, n_ids, err) : rc;
-    }
-    uint64_t hash = XXH3_64bits(p, n);
-    tok_cache_entry *e = &s->cache[hash & (TOK_CACHE_SLOTS - 1)];
-    uint32_t tag = (uint32_t)(hash >> 32);
-    if (e->tag == tag && e->n_bytes == n && memcmp(e->bytes, p, n) == 0)
-        return append(out, e->ids, e->n_ids, err);
-    td_status rc = encode_uncached(m, s, p, n, &n_ids, err);
-    if (rc != TD_OK)
-        return rc;
-    if (n_ids <= TOK_CACHE_IDS) {
-        e->tag = tag;
-        e->n_bytes = (uint8_t)n;
-        e->n_ids = (uint8_t)n_ids;
-        memcpy(e->bytes, p, n);
-        memcpy(e->ids, s->sym_id, n_ids * sizeof *e->ids);
-    }
-    return append(out, s->sym_id, n_ids, err);
-}
-
-td_status tok_bpe_encode(const tok_bpe *m, td_tok_scratch *s, const char *p, size_t n, td_ids *out,
-                         td_error *err) {
-    if (n == 0)
-        return TD_OK;
-    if (!m->cut_at_meta)
-        return encode_cut(m, s, p, n, out, err);
-    /* Words in one long piece: no merge crosses from a character into a U+2581 behind it. */
-    for (size_t at = 0; at < n;) {
-        size_t end = at;
-        while (end + 3 <= n && memcmp(p + end, META, 3) == 0)
-            end += 3;
-        const char *next = memmem(p + end, n - end, META, 3);
-        end = next ? (size_t)(next - p) : n;
-        td_status rc = encode_cut(m, s, p + at, end - at, out, err);
-        if (rc != TD_OK)
-            return rc;
-        at = end;
-    }
-    return TD_OK;
 }

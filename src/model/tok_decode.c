@@ -33,6 +33,9 @@ static td_status load_one(const json_t *v, const char *type, const char *where, 
         {"Fuse", TOK_DEC_FUSE},
         {"Strip", TOK_DEC_STRIP},
         {"Metaspace", TOK_DEC_METASPACE},
+        {"WordPiece", TOK_DEC_WORDPIECE},
+        {"CTC", TOK_DEC_CTC},
+        {"BPEDecoder", TOK_DEC_BPE},
     };
     td_status rc = TD_OK;
     size_t k = 0;
@@ -41,7 +44,8 @@ static td_status load_one(const json_t *v, const char *type, const char *where, 
     if (k == TD_ARRAY_LEN(kinds))
         return td_error_set(err, TD_E_MODEL,
                             "%s: the decoder \"%s\" is not supported (supported: ByteLevel, "
-                            "Replace, ByteFallback, Fuse, Strip, Metaspace, Sequence)",
+                            "Replace, ByteFallback, Fuse, Strip, Metaspace, WordPiece, CTC, "
+                            "BPEDecoder, Sequence)",
                             where, type);
     d->kind = kinds[k].kind;
     if (d->kind == TOK_DEC_REPLACE) {
@@ -57,6 +61,21 @@ static td_status load_one(const json_t *v, const char *type, const char *where, 
             rc = td_json_opt_int(v, "stop", 0, INT32_MAX, where, TD_E_MODEL, &stop, err);
         d->start = (size_t)start;
         d->stop = (size_t)stop;
+    } else if (d->kind == TOK_DEC_WORDPIECE) {
+        d->cleanup = true;
+        rc = tok_json_dup(v, "prefix", where, &d->content, &d->n_content, err);
+        if (rc == TD_OK)
+            rc = td_json_opt_bool(v, "cleanup", where, TD_E_MODEL, &d->cleanup, err);
+    } else if (d->kind == TOK_DEC_CTC) {
+        d->cleanup = true;
+        rc = tok_json_dup(v, "pad_token", where, &d->content, &d->n_content, err);
+        if (rc == TD_OK)
+            rc =
+                tok_json_dup(v, "word_delimiter_token", where, &d->delimiter, &d->n_delimiter, err);
+        if (rc == TD_OK)
+            rc = td_json_opt_bool(v, "cleanup", where, TD_E_MODEL, &d->cleanup, err);
+    } else if (d->kind == TOK_DEC_BPE) {
+        rc = tok_json_dup(v, "suffix", where, &d->content, &d->n_content, err);
     } else if (d->kind == TOK_DEC_METASPACE) {
         const char *scheme = "always";
         bool legacy = true;
@@ -105,6 +124,7 @@ td_status tok_decs_load(const json_t *v, const char *where, tok_decs *out, td_er
 void tok_decs_free(tok_decs *d) {
     for (size_t i = 0; i < d->n; i++) {
         free(d->step[i].content);
+        free(d->step[i].delimiter);
         tok_pattern_free(&d->step[i].pattern);
     }
     *d = (tok_decs){0};
@@ -270,6 +290,82 @@ static td_status replace(const tok_dec *d, td_tok_scratch *s, const char *p, siz
     return TD_OK;
 }
 
+/* --- words: WordPiece, CTC, BPEDecoder ---------------------------------------------------------
+ */
+
+/* Replaces each `from` in *b, from the left; an empty one is nowhere. */
+static void replace_all(td_strbuf *b, td_strbuf *spare, const char *from, size_t n_from,
+                        const char *to, size_t n_to) {
+    size_t at = 0;
+    if (b->oom || b->len == 0 || n_from == 0 || !memmem(b->data, b->len, from, n_from))
+        return;
+    td_strbuf_clear(spare);
+    for (const char *hit; (hit = memmem(b->data + at, b->len - at, from, n_from));) {
+        size_t begin = (size_t)(hit - b->data);
+        td_strbuf_append(spare, b->data + at, begin - at);
+        td_strbuf_append(spare, to, n_to);
+        at = begin + n_from;
+    }
+    td_strbuf_append(spare, b->data + at, b->len - at);
+    td_strbuf t = *b;
+    *b = *spare;
+    *spare = t;
+}
+
+static void clean_up(td_strbuf *b, td_strbuf *spare) {
+    static const char *const pairs[][2] = {
+        {" .", "."},   {" ?", "?"},     {" !", "!"},     {" ,", ","},
+        {" ' ", "'"},  {" n't", "n't"}, {" 'm", "'m"},   {" do not", " don't"},
+        {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(pairs); i++)
+        replace_all(b, spare, pairs[i][0], strlen(pairs[i][0]), pairs[i][1], strlen(pairs[i][1]));
+}
+
+static bool same_as_before(const strings *in, size_t i) {
+    size_t n, n_before;
+    const char *p = strings_get(in, i, &n);
+    const char *before = i ? strings_get(in, i - 1, &n_before) : NULL;
+    return before && n == n_before && memcmp(p, before, n) == 0;
+}
+
+static void words(const tok_dec *d, const strings *in, strings *out) {
+    td_strbuf b = {0}, spare = {0};
+    for (size_t i = 0; i < in->n; i++) {
+        size_t n;
+        const char *p = strings_get(in, i, &n);
+        td_strbuf_clear(&b);
+        if (d->kind == TOK_DEC_WORDPIECE && i > 0) {
+            if (n >= d->n_content && memcmp(p, d->content, d->n_content) == 0) {
+                p += d->n_content;
+                n -= d->n_content;
+            } else {
+                td_strbuf_puts(&b, " ");
+            }
+        }
+        td_strbuf_append(&b, p, n);
+        if (d->kind == TOK_DEC_BPE) {
+            bool last = i + 1 == in->n;
+            replace_all(&b, &spare, d->content, d->n_content, " ", last ? 0 : 1);
+        } else if (d->kind == TOK_DEC_CTC) {
+            if (same_as_before(in, i))
+                continue;
+            replace_all(&b, &spare, d->content, d->n_content, "", 0);
+        }
+        if (d->kind != TOK_DEC_BPE && d->cleanup)
+            clean_up(&b, &spare);
+        if (d->kind == TOK_DEC_CTC && d->cleanup)
+            replace_all(&b, &spare, d->delimiter, d->n_delimiter, " ", 1);
+        if (d->kind == TOK_DEC_CTC && b.len == 0)
+            continue;
+        td_strbuf_append(&out->text, b.data ? b.data : "", b.len);
+        strings_close(out);
+    }
+    out->oom = out->oom || b.oom || spare.oom;
+    td_strbuf_free(&b);
+    td_strbuf_free(&spare);
+}
+
 static td_status run_step(const tok_dec *d, td_tok_scratch *s, const strings *in, strings *out,
                           td_error *err) {
     td_status rc = TD_OK;
@@ -277,6 +373,8 @@ static td_status run_step(const tok_dec *d, td_tok_scratch *s, const strings *in
         byte_level(in, out);
     } else if (d->kind == TOK_DEC_BYTE_FALLBACK) {
         byte_fallback(in, out);
+    } else if (d->kind >= TOK_DEC_WORDPIECE) {
+        words(d, in, out);
     } else if (d->kind == TOK_DEC_FUSE) {
         td_strbuf_append(&out->text, in->text.data ? in->text.data : "", in->text.len);
         strings_close(out);
@@ -305,7 +403,7 @@ static td_status run_step(const tok_dec *d, td_tok_scratch *s, const strings *in
 
 static const char *token_string(const td_tokenizer *tok, int32_t id, size_t *n) {
     const char *p = tok_vocab_text(&tok->added.names, id, n);
-    return p ? p : tok_vocab_text(&tok->bpe.vocab, id, n);
+    return p ? p : tok_vocab_text(&tok->model.vocab, id, n);
 }
 
 /* HF asks whether the string is special, not the id. */
@@ -377,7 +475,7 @@ void td_tokenizer_token_text(const td_tokenizer *tok, int32_t id, td_strbuf *out
         return;
     if (tok_vocab_text(&tok->added.names, id, &n)) {
         td_strbuf_append(&bytes, p, n);
-    } else if (tok->bpe.byte_level) {
+    } else if (tok->visible) {
         append_visible(&bytes, p, n);
     } else if (byte_token(p, n) >= 0) {
         append_byte(&bytes, byte_token(p, n));

@@ -50,6 +50,8 @@ void td_tok_scratch_free(td_tok_scratch *s) {
     free(s->sym_next);
     free(s->sym_rank);
     free(s->heap);
+    free(s->best);
+    td_strbuf_free(&s->word);
     free(s);
 }
 
@@ -61,7 +63,7 @@ static td_status encode_text(td_tok_scratch *s, const char *text, size_t n, bool
     td_status rc = tok_pres_apply(&tok->pres, s, text, n, at_start, &base, &pieces, err);
     for (size_t i = 0; rc == TD_OK && i < pieces->n; i++) {
         const tok_span *p = &pieces->at[i];
-        rc = tok_bpe_encode(&tok->bpe, s, base + p->begin, p->end - p->begin, out, err);
+        rc = tok_model_encode(&tok->model, s, base + p->begin, p->end - p->begin, out, err);
     }
     return rc;
 }
@@ -75,7 +77,7 @@ static td_status encode_section(td_tok_scratch *s, const char *text, size_t n, b
         return rc;
     if (tok->added.normalized.n_first == 0)
         return encode_text(s, text, n, at_start, out, err);
-    rc = tok_added_split(&tok->added, true, s, text, n, &s->inner, err);
+    rc = tok_added_split(&tok->added, true, text, n, &s->inner, err);
     for (size_t i = 0; rc == TD_OK && i < s->inner.n; i++) {
         const tok_part *p = &s->inner.at[i];
         if (p->id < 0)
@@ -108,7 +110,7 @@ static td_status encode(const td_tokenizer *tok, td_tok_scratch *s, const char *
     if (add_special)
         rc = push_all(&tok->post.prefix, out, err);
     if (rc == TD_OK)
-        rc = tok_added_split(&tok->added, false, s, text, n, &s->parts, err);
+        rc = tok_added_split(&tok->added, false, text, n, &s->parts, err);
     for (size_t i = 0; rc == TD_OK && i < s->parts.n; i++) {
         const tok_part *p = &s->parts.at[i];
         if (p->id < 0)

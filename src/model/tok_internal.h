@@ -4,11 +4,12 @@
  *
  *   text -> valid UTF-8 -> added tokens of the raw text cut out (tok_added) -> per remaining
  * section: normalisers (tok_norm) -> added tokens of the normalised text cut out -> pre-tokeniser
- * steps that cut it into pieces (tok_pretok) -> BPE of each piece (tok_bpe) -> template of the
+ * steps that cut it into pieces (tok_pretok) -> BPE of each piece (tok_model) -> template of the
  * post-processor
  *
- * Byte-level tokenizers never build the visible alphabet ("Ġ" for a space) while encoding: the
- * vocabulary is indexed by the bytes its entries stand for, and pieces stay raw bytes.
+ * Plain byte-level tokenizers (ByteLevel is the last pre-tokenizer, BPE without affixes) never
+ * build the visible alphabet ("Ġ" for a space) while encoding: the vocabulary is indexed by the
+ * bytes its entries stand for, and pieces stay raw bytes. The others, like Falcon's, do build it.
  *
  * Hazards: everything in tokenizer.json is untrusted; ids are bounded by TOK_MAX_ID so that tables
  * indexed by id stay small; strings may hold U+0000.
@@ -51,6 +52,32 @@ uint32_t tok_byte_to_char(uint8_t byte);
 /* The byte that a code point stands for, -1 for none. */
 int tok_char_to_byte(uint32_t cp);
 
+/* --- sets and maps of characters, by HF's tables (tok_char.c) -----------------------------------
+ */
+
+typedef struct tok_range {
+    uint32_t first, last;
+} tok_range;
+
+bool tok_in_ranges(const tok_range *r, size_t n, uint32_t cp);
+/* A script, "word" or another property that PCRE2 sees in another Unicode version; the name in
+ * lower case without spaces, hyphens and underscores. NULL: none such. */
+const tok_range *tok_property(const char *name, size_t *n);
+/* Rust's \w, which is not that of patterns: single_word and Whitespace. */
+const tok_range *tok_word_ranges(size_t *n);
+/* What Punctuation and BertPreTokenizer split at. */
+const tok_range *tok_punctuation_ranges(size_t *n);
+bool tok_is_mark(uint32_t cp);         /* StripAccents removes it */
+bool tok_is_bert_accent(uint32_t cp);  /* BertNormalizer's strip_accents removes it after NFD */
+bool tok_is_bert_control(uint32_t cp); /* BertNormalizer's clean_text removes it */
+/* Lower case of a code point; *second is a code point behind it, 0 for none. */
+uint32_t tok_lowercase(uint32_t cp, uint32_t *second);
+/* Not known to HF's normalisation to that form: stays as it is and where it is. */
+typedef enum tok_form { TOK_NFC, TOK_NFD, TOK_NFKC, TOK_NFKD } tok_form;
+bool tok_is_inert(tok_form form, uint32_t cp);
+/* Appends the ranges as items of a PCRE2 character class. */
+void tok_put_ranges(td_strbuf *out, const tok_range *r, size_t n);
+
 /* --- strings <-> ids (tok_vocab.c) -------------------------------------------------------------
  */
 
@@ -88,27 +115,71 @@ td_status tok_pattern_literal(tok_pattern *p, const char *s, size_t n, td_error 
 /* {"Regex": "..."} or {"String": "..."} at key "pattern" of obj. */
 td_status tok_pattern_from_json(tok_pattern *p, const json_t *obj, const char *where,
                                 td_error *err);
+/* One of a set of characters. */
+td_status tok_pattern_ranges(tok_pattern *p, const tok_range *r, size_t n, td_error *err);
 void tok_pattern_free(tok_pattern *p);
 /* The first match in text[from..n): *found, *begin, *end. Matches are never empty. */
 td_status tok_pattern_next(const tok_pattern *p, td_tok_scratch *s, const char *text, size_t n,
                            size_t from, bool *found, size_t *begin, size_t *end, td_error *err);
 
-/* --- normalisers (tok_norm.c) ------------------------------------------------------------------
+/* --- sets of code points, for classes of a pattern (tok_set.c) ----------------------------------
+ */
+
+enum { TOK_SET_WORDS = 0x110000 / 64 };
+typedef struct tok_set {
+    uint64_t *bits; /* TOK_SET_WORDS */
+} tok_set;
+
+td_status tok_set_init(tok_set *s, td_error *err); /* empty */
+void tok_set_free(tok_set *s);
+void tok_set_complement(tok_set *s);
+void tok_set_unite(tok_set *s, const tok_set *other);
+void tok_set_intersect(tok_set *s, const tok_set *other);
+/* Adds what the PCRE2 class [items] matches. */
+td_status tok_set_add_class(tok_set *s, const td_strbuf *items, const char *where, td_error *err);
+/* Appends the set as items of a PCRE2 class; nothing when it is empty. */
+void tok_set_put(const tok_set *s, td_strbuf *out);
+
+/* --- normalisers (tok_norm.c, tok_norm_chars.c, tok_charsmap.c)
+ * ------------------------------------------------------------------
  */
 
 typedef enum tok_norm_kind {
-    TOK_NORM_NFC,
+    TOK_NORM_FORM,
     TOK_NORM_PREPEND,
     TOK_NORM_REPLACE,
-    TOK_NORM_STRIP
+    TOK_NORM_STRIP,
+    TOK_NORM_LOWERCASE,
+    TOK_NORM_STRIP_ACCENTS,
+    TOK_NORM_NMT,
+    TOK_NORM_BYTE_LEVEL,
+    TOK_NORM_BERT_CLEAN, /* BertNormalizer becomes up to five steps */
+    TOK_NORM_BERT_CHINESE,
+    TOK_NORM_BERT_ACCENTS,
+    TOK_NORM_PRECOMPILED
 } tok_norm_kind;
+
+/* SentencePiece's character map: a double-array trie of byte strings whose values are offsets of
+ * NUL-terminated replacements. */
+typedef struct tok_charsmap {
+    uint32_t *unit;
+    size_t n_units;
+    char *text;
+    size_t n_text;
+} tok_charsmap;
+
+td_status tok_charsmap_load(const json_t *v, const char *where, tok_charsmap *out, td_error *err);
+void tok_charsmap_free(tok_charsmap *m);
+void tok_charsmap_apply(const tok_charsmap *m, const char *text, size_t n, td_strbuf *out);
 
 typedef struct tok_norm {
     tok_norm_kind kind;
+    tok_form form;       /* FORM */
     tok_pattern pattern; /* REPLACE */
     char *content;       /* PREPEND, REPLACE */
     size_t n_content;
     bool left, right; /* STRIP */
+    tok_charsmap map; /* PRECOMPILED */
 } tok_norm;
 
 typedef struct tok_norms {
@@ -122,6 +193,11 @@ void tok_norms_free(tok_norms *s);
  * result's first character comes from the input's first one. */
 td_status tok_norms_apply(const tok_norms *steps, td_tok_scratch *s, const char *text, size_t n,
                           const char **out, size_t *n_out, bool *at_start, td_error *err);
+
+/* The kinds from LOWERCASE to BERT_ACCENTS, which look at one character at a time. *first_gone: the
+ * text's first character was removed. */
+void tok_norm_chars(tok_norm_kind kind, const char *text, size_t n, td_strbuf *out,
+                    bool *first_gone);
 
 /* --- pre-tokenisers (tok_pretok.c) -------------------------------------------------------------
  */
@@ -148,7 +224,8 @@ typedef enum tok_prepend { TOK_PREPEND_FIRST, TOK_PREPEND_ALWAYS, TOK_PREPEND_NE
 typedef enum tok_pre_kind {
     TOK_PRE_SPLIT,
     TOK_PRE_PREFIX_SPACE, /* ByteLevel's add_prefix_space */
-    TOK_PRE_METASPACE     /* without its split, which is a SPLIT step of its own */
+    TOK_PRE_METASPACE,    /* without its split, which is a SPLIT step of its own */
+    TOK_PRE_VISIBLE       /* ByteLevel's alphabet */
 } tok_pre_kind;
 
 typedef struct tok_pre {
@@ -164,48 +241,101 @@ typedef struct tok_pre {
 typedef struct tok_pres {
     tok_pre step[TOK_MAX_STEPS];
     size_t n;
-    bool byte_level;
+    bool byte_level; /* the last step, VISIBLE, was left out: pieces are raw bytes */
 } tok_pres;
 
 td_status tok_pres_load(const json_t *v, const char *where, tok_pres *out, td_error *err);
+/* Takes back byte_level, for models that need the visible alphabet. */
+void tok_pres_make_visible(tok_pres *p);
 void tok_pres_free(tok_pres *p);
 /* The pieces are spans of *out_text. at_start: the text begins where the whole input begins. */
 td_status tok_pres_apply(const tok_pres *p, td_tok_scratch *s, const char *text, size_t n,
                          bool at_start, const char **out_text, const tok_spans **pieces,
                          td_error *err);
 
-/* --- BPE (tok_bpe.c, tok_bpe_load.c) -----------------------------------------------------------
+/* --- models (tok_model.c) ----------------------------------------------------------------------
  */
 
+typedef enum tok_model_kind {
+    TOK_MODEL_BPE,
+    TOK_MODEL_WORDPIECE,
+    TOK_MODEL_WORDLEVEL,
+    TOK_MODEL_UNIGRAM
+} tok_model_kind;
+
+/* A hash table from (number, number) to a number: merges of BPE, edges of Unigram's trie. */
 typedef struct tok_merge {
     uint64_t pair; /* left id << 32 | right id; UINT64_MAX: empty slot */
     uint32_t rank;
     int32_t new_id;
 } tok_merge;
 
-typedef struct tok_bpe {
-    tok_vocab vocab;   /* strings as written in the file, added tokens not included */
-    size_t n_vocab;    /* entries, which is where HF starts to number added tokens */
+typedef struct tok_affix {
+    char *text; /* NULL: none */
+    size_t n;
+} tok_affix;
+
+typedef struct tok_model {
+    tok_model_kind kind;
+    tok_vocab vocab; /* strings as written in the file, added tokens not included */
+    size_t n_vocab;  /* entries, which is where HF starts to number added tokens */
+    int32_t unk_id;  /* -1: none; BPE: unknown characters vanish */
+    bool byte_level; /* pieces are raw bytes; BPE only */
+    bool byte_fallback, fuse_unk;
+    int32_t byte_id[256];  /* byte-level: symbol of a byte. else: id of "<0xNN>". -1: none */
+    int32_t ascii_id[128]; /* not byte-level: symbol of an ASCII character, -1: none */
+    tok_affix prefix;      /* of symbols inside a word */
+    /* BPE */
+    tok_affix suffix;  /* of the symbol that ends a word */
     tok_vocab bytes;   /* byte-level with ignore_merges: the bytes of each entry */
     tok_merge *merges; /* open addressing, n_merge_slots a power of two */
     size_t n_merge_slots;
     int32_t *rank_id; /* new id by rank */
     size_t n_ranks;
-    int32_t byte_id[256];  /* byte-level: symbol of a byte. else: id of "<0xNN>". -1: none */
-    int32_t ascii_id[128]; /* not byte-level: symbol of an ASCII character, -1: none */
-    int32_t unk_id;        /* -1: none, unknown characters vanish */
-    bool byte_level, byte_fallback, fuse_unk, ignore_merges;
+    bool ignore_merges;
+    /* Each pair that a merge creates has a higher rank than that merge, so ranks can be worked off
+     * in order. */
+    bool ranks_ascend;
     /* Not byte-level: no merge result has U+2581 after another character, so a text may be cut
      * before each U+2581 that follows something else without changing the result. */
     bool cut_at_meta;
-} tok_bpe;
+    /* WORDPIECE */
+    size_t max_word_chars;
+    /* UNIGRAM: the trie's edges are in `merges`: (node, byte) -> new_id, the next node. */
+    double *score;      /* by id */
+    int32_t *node_id;   /* by node: the token that ends there, -1: none */
+    int32_t first[256]; /* node of each first byte, -1: none */
+    double unk_score;
+} tok_model;
 
-td_status tok_bpe_load(const json_t *model, bool byte_level, const char *where, tok_bpe *out,
-                       td_error *err);
-void tok_bpe_free(tok_bpe *m);
-td_status tok_bpe_encode(const tok_bpe *m, td_tok_scratch *s, const char *piece, size_t n,
-                         td_ids *out, td_error *err);
-const tok_merge *tok_bpe_find_merge(const tok_bpe *m, int32_t left, int32_t right);
+td_status tok_model_load(const json_t *model, bool byte_level, const char *where, tok_model *out,
+                         td_error *err);
+/* Whether a model of this JSON can work on raw bytes. */
+bool tok_model_takes_bytes(const json_t *model);
+void tok_model_free(tok_model *m);
+td_status tok_model_encode(const tok_model *m, td_tok_scratch *s, const char *piece, size_t n,
+                           td_ids *out, td_error *err);
+
+/* Room for n symbols and their ranks in the scratch; refuses pieces that int32_t cannot count. */
+td_status tok_reserve_symbols(td_tok_scratch *s, size_t n, td_error *err);
+/* Writes the ids of the bytes p[0..len) and true, or false when one has none. */
+bool tok_byte_fallback(const tok_model *m, int32_t *sym, size_t *k, const char *p, size_t len);
+/* The hash table; put replaces. `merges` must have room. */
+td_status tok_merges_alloc(tok_model *m, size_t n, td_error *err);
+const tok_merge *tok_merges_find(const tok_model *m, int32_t left, int32_t right);
+void tok_merges_put(tok_model *m, int32_t left, int32_t right, uint32_t rank, int32_t new_id);
+
+/* Each model: what it reads beside the vocabulary, and a piece's ids into s->sym_id[0 .. *n_ids).
+ */
+td_status tok_bpe_load(const json_t *v, const char *where, tok_model *m, td_error *err);
+td_status tok_bpe_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
+                        size_t *n_ids, td_error *err);
+td_status tok_unigram_load(const json_t *v, const char *where, tok_model *m, td_error *err);
+td_status tok_unigram_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
+                            size_t *n_ids, td_error *err);
+td_status tok_words_load(const json_t *v, const char *where, tok_model *m, td_error *err);
+td_status tok_words_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
+                          size_t *n_ids, td_error *err);
 
 /* --- added tokens (tok_added.c) ----------------------------------------------------------------
  */
@@ -235,8 +365,7 @@ typedef struct tok_added {
     tok_added_token *token;
     size_t n;
     tok_trie raw, normalized;
-    tok_pattern word; /* \w as single_word needs it; compiled only when a token asks for it */
-    tok_vocab names;  /* content <-> id */
+    tok_vocab names; /* content <-> id */
 } tok_added;
 
 /* A part of a text: an added token (id >= 0) or text between them (id -1). */
@@ -250,12 +379,12 @@ typedef struct tok_parts {
     size_t n, cap;
 } tok_parts;
 
-td_status tok_added_load(const json_t *list, const tok_bpe *bpe, const tok_norms *norms,
+td_status tok_added_load(const json_t *list, const tok_model *model, const tok_norms *norms,
                          td_tok_scratch *s, const char *where, tok_added *out, td_error *err);
 void tok_added_free(tok_added *a);
 /* Replaces *out with the parts of the text, without empty ones. */
-td_status tok_added_split(const tok_added *a, bool normalized, td_tok_scratch *s, const char *text,
-                          size_t n, tok_parts *out, td_error *err);
+td_status tok_added_split(const tok_added *a, bool normalized, const char *text, size_t n,
+                          tok_parts *out, td_error *err);
 const tok_added_token *tok_added_by_id(const tok_added *a, int32_t id);
 
 /* --- decoders (tok_decode.c) -------------------------------------------------------------------
@@ -267,14 +396,21 @@ typedef enum tok_dec_kind {
     TOK_DEC_BYTE_FALLBACK,
     TOK_DEC_FUSE,
     TOK_DEC_STRIP,
-    TOK_DEC_METASPACE
+    TOK_DEC_METASPACE,
+    TOK_DEC_WORDPIECE,
+    TOK_DEC_CTC,
+    TOK_DEC_BPE
 } tok_dec_kind;
 
 typedef struct tok_dec {
     tok_dec_kind kind;
     tok_pattern pattern; /* REPLACE */
-    char *content;       /* REPLACE; STRIP and METASPACE: one code point */
+    /* REPLACE; STRIP and METASPACE: one code point; WORDPIECE: prefix; CTC: pad; BPE: suffix */
+    char *content;
     size_t n_content;
+    char *delimiter; /* CTC */
+    size_t n_delimiter;
+    bool cleanup;        /* WORDPIECE, CTC */
     size_t start, stop;  /* STRIP */
     tok_prepend prepend; /* METASPACE */
 } tok_dec;
@@ -302,7 +438,8 @@ void tok_post_free(tok_post *p);
  */
 
 struct td_tokenizer {
-    tok_bpe bpe;
+    tok_model model;
+    bool visible; /* the vocabulary is written in ByteLevel's alphabet */
     tok_added added;
     tok_norms norms;
     tok_pres pres;
@@ -328,6 +465,7 @@ struct td_tok_scratch {
     td_strbuf clean;   /* the text with invalid UTF-8 replaced */
     td_strbuf norm[2]; /* normalisers write to one while reading the other */
     td_strbuf pre[2];  /* pre-tokenisers that change the text */
+    td_strbuf word;    /* a symbol with its affixes */
     tok_spans spans[2];
     tok_parts parts, inner;
     pcre2_match_data *match_data;
@@ -341,6 +479,8 @@ struct td_tok_scratch {
     uint64_t *heap;     /* rank << 32 | position */
     size_t sym_cap, link_cap;
     size_t heap_n, heap_cap;
+    double *best; /* Unigram: score of the best way to each byte offset */
+    size_t best_cap;
 };
 
 /* Pushes one id; false when out of memory. */

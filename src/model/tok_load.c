@@ -41,7 +41,7 @@ static int32_t named_id(const td_tokenizer *tok, const json_t *config, const cha
         return -1;
     int32_t id = tok_vocab_find(&tok->added.names, json_string_value(v), json_string_length(v));
     return id >= 0 ? id
-                   : tok_vocab_find(&tok->bpe.vocab, json_string_value(v), json_string_length(v));
+                   : tok_vocab_find(&tok->model.vocab, json_string_value(v), json_string_length(v));
 }
 
 /* Many of these files give model_max_length as 1e30 written out, which no integer holds. */
@@ -86,6 +86,15 @@ static td_status check_ids(const char *path, const td_tokenizer *tok, td_error *
     return TD_OK;
 }
 
+static bool makes_visible(const td_tokenizer *tok) {
+    bool visible = tok->pres.byte_level;
+    for (size_t i = 0; i < tok->pres.n; i++)
+        visible = visible || tok->pres.step[i].kind == TOK_PRE_VISIBLE;
+    for (size_t i = 0; i < tok->norms.n; i++)
+        visible = visible || tok->norms.step[i].kind == TOK_NORM_BYTE_LEVEL;
+    return visible;
+}
+
 static td_status load_sections(const char *path, const json_t *root, td_tokenizer *tok,
                                td_error *err) {
     static const char *const names[] = {"normalizer",   "pre_tokenizer",  "model",
@@ -111,10 +120,13 @@ static td_status load_sections(const char *path, const json_t *root, td_tokenize
             rc = tok_pres_load(v, where, &tok->pres, err);
             break;
         case 2:
-            rc = tok_bpe_load(v, tok->pres.byte_level, where, &tok->bpe, err);
+            tok->visible = makes_visible(tok);
+            if (!tok_model_takes_bytes(v))
+                tok_pres_make_visible(&tok->pres);
+            rc = tok_model_load(v, tok->pres.byte_level, where, &tok->model, err);
             break;
         case 3:
-            rc = tok_added_load(v, &tok->bpe, &tok->norms, s, where, &tok->added, err);
+            rc = tok_added_load(v, &tok->model, &tok->norms, s, where, &tok->added, err);
             break;
         case 4:
             rc = tok_post_load(v, where, &tok->post, err);
@@ -125,7 +137,7 @@ static td_status load_sections(const char *path, const json_t *root, td_tokenize
         free(where);
     }
     td_tok_scratch_free(s);
-    tok->n_vocab = (int32_t)TD_MAX(tok->bpe.vocab.n_ids, tok->added.names.n_ids);
+    tok->n_vocab = (int32_t)TD_MAX(tok->model.vocab.n_ids, tok->added.names.n_ids);
     return rc == TD_OK ? check_ids(path, tok, err) : rc;
 }
 
@@ -163,7 +175,7 @@ done:
 void td_tokenizer_free(td_tokenizer *tok) {
     if (!tok)
         return;
-    tok_bpe_free(&tok->bpe);
+    tok_model_free(&tok->model);
     tok_added_free(&tok->added);
     tok_norms_free(&tok->norms);
     tok_pres_free(&tok->pres);

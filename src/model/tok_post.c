@@ -1,5 +1,5 @@
-/* Post-processors: the special tokens around a text. Only TemplateProcessing adds any; ByteLevel
- * concerns offsets, which we do not have. */
+/* Post-processors: the special tokens around a text. ByteLevel adds none: it concerns offsets,
+ * which we do not have. */
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"
@@ -31,8 +31,42 @@ static bool append(td_ids *to, const td_ids *from) {
     return true;
 }
 
-/* A later template wraps what the earlier ones gave: its prefix goes in front of theirs, its suffix
- * behind. */
+/* A later processor wraps what the earlier ones gave: its prefix goes in front of theirs, its
+ * suffix behind. Takes both lists. */
+static td_status wrap(td_ids *prefix, td_ids *suffix, tok_post *out, td_error *err) {
+    td_status rc = TD_OK;
+    if (!append(prefix, &out->prefix) || !append(&out->suffix, suffix)) {
+        rc = td_error_nomem(err, "the template", prefix->n * sizeof *prefix->ids);
+    } else {
+        td_ids t = out->prefix;
+        out->prefix = *prefix;
+        *prefix = t;
+    }
+    td_ids_free(prefix);
+    td_ids_free(suffix);
+    return rc;
+}
+
+/* BertProcessing and RobertaProcessing: "cls" in front, "sep" behind, each ["token", id]. */
+static td_status load_pair(const json_t *v, const char *where, tok_post *out, td_error *err) {
+    static const char *const keys[] = {"cls", "sep"};
+    td_ids ids[2] = {0};
+    for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++) {
+        const json_t *id = json_array_get(json_object_get(v, keys[i]), 1);
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > TOK_MAX_ID) {
+            td_ids_free(&ids[0]);
+            return td_error_set(err, TD_E_MODEL, "%s: \"%s\" must be [\"token\", id]", where,
+                                keys[i]);
+        }
+        if (!tok_ids_push(&ids[i], (int32_t)json_integer_value(id))) {
+            td_ids_free(&ids[0]);
+            return td_error_nomem(err, "the template", sizeof *ids[i].ids);
+        }
+    }
+    return wrap(&ids[0], &ids[1], out, err);
+}
+
 static td_status load_template(const json_t *v, const char *where, tok_post *out, td_error *err) {
     const json_t *single = json_object_get(v, "single");
     const json_t *table = json_object_get(v, "special_tokens");
@@ -60,13 +94,8 @@ static td_status load_template(const json_t *v, const char *where, tok_post *out
     }
     if (rc == TD_OK && !seen)
         rc = td_error_set(err, TD_E_MODEL, "%s: \"single\" has no Sequence A", where);
-    if (rc == TD_OK && (!append(&prefix, &out->prefix) || !append(&out->suffix, &suffix)))
-        rc = td_error_nomem(err, "the template", prefix.n * sizeof *prefix.ids);
-    if (rc == TD_OK) {
-        td_ids t = out->prefix;
-        out->prefix = prefix;
-        prefix = t;
-    }
+    if (rc == TD_OK)
+        return wrap(&prefix, &suffix, out, err);
     td_ids_free(&prefix);
     td_ids_free(&suffix);
     return rc;
@@ -82,10 +111,13 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
         return TD_OK;
     if (strcmp(type, "TemplateProcessing") == 0)
         return load_template(v, where, out, err);
+    if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
+        return load_pair(v, where, out, err);
     if (strcmp(type, "Sequence") != 0)
         return td_error_set(err, TD_E_MODEL,
                             "%s: the post-processor \"%s\" is not supported (supported: "
-                            "TemplateProcessing, ByteLevel, Sequence)",
+                            "TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing, "
+                            "Sequence)",
                             where, type);
     const json_t *list = json_object_get(v, "processors");
     if (!json_is_array(list) || depth >= TOK_MAX_NESTING)

@@ -1,8 +1,9 @@
-/* Pre-tokenisers: Split, ByteLevel, Metaspace, Digits, WhitespaceSplit, Sequence.
+/* Pre-tokenisers.
  *
- * Each becomes one or two elementary steps: cut every piece by a pattern, or change every piece's
- * text. ByteLevel's visible alphabet is left out (tok_internal.h), hence nothing may follow it.
+ * Each becomes one to three elementary steps: cut every piece by a pattern, or change every piece's
+ * text. ByteLevel's visible alphabet is left out where nothing follows it (tok_internal.h).
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"
@@ -69,8 +70,78 @@ static td_status load_byte_level(const json_t *v, const char *where, tok_pres *o
         rc = TD_E_MODEL;
     if (rc == TD_OK && use_regex)
         rc = add_split(out, where, GPT2_PATTERN, TOK_ISOLATED, err);
-    out->byte_level = true;
+    if (rc == TD_OK && !new_step(out, where, TOK_PRE_VISIBLE, err))
+        rc = TD_E_MODEL;
     return rc;
+}
+
+/* Cuts at each of a set of characters. */
+static td_status add_set_split(tok_pres *out, const char *where, const tok_range *r, size_t n,
+                               tok_behavior behavior, td_error *err) {
+    tok_pre *step = new_step(out, where, TOK_PRE_SPLIT, err);
+    if (!step)
+        return TD_E_MODEL;
+    step->behavior = behavior;
+    return tok_pattern_ranges(&step->pattern, r, n, err);
+}
+
+static td_status load_punctuation(const json_t *v, const char *where, bool bert, tok_pres *out,
+                                  td_error *err) {
+    size_t n;
+    const tok_range *r = tok_punctuation_ranges(&n);
+    tok_behavior behavior = TOK_ISOLATED;
+    td_status rc = TD_OK;
+    if (bert)
+        rc = add_split(out, where, "\\s", TOK_REMOVED, err);
+    else if (td_json_has(v, "behavior"))
+        rc = load_behavior(v, where, &behavior, err);
+    return rc == TD_OK ? add_set_split(out, where, r, n, behavior, err) : rc;
+}
+
+/* Words, or runs of what is neither word nor space; the rest goes. */
+static td_status load_whitespace(const char *where, tok_pres *out, td_error *err) {
+    size_t n;
+    const tok_range *r = tok_word_ranges(&n);
+    td_strbuf regex = {0};
+    td_strbuf_puts(&regex, "[");
+    tok_put_ranges(&regex, r, n);
+    td_strbuf_puts(&regex, "]+|[^\\s");
+    tok_put_ranges(&regex, r, n);
+    td_strbuf_puts(&regex, "]+");
+    td_status rc = regex.oom ? td_error_nomem(err, "a pattern", regex.len)
+                             : add_split(out, where, regex.data, TOK_REMOVED, err);
+    if (rc == TD_OK)
+        out->step[out->n - 1].invert = true;
+    td_strbuf_free(&regex);
+    return rc;
+}
+
+static td_status load_delimiter(const json_t *v, const char *where, tok_pres *out, td_error *err) {
+    const char *c;
+    size_t len;
+    td_status rc = td_json_get_str(v, "delimiter", where, TD_E_MODEL, &c, err);
+    if (rc != TD_OK)
+        return rc;
+    size_t n = json_string_length(json_object_get(v, "delimiter"));
+    if (n == 0 || (tok_utf8_get(c, n, &len), len != n))
+        return td_error_set(err, TD_E_MODEL, "%s: \"delimiter\" must be one character", where);
+    tok_pre *step = new_step(out, where, TOK_PRE_SPLIT, err);
+    if (!step)
+        return TD_E_MODEL;
+    step->behavior = TOK_REMOVED;
+    return tok_pattern_literal(&step->pattern, c, n, err);
+}
+
+static td_status load_fixed_length(const json_t *v, const char *where, tok_pres *out,
+                                   td_error *err) {
+    int64_t length = 5;
+    char regex[64];
+    /* PCRE2 counts repeats up to 65535 */
+    td_status rc = td_json_opt_int(v, "length", 1, 65535, where, TD_E_MODEL, &length, err);
+    if (rc != TD_OK)
+        return rc;
+    snprintf(regex, sizeof regex, "[\\x{0}-\\x{10FFFF}]{1,%d}", (int)length);
+    return add_split(out, where, regex, TOK_ISOLATED, err);
 }
 
 /* Shared with the decoder's idea of Metaspace: files before 0.19 say add_prefix_space. */
@@ -133,10 +204,6 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
         }
         return TD_OK;
     }
-    if (out->byte_level)
-        return td_error_set(err, TD_E_MODEL,
-                            "%s: a pre-tokenizer after ByteLevel (\"%s\") is not supported", where,
-                            type);
     if (strcmp(type, "Split") == 0)
         return load_split(v, where, out, err);
     if (strcmp(type, "ByteLevel") == 0)
@@ -145,6 +212,14 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
         return load_metaspace(v, where, out, err);
     if (strcmp(type, "WhitespaceSplit") == 0)
         return add_split(out, where, "\\s", TOK_REMOVED, err);
+    if (strcmp(type, "Whitespace") == 0)
+        return load_whitespace(where, out, err);
+    if (strcmp(type, "Punctuation") == 0 || strcmp(type, "BertPreTokenizer") == 0)
+        return load_punctuation(v, where, type[0] == 'B', out, err);
+    if (strcmp(type, "CharDelimiterSplit") == 0)
+        return load_delimiter(v, where, out, err);
+    if (strcmp(type, "FixedLength") == 0)
+        return load_fixed_length(v, where, out, err);
     if (strcmp(type, "Digits") == 0) {
         bool individual = false;
         rc = td_json_opt_bool(v, "individual_digits", where, TD_E_MODEL, &individual, err);
@@ -154,12 +229,27 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
     }
     return td_error_set(err, TD_E_MODEL,
                         "%s: the pre-tokenizer \"%s\" is not supported (supported: Split, "
-                        "ByteLevel, Metaspace, Digits, WhitespaceSplit, Sequence)",
+                        "ByteLevel, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit, "
+                        "BertPreTokenizer, CharDelimiterSplit, FixedLength, Sequence)",
                         where, type);
 }
 
 td_status tok_pres_load(const json_t *v, const char *where, tok_pres *out, td_error *err) {
-    return !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+    td_status rc = !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+    if (rc != TD_OK)
+        return rc;
+    size_t n_visible = 0;
+    for (size_t i = 0; i < out->n; i++)
+        n_visible += out->step[i].kind == TOK_PRE_VISIBLE;
+    out->byte_level = n_visible == 1 && out->step[out->n - 1].kind == TOK_PRE_VISIBLE;
+    out->n -= out->byte_level;
+    return TD_OK;
+}
+
+void tok_pres_make_visible(tok_pres *p) {
+    if (p->byte_level)
+        p->step[p->n++] = (tok_pre){.kind = TOK_PRE_VISIBLE};
+    p->byte_level = false;
 }
 
 void tok_pres_free(tok_pres *p) {
@@ -261,6 +351,11 @@ static bool change_piece(const tok_pre *step, td_strbuf *b, const char *p, size_
         if (p[0] != ' ')
             td_strbuf_append(b, " ", 1);
         td_strbuf_append(b, p, n);
+        return !b->oom;
+    }
+    if (step->kind == TOK_PRE_VISIBLE) {
+        bool unused;
+        tok_norm_chars(TOK_NORM_BYTE_LEVEL, p, n, b, &unused);
         return !b->oom;
     }
     const char *r = step->replacement;

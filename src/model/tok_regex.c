@@ -5,6 +5,8 @@
  *   \d           \p{Nd}
  *   \p{category} with the code points that PCRE2's older tables lack, so outside a class it
  *                becomes a class of its own
+ *   \w \p{script} ranges of our own tables
+ *   [a[b]&&c]    worked out at load, as ranges
  *   \uHHHH       \x{HHHH}
  * It passes on what means the same in both, and refuses the rest by name, because a pattern that is
  * nearly right would give wrong ids without a word.
@@ -15,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include "model/tok_internal.h"
 #include "model/tok_unicode.h"
 
@@ -33,6 +36,7 @@ typedef struct translation {
     const char *end;
     td_strbuf out;
     bool in_class;
+    bool ignore_negation; /* the caller takes the complement of what a negated escape stands for */
     const char *where;
     td_error *err;
 } translation;
@@ -46,26 +50,58 @@ static td_status refuse(translation *t, const char *what, const char *at) {
 /* Items of a class, put where we are: inside a class as they are, else in brackets. */
 static void put_items(translation *t, const char *items, const char *more, bool negated) {
     if (!t->in_class)
-        td_strbuf_puts(&t->out, negated ? "[^" : "[");
+        td_strbuf_puts(&t->out, negated && !t->ignore_negation ? "[^" : "[");
     td_strbuf_puts(&t->out, items);
     td_strbuf_puts(&t->out, more);
     if (!t->in_class)
         td_strbuf_puts(&t->out, "]");
 }
 
-static td_status put_category(translation *t, const char *name, size_t n, bool negated,
+/* Long names of general categories, as plain_name() leaves them. */
+static const char *const category_alias[][2] = {
+    {"letter", "l"},           {"mark", "m"},
+    {"number", "n"},           {"punctuation", "p"},
+    {"symbol", "s"},           {"separator", "z"},
+    {"lowercaseletter", "ll"}, {"uppercaseletter", "lu"},
+    {"titlecaseletter", "lt"}, {"modifierletter", "lm"},
+    {"otherletter", "lo"},     {"decimalnumber", "nd"},
+    {"nonspacingmark", "mn"},  {"spacingmark", "mc"},
+    {"digit", "nd"},
+};
+
+/* Oniguruma ignores case, spaces, hyphens and underscores in names of properties. */
+static void plain_name(const char *name, size_t n, char out[32]) {
+    size_t k = 0;
+    for (size_t i = 0; i < n && k < 31; i++)
+        if (name[i] != ' ' && name[i] != '-' && name[i] != '_')
+            out[k++] = name[i] >= 'A' && name[i] <= 'Z' ? (char)(name[i] - 'A' + 'a') : name[i];
+    out[k] = '\0';
+    for (size_t i = 0; i < TD_ARRAY_LEN(category_alias); i++)
+        if (strcmp(out, category_alias[i][0]) == 0)
+            strcpy(out, category_alias[i][1]);
+}
+
+static td_status put_property(translation *t, const char *name, size_t n, bool negated,
                               const char *at) {
+    char plain[32], items[16];
+    td_strbuf ranges = {0};
+    size_t n_ranges;
+    plain_name(name, n, plain);
     for (size_t i = 0; i < TD_ARRAY_LEN(tok_category); i++) {
-        if (strlen(tok_category[i].name) != n || strncmp(tok_category[i].name, name, n) != 0)
+        if (strcasecmp(tok_category[i].name, plain) != 0)
             continue;
-        if (negated && t->in_class)
-            return refuse(t, "a negated property inside a character class", at);
-        char items[16];
         snprintf(items, sizeof items, "\\p{%s}", tok_category[i].name);
         put_items(t, items, tok_category[i].more, negated);
         return TD_OK;
     }
-    return refuse(t, "a property other than a general category", at);
+    const tok_range *r = tok_property(plain, &n_ranges);
+    if (!r)
+        return refuse(t, "a property that is not known here", at);
+    tok_put_ranges(&ranges, r, n_ranges);
+    put_items(t, ranges.oom ? "" : ranges.data, "", negated);
+    t->out.oom = t->out.oom || ranges.oom;
+    td_strbuf_free(&ranges);
+    return TD_OK;
 }
 
 /* \xHH, \x{H..}, \uHHHH: t->p is behind the letter. */
@@ -106,10 +142,17 @@ static td_status escape(translation *t) {
     case 'S':
         put_items(t, t->in_class ? NOT_SPACE_ITEMS : SPACE_ITEMS, "", true);
         return TD_OK;
+    case 'w':
+        return put_property(t, "word", 4, false, at);
+    case 'W':
+        return put_property(t, "word", 4, true, at);
+    case 'h':
+        put_items(t, "0-9A-Fa-f", "", false);
+        return TD_OK;
     case 'd':
-        return put_category(t, "Nd", 2, false, at);
+        return put_property(t, "Nd", 2, false, at);
     case 'D':
-        return put_category(t, "Nd", 2, true, at);
+        return put_property(t, "Nd", 2, true, at);
     case 'p':
     case 'P': {
         bool negated = c == 'P';
@@ -124,7 +167,7 @@ static td_status escape(translation *t) {
             negated = !negated;
             name++;
         }
-        return put_category(t, name, (size_t)(close - name), negated, at);
+        return put_property(t, name, (size_t)(close - name), negated, at);
     }
     case 'x':
     case 'u':
@@ -194,8 +237,139 @@ static td_status group(translation *t) {
     return refuse(t, "this group", at);
 }
 
-static td_status class_open(translation *t) {
+/* At a backslash: does it stand for a complement, which PCRE2 takes inside a class only where it is
+ * written out? \S is. */
+static bool is_negated_escape(const char *p, const char *end) {
+    if (end - p < 2)
+        return false;
+    bool caret = end - p > 3 && p[2] == '{' && p[3] == '^';
+    return p[1] == 'D' || p[1] == 'W' || (p[1] == 'P' && !caret) || (p[1] == 'p' && caret);
+}
+
+/* At the bracket of a class: does it hold what only tok_set can work out? */
+static bool is_composite(const char *p, const char *end) {
+    for (p++; p < end && *p != ']'; p++) {
+        if (*p == '[' || (*p == '&' && end - p > 1 && p[1] == '&'))
+            return true;
+        if (*p == '\\') {
+            if (is_negated_escape(p, end))
+                return true;
+            p++;
+        }
+    }
+    return false;
+}
+
+/* Adds the items gathered in t->out to the set and clears them. */
+static td_status flush_items(translation *t, tok_set *set) {
+    td_status rc = t->out.len ? tok_set_add_class(set, &t->out, t->where, t->err) : TD_OK;
+    td_strbuf_clear(&t->out);
+    return rc;
+}
+
+static td_status add_negated(translation *t, tok_set *set) {
+    tok_set one = {0};
+    td_status rc = flush_items(t, set);
+    if (rc == TD_OK)
+        rc = tok_set_init(&one, t->err);
+    t->ignore_negation = true;
+    if (rc == TD_OK)
+        rc = escape(t);
+    t->ignore_negation = false;
+    if (rc == TD_OK)
+        rc = flush_items(t, &one);
+    if (rc == TD_OK) {
+        tok_set_complement(&one);
+        tok_set_unite(set, &one);
+    }
+    tok_set_free(&one);
+    return rc;
+}
+
+/* Works out the class at t->p into the empty set; t->p ends behind its bracket. t->out is free for
+ * use. */
+static td_status class_set(translation *t, int depth, tok_set *set) {
     const char *at = t->p++;
+    tok_set inner = {0}, left = {0}; /* left: what stands before the last && */
+    bool negated = t->p < t->end && *t->p == '^';
+    td_status rc = TD_OK;
+    t->p += negated;
+    if (depth > TOK_MAX_NESTING || t->p >= t->end || *t->p == ']' || *t->p == ':')
+        return refuse(t, "this character class", at);
+    while (rc == TD_OK && t->p < t->end && *t->p != ']') {
+        if (*t->p == '[') {
+            rc = flush_items(t, set);
+            if (rc == TD_OK)
+                rc = tok_set_init(&inner, t->err);
+            if (rc == TD_OK)
+                rc = class_set(t, depth + 1, &inner);
+            if (rc == TD_OK)
+                tok_set_unite(set, &inner);
+            tok_set_free(&inner);
+        } else if (*t->p == '&' && t->end - t->p > 1 && t->p[1] == '&') {
+            t->p += 2;
+            rc = flush_items(t, set);
+            if (rc == TD_OK && left.bits)
+                tok_set_intersect(set, &left);
+            tok_set_free(&left);
+            if (rc == TD_OK)
+                rc = tok_set_init(&left, t->err);
+            if (rc == TD_OK) {
+                tok_set_unite(&left, set);
+                tok_set_complement(set); /* and begin again with nothing */
+                tok_set_intersect(set, &left);
+            }
+        } else if (*t->p == '\\') {
+            rc = is_negated_escape(t->p, t->end) ? add_negated(t, set) : escape(t);
+        } else if (*t->p == '\0') {
+            td_strbuf_puts(&t->out, "\\x{0}");
+            t->p++;
+        } else {
+            td_strbuf_append(&t->out, t->p++, 1);
+        }
+    }
+    if (rc == TD_OK && t->p >= t->end)
+        rc = refuse(t, "a character class that is not closed", at);
+    if (rc == TD_OK)
+        rc = flush_items(t, set);
+    if (rc == TD_OK && left.bits)
+        tok_set_intersect(set, &left);
+    if (negated)
+        tok_set_complement(set);
+    tok_set_free(&left);
+    t->p += t->p < t->end;
+    return rc;
+}
+
+static td_status composite_class(translation *t) {
+    const char *at = t->p;
+    td_strbuf done = t->out;
+    tok_set set = {0};
+    t->out = (td_strbuf){0};
+    t->in_class = true;
+    td_status rc = tok_set_init(&set, t->err);
+    if (rc == TD_OK)
+        rc = class_set(t, 0, &set);
+    t->in_class = false;
+    td_strbuf_free(&t->out);
+    t->out = done;
+    if (rc == TD_OK) {
+        td_strbuf_puts(&t->out, "[");
+        size_t before = t->out.len;
+        tok_set_put(&set, &t->out);
+        if (t->out.len == before)
+            rc = refuse(t, "a class of no character", at);
+        td_strbuf_puts(&t->out, "]");
+    }
+    tok_set_free(&set);
+    return rc;
+}
+
+static td_status class_open(translation *t) {
+    const char *at = t->p;
+    if (is_composite(at, t->end))
+        return composite_class(t);
+    t->p++;
     td_strbuf_puts(&t->out, "[");
     t->in_class = true;
     if (t->p < t->end && *t->p == '^') {
@@ -216,10 +390,6 @@ static td_status translate(translation *t) {
         } else if (c == '\0') {
             td_strbuf_puts(&t->out, "\\x{0}");
             t->p++;
-        } else if (t->in_class && c == '[') {
-            rc = refuse(t, "a class inside a class", t->p);
-        } else if (t->in_class && c == '&' && t->end - t->p > 1 && t->p[1] == '&') {
-            rc = refuse(t, "an intersection of classes", t->p);
         } else if (!t->in_class && c == '[') {
             rc = class_open(t);
         } else if (!t->in_class && c == '(') {
@@ -291,6 +461,18 @@ td_status tok_pattern_literal(tok_pattern *p, const char *s, size_t n, td_error 
         return td_error_nomem(err, "a pattern", n);
     *p = (tok_pattern){.literal = copy, .n_literal = n};
     return TD_OK;
+}
+
+td_status tok_pattern_ranges(tok_pattern *p, const tok_range *r, size_t n, td_error *err) {
+    td_strbuf b = {0};
+    *p = (tok_pattern){0};
+    td_strbuf_puts(&b, "[");
+    tok_put_ranges(&b, r, n);
+    td_strbuf_puts(&b, "]");
+    td_status rc = b.oom ? td_error_nomem(err, "a pattern", b.len)
+                         : compile(p, &b, "a set of characters", err);
+    td_strbuf_free(&b);
+    return rc;
 }
 
 td_status tok_pattern_from_json(tok_pattern *p, const json_t *obj, const char *where,

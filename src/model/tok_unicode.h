@@ -2,6 +2,8 @@
 #ifndef TDGEN_TOK_UNICODE_H
 #define TDGEN_TOK_UNICODE_H
 
+#include "model/tok_internal.h"
+
 /* Code points that joined a general category between Unicode 14 (PCRE2 10.42) and Unicode 16
  * (HF's engine), as items of a PCRE2 character class. No category used here lost any. */
 static const struct {
@@ -80,9 +82,7 @@ static const struct {
 
 /* Marks that HF's NFC does not know (its tables are those of an older Unicode): it neither
  * reorders them nor composes with them. */
-static const struct {
-    uint32_t first, last;
-} tok_nfc_inert[] = {
+static const tok_range tok_nfc_inert[] = {
     {0x7fd, 0x7fd},     {0x897, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},
     {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},
     {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},   {0x105d2, 0x105d2},

@@ -209,8 +209,9 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
 }
 
 static const char *speed_source(const td_plan *p) {
-    return p->inventory.from_file ? "the inventory's figures, not measured"
-                                  : "a short measurement of the devices";
+    return p->inventory.from_file
+               ? "the inventory's figures, not measured"
+               : "a short measurement of large products; small models stay below";
 }
 
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
@@ -246,8 +247,10 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(out, "Estimated rate:  %s tokens/s, %s in all (from %s)\n",
+        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (from %s)\n",
+                p->inventory.from_file ? "" : "at most ",
                 td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
+                p->inventory.from_file ? "" : "at least ",
                 td_human_seconds(p->wall_s, x[1], sizeof x[1]), speed_source(p));
     else
         fputs("Estimated rate:  unknown, as the speed of the devices is not known\n", out);

@@ -67,6 +67,9 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
     if (ok && ids)
         ok = put(o, "data.ids_field", text_value(cfg->data.ids_field)) &&
              put(o, "data.mask_field", text_value(cfg->data.mask_field));
+    if (ok && id->format == TD_FORMAT_TOKENS)
+        ok = put(o, "data.token_dtype", json_string(td_token_dtype_name(cfg->data.token_dtype))) &&
+             put(o, "data.document_eos", json_integer(cfg->data.document_eos));
     if (ok && !ids)
         ok = put(o, "data.add_special_tokens", json_boolean(cfg->data.add_special_tokens));
     if (ok && !ids && id->format == TD_FORMAT_JSONL) {
@@ -103,6 +106,7 @@ td_status td_identity_build(const td_config *cfg, const td_identity *id, json_t 
          put(o, "capture.top_k", json_integer(TD_MIN(cfg->capture.top_k, id->model->n_vocab))) &&
          put(o, "capture.logprob_dtype", json_string(td_dtype_name(cfg->capture.logprob_dtype))) &&
          json_object_set(o, "capture.temperatures", temps) == 0 &&
+         put(o, "capture.mask_padded_vocab", json_boolean(cfg->capture.mask_padded_vocab)) &&
          put(o, "output.shard_samples", json_integer(cfg->output.shard_samples)) &&
          put(o, "run.seed", u64_value(cfg->run.seed));
     json_decref(temps);

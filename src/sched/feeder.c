@@ -76,6 +76,15 @@ static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end
     return rc;
 }
 
+/* Samples that no group will count. */
+static void count_idle(td_run_state *run, const td_shard *shard) {
+    for (int32_t i = 0; i < shard->n_samples; i++)
+        if (shard->samples[i].n_rows == 0) {
+            atomic_fetch_add(&run->n_samples_idle, 1);
+            atomic_fetch_add(&run->n_tokens_idle, shard->samples[i].n_tokens);
+        }
+}
+
 static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error *err) {
     td_shard *shard = o->shard;
     o->work = td_calloc((size_t)shard->n_batches, sizeof *o->work);
@@ -86,12 +95,13 @@ static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error 
         td_shard_writer_open(run->in->output, shard, run->kinds, run->n_kinds, &o->writer, err);
     if (rc != TD_OK)
         return rc;
-    atomic_store(&o->n_left, shard->n_batches);
-    if (shard->n_batches == 0)
+    /* The shard can be complete, committed and freed as soon as its last micro-batch is published
+     * (or at once without any): from there on neither it nor o->work is touched. */
+    int32_t n = shard->n_batches;
+    atomic_store(&o->n_left, n);
+    if (n == 0)
         td_run_shard_complete(run, o);
-    /* The shard can be complete, committed and freed as soon as its last micro-batch is published:
-     * from there on neither it nor o->work is touched. */
-    for (int32_t i = 0, n = shard->n_batches; i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         o->work[i] = (td_work){.open = o, .batch = i};
         while (!td_queue_publish(run->queue, &o->work[i])) {
             if (td_run_stopping(run))
@@ -123,6 +133,7 @@ void *td_feeder_main(void *arg) {
         }
         atomic_fetch_add(&run->n_bad, o->shard->n_bad_rows);
         atomic_fetch_add(&run->n_overflow_rows, o->shard->n_overflow_rows);
+        count_idle(run, o->shard);
         rc = open_and_publish(run, o, &err);
         if (rc != TD_OK)
             break;

@@ -90,9 +90,10 @@ static void fill(flight *f, const td_work *w) {
                           .row_target = f->row_target};
 }
 
+/* A target of probability 0 (its logit was -inf) cannot be learnt from either. */
 static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
     for (int32_t r = first; r < first + n; r++)
-        if (!isfinite(cap->logsumexp[r])) {
+        if (!isfinite(cap->logsumexp[r]) || !isfinite(cap->target_logprob[r])) {
             *bad = r;
             return false;
         }
@@ -206,11 +207,13 @@ static void wait_for_work(loop *l) {
 static void retire(loop *l, const td_error *why) {
     td_group *g = l->g;
     td_run_state *run = g->run;
-    const td_claim *poison = NULL;
+    int64_t poisoned_shard = -1;
     for (int32_t i = 0; i < l->n_in_flight; i++) {
         const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
+        /* Looked up before it is given back: then it is somebody else's, and soon nobody's. */
+        int64_t shard = ((const td_work *)c->item)->open->shard->number;
         if (td_queue_fail(run->queue, g->id, c->number) >= MAX_TRIES)
-            poison = c;
+            poisoned_shard = shard;
     }
     while (l->next_held < l->n_held)
         td_queue_release(run->queue, g->id, l->held[l->next_held++].number);
@@ -226,10 +229,9 @@ static void retire(loop *l, const td_error *why) {
     pthread_mutex_unlock(&run->lock);
     if (last) {
         td_run_fail(run, &e);
-    } else if (poison) {
-        const td_work *w = poison->item;
+    } else if (poisoned_shard >= 0) {
         td_error_prefix(&e, "a micro-batch of shard %lld failed on %d groups",
-                        (long long)w->open->shard->number, MAX_TRIES);
+                        (long long)poisoned_shard, MAX_TRIES);
         td_run_fail(run, &e);
     } else {
         td_log_error("%s; the other groups take over its work", e.text);

@@ -57,7 +57,11 @@ void td_progress_free(td_progress *p) {
 
 static view look(td_progress *p, double now) {
     td_run_state *run = p->run;
-    view v = {.elapsed_s = now - run->start_s, .fraction = -1, .eta_s = -1};
+    view v = {.elapsed_s = now - run->start_s,
+              .fraction = -1,
+              .eta_s = -1,
+              .n_tokens = atomic_load(&run->n_tokens_idle),
+              .n_samples = atomic_load(&run->n_samples_idle)};
     for (int32_t g = 0; g < run->n_groups; g++) {
         v.n_tokens += atomic_load(&run->groups[g].n_tokens);
         v.n_samples += atomic_load(&run->groups[g].n_samples);
@@ -110,10 +114,11 @@ static void compose_line(const td_run_state *run, const view *v, bool final, cha
         char s[24];
         snprintf(eta, sizeof eta, " · ETA %s", td_human_seconds(v->eta_s, s, sizeof s));
     }
+    /* The group shares last: they are what a narrow terminal cuts. */
     snprintf(line, n, "%s%s samples · %s tokens · %s tokens/s · %lld shards%s%s", percent, samples,
              tokens, rate,
              (long long)(atomic_load(&run->n_shards_written) + atomic_load(&run->n_shards_kept)),
-             shares, eta);
+             eta, shares);
 }
 
 static void stamp(time_t t, char *buf, size_t n) {

@@ -27,6 +27,8 @@
  * another thread's succeeded); done and finished are wait-free. publish is wait-free and belongs to
  * one thread. fail and retire push to the retry ring, which is lock-free except that a thread
  * stopped inside a push delays pops of that one cell (Vyukov's bounded MPMC ring).
+ *
+ * test/spin/queue.pml models this protocol; change both together (tools/lib/check_spin.sh).
  */
 #ifndef TDGEN_SCHED_QUEUE_H
 #define TDGEN_SCHED_QUEUE_H

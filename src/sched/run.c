@@ -4,41 +4,14 @@
  */
 #include "sched/run_state.h"
 
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 #include "tdgen/log.h"
 #include "tdgen/util.h"
 
 enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
-
-/* --- signals -----------------------------------------------------------------------------------
- */
-
-static volatile sig_atomic_t g_n_signals;
-
-static void on_signal(int sig) {
-    (void)sig;
-    g_n_signals = g_n_signals + 1;
-    if (g_n_signals > 1)
-        _exit(TD_EXIT_STOPPED);
-}
-
-static void catch_signals(struct sigaction old[2]) {
-    struct sigaction sa = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&sa.sa_mask);
-    g_n_signals = 0;
-    sigaction(SIGINT, &sa, &old[0]);
-    sigaction(SIGTERM, &sa, &old[1]);
-}
-
-static void restore_signals(const struct sigaction old[2]) {
-    sigaction(SIGINT, &old[0], NULL);
-    sigaction(SIGTERM, &old[1], NULL);
-}
 
 /* --- failure -----------------------------------------------------------------------------------
  */
@@ -203,7 +176,7 @@ static void watch(td_run_state *run, td_progress *progress) {
             pthread_cond_timedwait(&run->changed, &run->lock, &until);
         bool ended = run->feeder_ended && run->writer_ended && run->n_groups_ended == run->n_groups;
         pthread_mutex_unlock(&run->lock);
-        if (g_n_signals && !told) {
+        if (td_run_stop_requested() && !told) {
             told = true;
             td_log_info(
                 "stopping: what is in flight is finished and saved; press again to leave at "
@@ -218,13 +191,15 @@ static void watch(td_run_state *run, td_progress *progress) {
 
 static void summarise(td_run_state *run, td_run_summary *out) {
     *out = (td_run_summary){.wall_s = td_time_s() - run->start_s,
+                            .n_samples = atomic_load(&run->n_samples_idle),
+                            .n_tokens = atomic_load(&run->n_tokens_idle),
                             .n_shards_written = atomic_load(&run->n_shards_written),
                             .n_shards_kept = atomic_load(&run->n_shards_kept),
                             .n_bad_samples = atomic_load(&run->n_bad),
                             .n_overflow_rows = atomic_load(&run->n_overflow_rows),
                             .n_groups = run->n_groups,
                             .n_retired = run->n_retired,
-                            .stopped = g_n_signals != 0};
+                            .stopped = td_run_stop_requested()};
     out->groups = td_calloc((size_t)run->n_groups, sizeof *out->groups);
     for (int32_t g = 0; g < run->n_groups; g++) {
         const td_group *grp = &run->groups[g];
@@ -252,7 +227,6 @@ static void summarise(td_run_state *run, td_run_summary *out) {
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     td_run_state run = {.in = in, .limits = in->plan->limits, .start_s = td_time_s()};
     td_progress *progress = NULL;
-    struct sigaction old[2];
     pthread_t feeder, writer;
     int32_t n_threads = 0;
     bool feeding = false, writing = false;
@@ -260,7 +234,6 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     *out = (td_run_summary){0};
     pthread_mutex_init(&run.lock, NULL);
     pthread_cond_init(&run.changed, NULL);
-    catch_signals(old);
 
     rc = make_groups(&run, err);
     if (rc != TD_OK)
@@ -308,9 +281,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
             *err = run.error;
         rc = run.error.code;
     } else if (out->stopped) {
-        rc = td_error_set(err, TD_E_STOPPED,
-                          "stopped by a signal; everything committed so far is saved, run the same "
-                          "command again to continue");
+        rc = td_run_stopped_error(err);
     }
     td_progress_tick(progress,
                      rc == TD_OK          ? "done"
@@ -318,11 +289,12 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
                                           : "failed",
                      true);
 quit:
+    if (rc != TD_OK && out->groups == NULL)
+        td_progress_tick(progress, "failed", true);
     announce(&run, TD_PHASE_QUIT);
     for (int32_t g = 0; g < n_threads; g++)
         pthread_join(run.groups[g].thread, NULL);
 done:
-    restore_signals(old);
     td_progress_free(progress);
     free_state(&run);
     return rc;

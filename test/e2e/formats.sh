@@ -27,6 +27,93 @@ for d in b c; do
         <(data_part "$TMP/a/shard-000000.safetensors") <(data_part "$TMP/$d/shard-000000.safetensors")
 done
 
+# Compressed, they are the same too; broken ones are named with the place.
+python3 - "$TMP" <<'END'
+import gzip, sys
+d = sys.argv[1]
+text = open(f"{d}/t.jsonl", "rb").read()
+open(f"{d}/t.jsonl.gz", "wb").write(gzip.compress(text[:40]) + gzip.compress(text[40:]))
+END
+check "python3 wrote no gzip file" [ -s "$TMP/t.jsonl.gz" ]
+run 0 'Done in' data.path="$TMP/t.jsonl.gz" output.dir="$TMP/gz"
+packed=(gz)
+if command -v zstd >/dev/null; then
+    zstd -q "$TMP/t.txt" -o "$TMP/t.txt.zst"
+    run 0 'Done in' data.path="$TMP/t.txt.zst" output.dir="$TMP/zst"
+    packed+=(zst)
+else
+    echo 'SKIPPED: formats.sh::zst: the zstd program is not installed (unit tests cover the format)'
+fi
+for d in "${packed[@]}"; do
+    check "the tensors of $d differ from those of text" cmp \
+        <(data_part "$TMP/a/shard-000000.safetensors") <(data_part "$TMP/$d/shard-000000.safetensors")
+done
+head -c 60 "$TMP/t.jsonl.gz" >"$TMP/cut.jsonl.gz"
+run 4 'cut.jsonl.gz: truncated: the file ends at byte 60' data.path="$TMP/cut.jsonl.gz" output.dir="$TMP/cut"
+
+# Raw ids, each row ended by the end-of-sequence id: as JSONL to which it is appended.
+python3 - "$TMP" <<'END'
+import json, struct, sys
+d = sys.argv[1]
+rows = [json.loads(line)["ids"] for line in open(f"{d}/ids.jsonl")]
+config = json.load(open("demo/teacher/tokenizer_config.json"))
+tokens = json.load(open("demo/teacher/tokenizer.json"))["added_tokens"]
+eos = next(t["id"] for t in tokens if t["content"] == config["eos_token"])
+rows = [r if r and r[-1] == eos else r + [eos] for r in rows]
+flat = [i for r in rows for i in r]
+open(f"{d}/eos", "w").write(str(eos))
+open(f"{d}/u16.bin", "wb").write(struct.pack(f"<{len(flat)}H", *flat))
+open(f"{d}/u32.bin", "wb").write(struct.pack(f"<{len(flat)}I", *flat))
+sizes = [len(r) for r in rows]
+at = [2 * sum(sizes[:i]) for i in range(len(rows))]
+n = len(rows)
+open(f"{d}/mega.bin", "wb").write(struct.pack(f"<{len(flat)}H", *flat))
+open(f"{d}/mega.idx", "wb").write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, n, n + 1) +
+    struct.pack(f"<{n}i{n}q{n + 1}q", *sizes, *at, *range(n + 1)))
+END
+run 0 'Done in' data.path="$TMP/ids.jsonl" data.ids_field=ids data.append_eos=true output.dir="$TMP/eos-jsonl"
+run 0 'Done in' data.path="$TMP/u16.bin" data.document_eos="$(cat "$TMP/eos")" output.dir="$TMP/u16"
+run 0 'Done in' data.path="$TMP/u32.bin" data.document_eos="$(cat "$TMP/eos")" data.token_dtype=u32 output.dir="$TMP/u32"
+run 0 'Done in' data.path="$TMP/mega.bin" output.dir="$TMP/mega"
+for d in u16 u32 mega; do
+    expect 0 '' "$TDGEN" verify "$TMP/$d"
+    check "the tensors of $d differ from those of JSONL" cmp \
+        <(data_part "$TMP/eos-jsonl/shard-000000.safetensors") <(data_part "$TMP/$d/shard-000000.safetensors")
+done
+run 0 'Done in' data.path="$TMP/u16.bin" data.max_length=8 output.dir="$TMP/blocks"
+expect 0 '' "$TDGEN" verify "$TMP/blocks"
+run 4 'token_dtype = u32' data.path="$TMP/u32.bin" output.dir="$TMP/none"
+run 0 'estimated|rows' data.path="$TMP/t.jsonl.gz" output.dir="$TMP/none" --dry-run
+
+# A token file as tools/prepare makes it says which tokenizer it was made with.
+python3 - "$TMP" <<'END'
+import json, struct, sys
+d = sys.argv[1]
+own = json.load(open(f"{d}/a/manifest.json"))
+hashes = []
+def find(o):
+    for k, v in o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, list) else ():
+        if k in ("tokenizer.hash", "tokenizer_hash") and isinstance(v, str):
+            hashes.append(v)
+        find(v)
+find(own)
+rows = [json.loads(line)["ids"] for line in open(f"{d}/ids.jsonl")]
+flat = [i for r in rows for i in r]
+offsets = [sum(map(len, rows[:i])) for i in range(len(rows) + 1)]
+for name, h in (("prepared", hashes[0]), ("foreign", "0123456789abcdef")):
+    n, t = len(offsets) * 8, len(flat) * 4
+    head = json.dumps({"__metadata__": {"tokenizer_hash": h},
+        "sample_offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, n]},
+        "input_ids": {"dtype": "I32", "shape": [len(flat)], "data_offsets": [n, n + t]}}).encode()
+    head += b" " * (-len(head) % 8)
+    open(f"{d}/{name}.safetensors", "wb").write(struct.pack("<Q", len(head)) + head +
+        struct.pack(f"<{len(offsets)}q{len(flat)}i", *offsets, *flat))
+END
+run 0 'Done in' data.path="$TMP/prepared.safetensors" output.dir="$TMP/prepared"
+check "the tensors of the prepared file differ from those of text" cmp \
+    <(data_part "$TMP/a/shard-000000.safetensors") <(data_part "$TMP/prepared/shard-000000.safetensors")
+run 4 'another tokenizer .*0123456789abcdef' data.path="$TMP/foreign.safetensors" output.dir="$TMP/none"
+
 # The shards of a run are a token dataset themselves.
 run 0 'Done in' data.path="$TMP/a/shard-000000.safetensors" output.dir="$TMP/d"
 expect 0 '' "$TDGEN" verify "$TMP/d"
@@ -54,6 +141,9 @@ expect 0 'pass|LORD|God' "$TDGEN" inspect "$TMP/x"
 printf '{"text":""}\n{"text":"a"}\n' >"$TMP/short.jsonl"
 run 0 'Done in' data.path="$TMP/short.jsonl" data.add_special_tokens=false output.dir="$TMP/short"
 expect 0 '' "$TDGEN" verify "$TMP/short"
+for _ in $(seq 500); do printf '{"text":""}\n'; done >"$TMP/none.jsonl"
+run 0 'Done in.* 500 samples' data.path="$TMP/none.jsonl" output.dir="$TMP/none" output.shard_samples=2
+expect 0 '' "$TDGEN" verify "$TMP/none"
 
 # What a person watching relies on.
 check "no log file" [ -s "$TMP/a/tdgen.log" ]

@@ -57,6 +57,30 @@ static const char *const seeds[] = {
     "\"replacement\":\"_\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"_\":0,\"a\":1,\"b\":2,\"1\":3,"
     "\"aa\":4,\"aaaa\":5},"
     "\"merges\":[\"a a\",\"aa aa\"]}}",
+    "{\"normalizer\":{\"type\":\"BertNormalizer\"},\"pre_tokenizer\":{\"type\":"
+    "\"BertPreTokenizer\"},"
+    "\"decoder\":{\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true},\"post_processor\":{"
+    "\"type\":"
+    "\"BertProcessing\",\"cls\":[\"a\",0],\"sep\":[\"b\",1]},\"model\":{\"type\":\"WordPiece\","
+    "\"unk_"
+    "token\":\"u\",\"max_input_chars_per_word\":9,\"vocab\":{\"a\":0,\"b\":1,\"##a\":2,\"u\":3}}}",
+    "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKD\"},{\"type\":"
+    "\"Precompiled\","
+    "\"precompiled_charsmap\":\"DAAAAABAAABiYgCAYWEAgGEAYgA=\"},{\"type\":\"Nmt\"},{\"type\":"
+    "\"StripAccents\"},{\"type\":\"Lowercase\"},{\"type\":\"ByteLevel\"}]},\"pre_tokenizer\":{"
+    "\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"},{\"type\":\"FixedLength\","
+    "\"length\":9}]},\"decoder\":{\"type\":\"CTC\",\"pad_token\":\"b\",\"word_delimiter_token\":"
+    "\"a\"},\"model\":{\"type\":\"Unigram\",\"unk_id\":0,\"byte_fallback\":true,\"vocab\":[[\"u\",-"
+    "9],["
+    "\"a\",-1.5],[\"aa\",-2],[\"b\",-1],[\"<0xC3>\",-3],[\"<0xA9>\",-3]]}}",
+    "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{"
+    "\"type\":"
+    "\"Digits\"},{\"type\":\"Whitespace\"},{\"type\":\"CharDelimiterSplit\",\"delimiter\":\"|\"}]},"
+    "\"decoder\":{\"type\":\"BPEDecoder\",\"suffix\":\"</"
+    "w>\"},\"model\":{\"type\":\"BPE\",\"unk_token\":"
+    "\"a\",\"continuing_subword_prefix\":\"#\",\"end_of_word_suffix\":\"</w>\",\"vocab\":{\"a\":0,"
+    "\"#a\":1,\"#a</w>\":2,\"a</w>\":3,\"aa</w>\":4,\"#aa\":5},\"merges\":[\"a #a</w>\",\"#a "
+    "#a\"]}}",
 };
 
 static uint64_t state;

@@ -86,6 +86,7 @@ void fixture_open(data_fixture *f) {
     f->lim = (td_source_limits){.n_vocab = BYTE_VOCAB, .eos_id = BYTE_EOS};
     f->cfg.data.path = f->path;
     f->cfg.data.text_field = "text";
+    f->cfg.data.document_eos = -1;
     f->cfg.data.max_length = 2048;
     f->cfg.output.shard_samples = 1024;
     f->cfg.run.batch_tokens = 8192;

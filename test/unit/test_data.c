@@ -510,10 +510,13 @@ Test(data, unusable_files_are_refused_by_name) {
         size_t n;
         const char *says;
     } cases[] = {
-        {"a.jsonl.gz", "x", 1, ".gz files are not read"},
-        {"a.zst", "x", 1, ".zst files are not read"},
-        {"a.jsonl", "\x1f\x8b\x08\0\0\0", 6, "gunzip"},
-        {"b.txt", "\x28\xb5\x2f\xfd\0", 5, "unzstd"},
+        {"a.jsonl.gz", "x", 1, "does not begin as a gzip file"},
+        {"a.zst", "x", 1, "does not begin as a zstd file"},
+        {"a.jsonl", "\x1f\x8b\x08\0\0\0", 6, "truncated: the file ends at byte 6"},
+        {"b.txt", "\x28\xb5\x2f\xfd\0", 5, "truncated: the file ends at byte 5"},
+        {"b.jsonl.xz", "x", 1, ".xz files are not read"},
+        {"b.parquet", "x", 1, "tools/prepare"},
+        {"b.idx", "x", 1, "name the .bin file"},
         {"b.jsonl", "PAR1\0\0", 6, "Parquet"},
         {"c.jsonl", "", 0, "is empty"},
         {"d.jsonl", "\n \n", 3, "has no rows"},

@@ -54,8 +54,8 @@ int main(int argc, char **argv) {
         total_s += t;
     }
     if (rc == TD_OK)
-        printf("load %.2f s; %.1f MB, %zu tokens, %s; first pass %.1f MB/s, best %.1f MB/s\n", load_s,
-               1e-6 * (double)n, ids.n, by_line ? "by line" : "in one call",
+        printf("load %.2f s; %.1f MB, %zu tokens, %s; first pass %.1f MB/s, best %.1f MB/s\n",
+               load_s, 1e-6 * (double)n, ids.n, by_line ? "by line" : "in one call",
                1e-6 * (double)n / first_s, 1e-6 * (double)n / best_s);
     else
         fprintf(stderr, "%s\n", err.text);

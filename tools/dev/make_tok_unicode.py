@@ -27,7 +27,7 @@ def ranges(chars):
 
 
 print("/* Made by tools/dev/make_tok_unicode.py; edit that, not this. */")
-print("#ifndef TDGEN_TOK_UNICODE_H\n#define TDGEN_TOK_UNICODE_H\n")
+print("#ifndef TDGEN_TOK_UNICODE_H\n#define TDGEN_TOK_UNICODE_H\n\n#include \"model/tok_internal.h\"\n")
 print("/* Code points that joined a general category between Unicode 14 (PCRE2 10.42) and Unicode 16")
 print(" * (HF's engine), as items of a PCRE2 character class. No category used here lost any. */")
 print("static const struct {\n    const char *name, *more;\n} tok_category[] = {")
@@ -63,7 +63,7 @@ for c in ALL:
             inert.add(b if b > "\uffff" else a)
 print("/* Marks that HF's NFC does not know (its tables are those of an older Unicode): it neither")
 print(" * reorders them nor composes with them. */")
-print("static const struct {\n    uint32_t first, last;\n} tok_nfc_inert[] = {")
+print("static const tok_range tok_nfc_inert[] = {")
 for a, b in ranges(inert):
     print("    {0x%x, 0x%x}," % (a, b))
 print("};\n\n#endif")

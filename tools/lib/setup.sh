@@ -10,7 +10,8 @@ log=${log:-$root/build/logs/setup.log}
 # Package, or package:command where the command is enough, wherever it came from.
 # shellcheck disable=SC2034 # for the scripts that source this file
 build_packages=(build-essential:gcc libc6-dev cmake:cmake ninja-build:ninja pkg-config:pkg-config
-    libinih-dev libjansson-dev libpcre2-dev libxxhash-dev libutf8proc-dev libdnnl-dev)
+    libinih-dev libjansson-dev libpcre2-dev libxxhash-dev libutf8proc-dev libdnnl-dev
+    zlib1g-dev libzstd-dev)
 
 say() { printf '%s\n' "$*"; }
 
