@@ -171,6 +171,11 @@ static void print_shape(const int64_t *shape, int32_t n, char *buf, size_t size)
         snprintf(buf + at, size - at, "]");
 }
 
+static bool ends_with(const char *s, const char *suffix) {
+    size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && !strcmp(s + n - m, suffix);
+}
+
 static td_status shape_error(const td_checkpoint *ck, const char *name, const td_st_tensor *t,
                              const int64_t *shape, int32_t n_dims, td_error *err) {
     char has[200], need[64];
@@ -192,6 +197,11 @@ static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err)
     e->scale->name = name;
     e->scale->is_scale = true;
     td_status rc = find_tensor(ck, name, &t, err);
+    if (rc == TD_OK && !t && ends_with(name, "_scale_inv")) {
+        /* Other tools write quant_method "fp8" with this name, and mean the same factor. */
+        name[strlen(name) - strlen("_inv")] = '\0';
+        rc = find_tensor(ck, name, &t, err);
+    }
     if (rc != TD_OK)
         return rc;
     if (!t)
@@ -342,11 +352,6 @@ static td_status find_required(td_checkpoint *ck, td_error *err) {
     return rc;
 }
 
-static bool ends_with(const char *s, const char *suffix) {
-    size_t n = strlen(s), m = strlen(suffix);
-    return n >= m && !strcmp(s + n - m, suffix);
-}
-
 /* Buffers that old versions saved, and scales of activations, which are not quantised here. */
 static bool is_ignored(const td_checkpoint *ck, const char *name) {
     static const char *const fp8[] = {".input_scale", ".output_scale", ".k_scale",
@@ -424,6 +429,10 @@ td_status td_checkpoint_open(const char *model_dir, const td_model_config *cfg, 
         td_checkpoint_close(ck);
         return rc;
     }
+    if (ck->has_fp8)
+        td_log_info("%s: FP8 weights are dequantised; activations are not quantised, as in "
+                    "transformers with dequantize=True",
+                    model_dir);
     json_decref(ck->index);
     ck->index = NULL;
     ck->weight_map = NULL;

@@ -13,6 +13,9 @@
 #include "tdgen/json.h"
 #include "tdgen/util.h"
 
+/* With the limits of hf_config.c the bytes of a model stay below 2^64. */
+enum { MAX_EXPERTS = 512 };
+
 /* --- names that many share -------------------------------------------------------------------- */
 
 #define LLAMA_MODEL                                                                                \
@@ -137,8 +140,8 @@ static td_status finish_qwen3_moe(const td_config_reader *r, td_model_config *c)
     c->n_ffn_expert = 768;
     c->n_experts = 128;
     if ((rc = td_config_opt_i32(r, "decoder_sparse_step", 1, INT32_MAX, &step)) != TD_OK ||
-        (rc = td_config_opt_i32(r, "num_experts", 0, 4096, &c->n_experts)) != TD_OK ||
-        (rc = td_config_opt_i32(r, "num_local_experts", 0, 4096, &c->n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "num_experts", 0, MAX_EXPERTS, &c->n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "num_local_experts", 0, MAX_EXPERTS, &c->n_experts)) != TD_OK ||
         (rc = td_config_opt_i32(r, "moe_intermediate_size", 1, 1 << 22, &c->n_ffn_expert)) !=
             TD_OK ||
         (rc = td_config_opt_bool(r, "norm_topk_prob", &c->moe_normalise)) != TD_OK)
@@ -170,7 +173,7 @@ static td_status finish_mixtral(const td_config_reader *r, td_model_config *c) {
     c->moe_normalise = true;
     for (int32_t i = 0; i < c->n_layers; i++)
         c->moe[i] = true;
-    return td_config_opt_i32(r, "num_local_experts", 1, 4096, &c->n_experts);
+    return td_config_opt_i32(r, "num_local_experts", 1, MAX_EXPERTS, &c->n_experts);
 }
 
 /* --- the table -------------------------------------------------------------------------------- */

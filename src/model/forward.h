@@ -20,7 +20,7 @@ typedef struct td_stage_state {
 
 /* Rows that one dynamic rope table gets for one micro-batch: its long section, from the start. */
 typedef struct td_dynamic_rope {
-    int32_t first_row;                /* td_rope_layout.long_row */
+    int64_t first_row;                /* td_rope_layout.long_row */
     const float *cos_rows, *sin_rows; /* host, [n_tokens, rotary_dim / 2] */
 } td_dynamic_rope;
 

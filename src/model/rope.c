@@ -142,7 +142,7 @@ bool td_rope_rows(const td_model_config *cfg, const td_rope_layout *l, int32_t k
     float inv_freq[TD_MAX_ROPE_PAIRS];
     for (int32_t i = 0; i < batch->n_seqs; i++) {
         int32_t t0 = batch->seq_offsets[i], n = batch->seq_offsets[i + 1] - t0;
-        int32_t first = l->first_row[k];
+        int64_t first = l->first_row[k];
         if (n > l->limit[k]) {
             first = l->long_row[k] + (is_dynamic ? t0 : 0);
             if (is_dynamic) {
@@ -152,7 +152,7 @@ bool td_rope_rows(const td_model_config *cfg, const td_rope_layout *l, int32_t k
             }
         }
         for (int32_t t = 0; t < n; t++)
-            rows[t0 + t] = first + t;
+            rows[t0 + t] = (int32_t)(first + t);
     }
     return filled;
 }

@@ -41,8 +41,9 @@ struct td_session {
 static td_status check_arguments(const td_weights *w, const td_stage *stages, int32_t n_stages,
                                  const td_session_limits *lim, td_error *err) {
     const td_model_config *c = td_weights_config(w);
-    if (lim->max_tokens < 1 || lim->max_seqs < 1 || lim->max_rows < 0 || lim->n_slots < 1 ||
-        lim->capture_rows < 1 || lim->n_temperatures < 0 ||
+    /* Rows of the rotary tables, several times as many, must fit int32. */
+    if (lim->max_tokens < 1 || lim->max_tokens > 1 << 28 || lim->max_seqs < 1 ||
+        lim->max_rows < 0 || lim->n_slots < 1 || lim->capture_rows < 1 || lim->n_temperatures < 0 ||
         lim->n_temperatures > (int32_t)TD_ARRAY_LEN(lim->temperatures))
         return td_error_set(
             err, TD_E_INTERNAL,

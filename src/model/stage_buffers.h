@@ -11,10 +11,10 @@
 
 typedef enum td_stage_buffer {
     /* activations */
-    TD_BUF_INTS,   /* td_ints_layout of a micro-batch */
-    TD_BUF_X0,     /* F32 [T, C] residual stream */
-    TD_BUF_X1,     /* its double, so that a stage runs ahead while the next still copies */
-    TD_BUF_NARROW, /* compute dtype [T, max(C, H*D, F)]: GEMM inputs, one live at a time */
+    TD_BUF_INTS,    /* td_ints_layout of a micro-batch */
+    TD_BUF_X0,      /* F32 [T, C] residual stream */
+    TD_BUF_X1,      /* its double, so that a stage runs ahead while the next still copies */
+    TD_BUF_NARROW,  /* compute dtype [T, max(C, H*D, F)]: GEMM inputs, one live at a time */
     TD_BUF_NARROW2, /* compute dtype [T, C]: the MLP's input, with a parallel residual */
     TD_BUF_WIDE,    /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up; [T, C] before post
                        norms */
@@ -41,8 +41,9 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
  * of longrope by position, of a dynamic rope by token of the micro-batch, filled with each.
  * Positions never pass the micro-batch, so that is all there is. */
 typedef struct td_rope_layout {
-    int32_t first_row[TD_MAX_ROPE_TABLES], limit[TD_MAX_ROPE_TABLES], long_row[TD_MAX_ROPE_TABLES];
-    int32_t n_rows;
+    int64_t first_row[TD_MAX_ROPE_TABLES], long_row[TD_MAX_ROPE_TABLES];
+    int32_t limit[TD_MAX_ROPE_TABLES];
+    int64_t n_rows;
     int32_t n_dynamic; /* tables with a dynamic long section */
     bool by_length;    /* some table has a long section */
 } td_rope_layout;

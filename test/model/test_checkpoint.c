@@ -1,6 +1,7 @@
 /* Checkpoint folders: what opens, and the message of each thing that is refused. No device. */
 #include <criterion/criterion.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -198,7 +199,7 @@ Test(checkpoint, a_bare_model_has_no_prefix) {
 
 Test(checkpoint, an_unknown_architecture_is_refused) {
     td_model_config c = small;
-    strcpy(c.architecture, "FalconForCausalLM");
+    snprintf(c.architecture, sizeof c.architecture, "FalconForCausalLM");
     expect_refused(fx_temp_dir(), &c, "the architecture \"FalconForCausalLM\" is not supported");
 }
 
@@ -214,7 +215,7 @@ Test(checkpoint, fp8_needs_a_fitting_scale) {
     } cases[] = {
         {"{" WEIGHT "}",
          "tensor model.embed_tokens.weight has dtype F8_E4M3, but its scale "
-         "model.embed_tokens.weight_scale_inv is missing",
+         "model.embed_tokens.weight_scale is missing",
          640, 0},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F8_E8M0", "[3,1]", "640", "643") "}",
          "weight_scale_inv has dtype F8_E8M0; scales in F32, BF16 and F16 are", 643, 16},
@@ -229,6 +230,8 @@ Test(checkpoint, fp8_needs_a_fitting_scale) {
          "tensor model.norm.weight is missing", 652, 16},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "BF16", "[40]", "640", "720") "}",
          "tensor model.norm.weight is missing", 720, 0},
+        {"{" WEIGHT "," TENSOR("weight_scale", "F32", "[1]", "640", "644") "}",
+         "tensor model.norm.weight is missing", 644, 0},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[]", "640", "644") "}",
          "tensor model.norm.weight is missing", 644, 0},
     };
