@@ -200,6 +200,39 @@ static uint64_t free_disk_bytes(const char *dir) {
     return n;
 }
 
+/* capture.mask_padded_vocab: how many ids keep a probability. Padding is what lies behind the
+ * tokenizer's last id; an unused id among the used ones cannot be masked and is refused by name. */
+static td_status mask_padding(job *j, bool dry_run, td_error *err) {
+    if (!j->cfg.capture.mask_padded_vocab)
+        return TD_OK;
+    td_status rc = TD_OK;
+    if (!j->tok)
+        rc = td_tokenizer_load(j->cfg.model.path, &j->tok, err);
+    if (rc != TD_OK && dry_run) {
+        td_log_warn("%s; the padding of the vocabulary is not known", err->text);
+        *err = (td_error){0};
+        return TD_OK;
+    }
+    if (rc != TD_OK)
+        return td_error_prefix(err, "capture.mask_padded_vocab needs the tokenizer");
+    int32_t n = TD_MIN(td_tokenizer_n_vocab(j->tok), j->model.n_vocab);
+    td_strbuf text = {0};
+    for (int32_t id = 0; rc == TD_OK && id < n; id++) {
+        td_strbuf_clear(&text);
+        td_tokenizer_token_text(j->tok, id, &text);
+        if (text.len == 0)
+            rc = td_error_set(err, TD_E_CONFIG,
+                              "capture.mask_padded_vocab: id %d has no token though higher ids "
+                              "have; only padding behind the last token can be masked, set it to "
+                              "false",
+                              id);
+    }
+    td_strbuf_free(&text);
+    if (rc == TD_OK)
+        j->plan.limits.n_valid_vocab = n;
+    return rc;
+}
+
 static td_status make_plan(job *j, bool dry_run, td_error *err) {
     td_status rc = look_at_data(j, dry_run, err);
     if (rc == TD_OK)
@@ -211,6 +244,8 @@ static td_status make_plan(job *j, bool dry_run, td_error *err) {
                               .bytes_per_token = td_record_bytes_per_token(&j->cfg),
                           },
                           &j->plan, err);
+    if (rc == TD_OK)
+        rc = mask_padding(j, dry_run, err);
     return rc;
 }
 

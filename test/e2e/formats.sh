@@ -145,6 +145,48 @@ for _ in $(seq 500); do printf '{"text":""}\n'; done >"$TMP/none.jsonl"
 run 0 'Done in.* 500 samples' data.path="$TMP/none.jsonl" output.dir="$TMP/none" output.shard_samples=2
 expect 0 '' "$TDGEN" verify "$TMP/none"
 
+# A padded vocabulary: the demo's teacher with 64 more rows of embedding. Masked, the padding changes
+# nothing; not masked, it takes its share of the probability, as in Hugging Face's softmax.
+mkdir "$TMP/padded"
+cp demo/teacher/tokenizer*.json "$TMP/padded"
+if python3 - demo/teacher "$TMP/padded" <<'P'; then
+import json, struct, sys
+src, dst = sys.argv[1:]
+config = json.load(open(src + "/config.json"))
+config["vocab_size"] += 64
+json.dump(config, open(dst + "/config.json", "w"))
+raw = open(src + "/model.safetensors", "rb").read()
+(n,) = struct.unpack("<Q", raw[:8])
+header, out = {}, bytearray()
+for name, t in json.loads(raw[8 : 8 + n]).items():
+    if name != "__metadata__":
+        begin, end = t["data_offsets"]
+        data = raw[8 + n + begin : 8 + n + end]
+        if name == "model.embed_tokens.weight":
+            row = t["shape"][1] * 2
+            data += data[100 * row : 164 * row]
+            t["shape"][0] += 64
+        t["data_offsets"] = [len(out), len(out) + len(data)]
+        out += data
+    header[name] = t
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+open(dst + "/model.safetensors", "wb").write(struct.pack("<Q", len(text)) + text + out)
+P
+    run 0 'Done in' output.dir="$TMP/unpadded"
+    run 0 'Done in' model.path="$TMP/padded" output.dir="$TMP/masked" capture.mask_padded_vocab=true
+    run 0 'Done in' model.path="$TMP/padded" output.dir="$TMP/open"
+    expect 0 '' "$TDGEN" verify "$TMP/masked"
+    check "masking the padding does not give the unpadded record" cmp \
+        <(data_part "$TMP/unpadded/shard-000001.safetensors") \
+        <(data_part "$TMP/masked/shard-000001.safetensors")
+    check "padding without a mask has no effect" bash -c '! cmp -s "$0" "$1"' \
+        "$TMP/masked/shard-000001.safetensors" "$TMP/open/shard-000001.safetensors"
+    run 6 'capture.mask_padded_vocab' model.path="$TMP/padded" output.dir="$TMP/masked"
+else
+    echo "SKIPPED: no python3 to pad the teacher's vocabulary" >&2
+fi
+
 # What a person watching relies on.
 check "no log file" [ -s "$TMP/a/tdgen.log" ]
 check "status.json does not say done" grep -q '"state": "done"' "$TMP/a/status.json"
