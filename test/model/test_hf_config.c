@@ -222,6 +222,38 @@ Test(hf_config, ids_dtype_and_parameter_count) {
     cr_expect_neq(d.config_hash, c.config_hash);
 }
 
+/* What the published checkpoints of these sizes hold. */
+Test(hf_config, parameters_of_published_models) {
+#define DIMS(L, C, F, H, V)                                                                        \
+    "\"num_hidden_layers\":" #L ",\"hidden_size\":" #C ",\"intermediate_size\":" #F                \
+    ",\"num_attention_heads\":" #H ",\"vocab_size\":" #V
+    static const struct {
+        const char *json;
+        int64_t n_params;
+    } cases[] = {
+        {"{\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":12,\"n_embd\":768,\"n_head\":12,"
+         "\"vocab_size\":50257}",
+         124439808},
+        {"{" ARCH("GPTNeoX") DIMS(6, 512, 2048, 8, 50304) "}", 70426624},
+        {"{" ARCH("Mixtral") DIMS(32, 4096, 14336, 32, 32000) "}", 46702792704},
+        {"{" ARCH("Qwen3Moe") DIMS(48, 2048, 6144, 32, 151936) ",\"head_dim\":128}", 30532122624},
+        {"{" ARCH("Phi3") DIMS(32, 3072, 8192, 32, 32064) "}", 3821079552},
+        {"{" ARCH("Gemma") DIMS(18, 2048, 16384, 8, 256000) ",\"num_key_value_heads\":1}",
+         2506172416},
+        {"{" ARCH("Gemma2") DIMS(26, 2304, 9216, 8, 256000) "}", 2614341888},
+        {"{" ARCH("Gemma3") DIMS(26, 1152, 6912, 4, 262144) ",\"num_key_value_heads\":1}",
+         999885952},
+        {"{" ARCH("SmolLM3") DIMS(36, 2048, 11008, 16, 128256) "}", 3075098624},
+        {"{" ARCH("Llama") DIMS(32, 4096, 14336, 32, 128256) ",\"num_key_value_heads\":8}",
+         8030261248},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        td_model_config c = must_load(cases[i].json);
+        cr_expect_eq(c.n_params, cases[i].n_params, "%s: %lld", c.architecture,
+                     (long long)c.n_params);
+    }
+}
+
 Test(hf_config, refuses_by_name) {
     static const struct {
         const char *json, *message;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plan/plan_internal.h"
 #include "plan_fixture.h"
 
 static uint64_t total(const td_stage_memory *m) {
@@ -396,5 +397,42 @@ Test(memory, many_different_devices_are_placed_in_their_order_with_a_warning) {
     check_invariants(&f);
     expect_contains(pf_details(&f, 0), "Worker 0 on 16 devices of several types:\n");
     expect_contains(f.text, "too many different devices for an exact placement");
+    pf_close(&f);
+}
+
+/* A token pays for the experts that it passes, memory holds them all; a window bounds what
+ * attention reads, layer by layer. */
+Test(predict, layers_cost_what_they_compute) {
+    pf f;
+    pf_open(&f, "llama-8b", NULL);
+    td_planner pl = {.model = &f.model, .plan = &f.plan, .n_items = f.model.n_layers + 2};
+    td_plan_device dev = {0};
+    f.plan.stats = f.stats;
+    f.plan.stats.n_samples = 100; /* long ones: attention counts */
+    double dense = td_plan_item_seconds(&pl, &dev, 3);
+    f.model.window[3] = 16;
+    cr_expect_lt(td_plan_item_seconds(&pl, &dev, 4), dense);
+    cr_expect_eq(td_plan_item_seconds(&pl, &dev, 3), dense);
+
+    double C = f.model.n_hidden, E = 64, router = 2 * E * C * 1e-12;
+    f.model.moe[2] = true;
+    f.model.n_experts = (int32_t)E;
+    f.model.n_experts_used = 4;
+    f.model.n_ffn_expert = f.model.n_ffn / 4;
+    cr_expect_float_eq(td_plan_item_seconds(&pl, &dev, 3), dense + router, 1e-9 * dense);
+    f.model.moe[2] = false;
+
+    td_stage_memory moe, plain;
+    const td_session_limits lim = {
+        .max_tokens = 100, .max_seqs = 1, .max_rows = 1, .capture_rows = 1, .top_k = 1};
+    td_stage_memory_estimate(&f.model, TD_BF16, &lim, 3, 4, &plain);
+    f.model.moe[2] = true;
+    strcpy(f.model.architecture, "Qwen3MoeForCausalLM");
+    td_stage_memory_estimate(&f.model, TD_BF16, &lim, 3, 4, &moe);
+    double mlp = 3 * C * f.model.n_ffn;
+    cr_expect_eq(moe.weight_bytes - plain.weight_bytes,
+                 (uint64_t)(2 * (E * C + mlp * (E / 4 - 1))));
+    cr_expect_gt(moe.activation_bytes,
+                 td_moe_scratch_bytes(100, f.model.n_hidden, f.model.n_ffn_expert, 64, 4, TD_BF16));
     pf_close(&f);
 }
