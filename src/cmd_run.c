@@ -71,6 +71,12 @@ static td_status load_tokenizer(job *j, bool dry_run, td_error *err) {
 }
 
 static td_status look_at_data(job *j, bool dry_run, td_error *err) {
+    if (j->model.learned_positions && j->cfg.data.max_length > j->model.max_positions)
+        return td_error_set(err, TD_E_CONFIG,
+                            "data.max_length = %d, but %s has learned %d positions and no others; "
+                            "set data.max_length = %d",
+                            j->cfg.data.max_length, j->model.architecture, j->model.max_positions,
+                            j->model.max_positions);
     int32_t eos = j->tok ? td_tokenizer_eos_id(j->tok) : -1;
     j->limits = (td_source_limits){.n_vocab = j->model.n_vocab,
                                    .eos_id = eos >= 0 ? eos : j->model.eos_id,

@@ -73,6 +73,8 @@ cp demo/teacher/model.safetensors "$TMP/m/"
 rm "$TMP/m/tokenizer.json"
 run 3 'tokenizer\.json' model.path="$TMP/m" output.dir="$TMP/e1"
 
+run 2 'data\.max_length = 256, but GPT2LMHeadModel has learned [0-9]+ positions' --dry-run \
+    model.path=test/fixtures/families/gpt2
 # --- data: 4
 run 4 'none\.jsonl' data.path="$TMP/none.jsonl" output.dir="$TMP/e1"
 : >"$TMP/empty.jsonl"
