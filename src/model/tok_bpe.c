@@ -6,14 +6,15 @@
  *
  * Up to SHORT_PIECE symbols the lowest rank is found by scanning, with ranks kept per pair. Longer
  * rows are a linked list and a heap of (rank, position): n log n, since a text without spaces is
- * one piece. A heap entry is stale, and skipped, when the rank stored for its position has changed:
- * a rank names one pair, so an equal rank means the same pair.
+ * one piece. From HUGE_PIECE on, tok_bpe_huge.c takes over where it can. A heap entry is stale, and
+ * skipped, when the rank stored for its position has changed: a rank names one pair, so an equal
+ * rank means the same pair.
  */
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"
 
-enum { SHORT_PIECE = 48 };
+enum { SHORT_PIECE = 48, HUGE_PIECE = 1 << 14 };
 
 /* --- from text to symbols ----------------------------------------------------------------------
  */
@@ -258,6 +259,8 @@ td_status tok_bpe_piece(const tok_model *m, td_tok_scratch *s, const char *p, si
         return rc;
     if (k <= SHORT_PIECE)
         k = merge_short(m, s->sym_id, s->sym_rank, k);
+    else if (k >= HUGE_PIECE && m->ranks_ascend)
+        rc = tok_bpe_merge_by_rank(m, s, &k, err);
     else
         rc = merge_long(m, s, &k, err);
     *n_ids = k;

@@ -325,6 +325,9 @@ td_status tok_merges_alloc(tok_model *m, size_t n, td_error *err);
 const tok_merge *tok_merges_find(const tok_model *m, int32_t left, int32_t right);
 void tok_merges_put(tok_model *m, int32_t left, int32_t right, uint32_t rank, int32_t new_id);
 
+/* Merges the n symbols of s->sym_id in the order of ranks, for models with ranks_ascend. */
+td_status tok_bpe_merge_by_rank(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err);
+
 /* Each model: what it reads beside the vocabulary, and a piece's ids into s->sym_id[0 .. *n_ids).
  */
 td_status tok_bpe_load(const json_t *v, const char *where, tok_model *m, td_error *err);
@@ -460,6 +463,19 @@ typedef struct tok_cache_entry {
     int32_t ids[TOK_CACHE_IDS];
 } tok_cache_entry;
 
+/* A symbol of a very long piece; positions are those of its first byte or character. */
+typedef struct tok_node {
+    int32_t id;
+    uint32_t rank;      /* of the pair (this symbol, the next one) */
+    int32_t prev, next; /* -1: none */
+} tok_node;
+
+/* A pair that waits for its rank's turn. */
+typedef struct tok_waiting {
+    int32_t at;
+    int32_t next; /* of the same rank, -1: none */
+} tok_waiting;
+
 struct td_tok_scratch {
     const td_tokenizer *tok;
     td_strbuf clean;   /* the text with invalid UTF-8 replaced */
@@ -479,6 +495,11 @@ struct td_tok_scratch {
     uint64_t *heap;     /* rank << 32 | position */
     size_t sym_cap, link_cap;
     size_t heap_n, heap_cap;
+    /* BPE of a very long piece */
+    tok_node *node;
+    tok_waiting *waiting;
+    int32_t *first_waiting; /* by rank */
+    size_t node_cap, waiting_n, waiting_cap, first_cap;
     double *best; /* Unigram: score of the best way to each byte offset */
     size_t best_cap;
 };
