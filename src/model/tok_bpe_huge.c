@@ -1,10 +1,13 @@
 /* Byte-pair encoding of a very long piece, a document without a place to split, in linear time.
  *
- * A merge of rank r creates pairs of higher ranks only (tok_model.ranks_ascend; true of
- * vocabularies that were trained). So ranks are worked off in order, all places of a rank in one
- * sweep, and what a sweep creates waits in the list of its own rank: no heap, and sweeps walk
- * through memory in one direction. Within a rank only pairs of two equal symbols overlap; those go
- * from left to right.
+ * Ranks are worked off in order, all places of a rank in one sweep from left to right; a pair of a
+ * higher rank that a sweep creates waits in the list of its own rank. No heap grows with the text,
+ * and sweeps walk through memory in one direction.
+ *
+ * Some vocabularies also have merges that create a pair of a lower rank, or of the sweep's own.
+ * Such a pair is urgent: it comes before the rest of the sweep, by the heap. That is the same order
+ * as taking the least (rank, position) each time, since an urgent pair begins at the place just
+ * merged or left of it, thus left of the rest of the sweep.
  *
  * A place is skipped when its pair has changed since. The same pair never comes back to a place,
  * since symbols only grow: no place is twice in a list.
@@ -14,13 +17,16 @@
 
 enum { AHEAD = 12 }; /* places whose symbols are fetched in advance */
 
-static bool wait_for_rank(const tok_model *m, td_tok_scratch *s, int32_t at) {
+/* `sweep` is the rank that is worked off. */
+static bool wait_for_rank(const tok_model *m, td_tok_scratch *s, int32_t at, int64_t sweep) {
     tok_node *node = &s->node[at];
     const tok_merge *e =
         node->next < 0 ? NULL : tok_merges_find(m, node->id, s->node[node->next].id);
     node->rank = e ? e->rank : TOK_NO_RANK;
     if (!e)
         return true;
+    if (e->rank <= sweep)
+        return tok_heap_push(s, (uint64_t)e->rank << 32 | (uint32_t)at);
     if (s->waiting_n == s->waiting_cap &&
         (s->waiting_n >= INT32_MAX ||
          !td_grow((void **)&s->waiting, &s->waiting_cap, s->waiting_n + 1, sizeof *s->waiting)))
@@ -30,7 +36,8 @@ static bool wait_for_rank(const tok_model *m, td_tok_scratch *s, int32_t at) {
     return true;
 }
 
-static bool merge_at(const tok_model *m, td_tok_scratch *s, int32_t at, uint32_t rank) {
+static bool merge_at(const tok_model *m, td_tok_scratch *s, int32_t at, uint32_t rank,
+                     uint32_t sweep) {
     tok_node *node = &s->node[at];
     if (node->rank != rank)
         return true;
@@ -40,7 +47,17 @@ static bool merge_at(const tok_model *m, td_tok_scratch *s, int32_t at, uint32_t
     gone->rank = TOK_NO_RANK;
     if (node->next >= 0)
         s->node[node->next].prev = at;
-    return wait_for_rank(m, s, at) && (node->prev < 0 || wait_for_rank(m, s, node->prev));
+    return wait_for_rank(m, s, at, sweep) &&
+           (node->prev < 0 || wait_for_rank(m, s, node->prev, sweep));
+}
+
+static bool merge_urgent(const tok_model *m, td_tok_scratch *s, uint32_t sweep) {
+    bool ok = true;
+    while (ok && s->heap_n) {
+        uint64_t top = tok_heap_pop(s);
+        ok = merge_at(m, s, (int32_t)(top & INT32_MAX), (uint32_t)(top >> 32), sweep);
+    }
+    return ok;
 }
 
 static int by_position(const void *a, const void *b) {
@@ -59,18 +76,26 @@ static td_status prepare(const tok_model *m, td_tok_scratch *s, size_t n, td_err
     for (size_t i = 0; i < n; i++)
         s->node[i] =
             (tok_node){s->sym_id[i], TOK_NO_RANK, (int32_t)i - 1, i + 1 < n ? (int32_t)i + 1 : -1};
-    for (size_t i = 0; i < n; i++)
-        if (!wait_for_rank(m, s, (int32_t)i))
+    s->heap_n = 0;
+    for (size_t i = n; i-- > 0;) /* lists give back the last one first */
+        if (!wait_for_rank(m, s, (int32_t)i, -1))
             return td_error_nomem(err, "the pairs of a piece", n * sizeof *s->waiting);
     return TD_OK;
 }
 
-/* The places of a rank, into s->sym_id, in descending order as far as they came in ascending. */
+/* The places of a rank, into s->sym_id, in ascending order. */
 static size_t gather(td_tok_scratch *s, uint32_t rank) {
     size_t k = 0;
-    for (int32_t i = s->first_waiting[rank]; i >= 0; i = s->waiting[i].next)
-        if (s->node[s->waiting[i].at].rank == rank)
-            s->sym_id[k++] = s->waiting[i].at;
+    bool sorted = true;
+    for (int32_t i = s->first_waiting[rank]; i >= 0; i = s->waiting[i].next) {
+        int32_t at = s->waiting[i].at;
+        if (s->node[at].rank != rank)
+            continue;
+        sorted = sorted && (k == 0 || s->sym_id[k - 1] < at);
+        s->sym_id[k++] = at;
+    }
+    if (!sorted)
+        qsort(s->sym_id, k, sizeof *s->sym_id, by_position);
     return k;
 }
 
@@ -78,15 +103,10 @@ td_status tok_bpe_merge_by_rank(const tok_model *m, td_tok_scratch *s, size_t *n
     td_status rc = prepare(m, s, *n, err);
     for (uint32_t rank = 0; rc == TD_OK && rank < m->n_ranks; rank++) {
         size_t k = gather(s, rank);
-        if (k == 0)
-            continue;
-        const tok_node *node = &s->node[s->sym_id[0]];
-        if (node->id == s->node[node->next].id)
-            qsort(s->sym_id, k, sizeof *s->sym_id, by_position);
         for (size_t i = 0; rc == TD_OK && i < k; i++) {
             if (i + AHEAD < k)
                 __builtin_prefetch(&s->node[s->sym_id[i + AHEAD]], 1);
-            if (!merge_at(m, s, s->sym_id[i], rank))
+            if (!merge_at(m, s, s->sym_id[i], rank, rank) || !merge_urgent(m, s, rank))
                 rc = td_error_nomem(err, "the pairs of a piece", *n * sizeof *s->waiting);
         }
     }

@@ -115,26 +115,6 @@ static td_status load_merges(const json_t *v, const char *where, tok_model *m, t
     return rc;
 }
 
-static td_status check_ranks(tok_model *m, td_error *err) {
-    uint32_t *made = td_calloc(m->vocab.n_ids, sizeof *made); /* 1 + the last rank that makes it */
-    if (!made)
-        return td_error_nomem(err, "the merges", m->vocab.n_ids * sizeof *made);
-    for (size_t i = 0; i < m->n_merge_slots; i++) {
-        const tok_merge *e = &m->merges[i];
-        if (e->pair != UINT64_MAX)
-            made[e->new_id] = TD_MAX(made[e->new_id], e->rank + 1);
-    }
-    m->ranks_ascend = true;
-    for (size_t i = 0; i < m->n_merge_slots; i++) {
-        const tok_merge *e = &m->merges[i];
-        if (e->pair != UINT64_MAX &&
-            (made[e->pair >> 32] > e->rank || made[e->pair & UINT32_MAX] > e->rank))
-            m->ranks_ascend = false;
-    }
-    free(made);
-    return TD_OK;
-}
-
 /* The bytes that a token's visible characters stand for; false when one stands for none. */
 static bool visible_to_bytes(const char *s, size_t n, td_strbuf *out) {
     size_t len;
@@ -174,8 +154,6 @@ td_status tok_bpe_load(const json_t *v, const char *where, tok_model *m, td_erro
     m->cut_at_meta = !m->byte_level && !m->ignore_merges && !m->prefix.n && !m->suffix.n;
     if (rc == TD_OK)
         rc = load_merges(v, where, m, err);
-    if (rc == TD_OK)
-        rc = check_ranks(m, err);
     if (rc == TD_OK)
         rc = td_json_opt_str(v, "unk_token", where, TD_E_MODEL, &unk, err);
     if (rc == TD_OK && unk) {

@@ -293,9 +293,6 @@ typedef struct tok_model {
     int32_t *rank_id; /* new id by rank */
     size_t n_ranks;
     bool ignore_merges;
-    /* Each pair that a merge creates has a higher rank than that merge, so ranks can be worked off
-     * in order. */
-    bool ranks_ascend;
     /* Not byte-level: no merge result has U+2581 after another character, so a text may be cut
      * before each U+2581 that follows something else without changing the result. */
     bool cut_at_meta;
@@ -325,8 +322,13 @@ td_status tok_merges_alloc(tok_model *m, size_t n, td_error *err);
 const tok_merge *tok_merges_find(const tok_model *m, int32_t left, int32_t right);
 void tok_merges_put(tok_model *m, int32_t left, int32_t right, uint32_t rank, int32_t new_id);
 
-/* Merges the n symbols of s->sym_id in the order of ranks, for models with ranks_ascend. */
+/* Both merge the *n symbols of s->sym_id, with the same result: one pair after the other, or all
+ * pairs of a rank in one sweep, which is faster on very long pieces. */
+td_status tok_bpe_merge_by_heap(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err);
 td_status tok_bpe_merge_by_rank(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err);
+/* The scratch's heap: least (rank << 32 | position) first. push: false when out of memory. */
+bool tok_heap_push(td_tok_scratch *s, uint64_t x);
+uint64_t tok_heap_pop(td_tok_scratch *s);
 
 /* Each model: what it reads beside the vocabulary, and a piece's ids into s->sym_id[0 .. *n_ids).
  */
