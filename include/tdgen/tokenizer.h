@@ -5,7 +5,7 @@
  *
  * A td_tokenizer is read-only after load and shared by threads; each thread encodes through a
  * td_tok_scratch of its own, which must not outlive the tokenizer. A scratch holds 2 MB of cached
- * pieces and buffers that grow to about 30 bytes per byte of the longest text.
+ * pieces and buffers that grow to about 40 bytes per byte of the longest text.
  *
  * Text may hold any byte, U+0000 included; invalid UTF-8 is replaced by U+FFFD as Python's
  * errors="replace" does. Results are those of `tokenizers` 0.22, whose Unicode tables (16 for

@@ -6,14 +6,15 @@
  *
  * Up to SHORT_PIECE symbols the lowest rank is found by scanning, with ranks kept per pair. Longer
  * rows are a linked list and a heap of (rank, position): n log n, since a text without spaces is
- * one piece. A heap entry is stale, and skipped, when the rank stored for its position has changed:
- * a rank names one pair, so an equal rank means the same pair.
+ * one piece. From HUGE_PIECE on, tok_bpe_huge.c takes over. A heap entry is stale, and
+ * skipped, when the rank stored for its position has changed: a rank names one pair, so an equal
+ * rank means the same pair.
  */
 #include <stdlib.h>
 #include <string.h>
 #include "model/tok_internal.h"
 
-enum { SHORT_PIECE = 48 };
+enum { SHORT_PIECE = 48, HUGE_PIECE = 1 << 14 };
 
 /* --- from text to symbols ----------------------------------------------------------------------
  */
@@ -156,7 +157,7 @@ static void sift_down(uint64_t *h, size_t n, size_t i) {
     h[i] = x;
 }
 
-static uint64_t pop(td_tok_scratch *s) {
+uint64_t tok_heap_pop(td_tok_scratch *s) {
     uint64_t top = s->heap[0];
     s->heap[0] = s->heap[--s->heap_n];
     if (s->heap_n)
@@ -164,7 +165,7 @@ static uint64_t pop(td_tok_scratch *s) {
     return top;
 }
 
-static bool push(td_tok_scratch *s, uint64_t x) {
+bool tok_heap_push(td_tok_scratch *s, uint64_t x) {
     if (s->heap_n == s->heap_cap &&
         !td_grow((void **)&s->heap, &s->heap_cap, s->heap_n + 1, sizeof *s->heap))
         return false;
@@ -194,10 +195,11 @@ static td_status reserve_links(td_tok_scratch *s, size_t n, td_error *err) {
 static bool enqueue_pair(const tok_model *m, td_tok_scratch *s, int32_t i) {
     int32_t next = s->sym_next[i];
     s->sym_rank[i] = next < 0 ? TOK_NO_RANK : pair_rank(m, s->sym_id[i], s->sym_id[next]);
-    return s->sym_rank[i] == TOK_NO_RANK || push(s, (uint64_t)s->sym_rank[i] << 32 | (uint32_t)i);
+    return s->sym_rank[i] == TOK_NO_RANK ||
+           tok_heap_push(s, (uint64_t)s->sym_rank[i] << 32 | (uint32_t)i);
 }
 
-static td_status merge_long(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err) {
+td_status tok_bpe_merge_by_heap(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err) {
     td_status rc = reserve_links(s, *n, err);
     if (rc != TD_OK)
         return rc;
@@ -212,7 +214,7 @@ static td_status merge_long(const tok_model *m, td_tok_scratch *s, size_t *n, td
     for (size_t i = s->heap_n / 2; i-- > 0;)
         sift_down(s->heap, s->heap_n, i);
     while (s->heap_n) {
-        uint64_t top = pop(s);
+        uint64_t top = tok_heap_pop(s);
         int32_t i = (int32_t)(top & INT32_MAX);
         uint32_t rank = (uint32_t)(top >> 32);
         if (s->sym_rank[i] != rank)
@@ -258,8 +260,10 @@ td_status tok_bpe_piece(const tok_model *m, td_tok_scratch *s, const char *p, si
         return rc;
     if (k <= SHORT_PIECE)
         k = merge_short(m, s->sym_id, s->sym_rank, k);
+    else if (k >= HUGE_PIECE)
+        rc = tok_bpe_merge_by_rank(m, s, &k, err);
     else
-        rc = merge_long(m, s, &k, err);
+        rc = tok_bpe_merge_by_heap(m, s, &k, err);
     *n_ids = k;
     return rc;
 }

@@ -51,6 +51,9 @@ void td_tok_scratch_free(td_tok_scratch *s) {
     free(s->sym_rank);
     free(s->heap);
     free(s->best);
+    free(s->node);
+    free(s->waiting);
+    free(s->first_waiting);
     td_strbuf_free(&s->word);
     free(s);
 }

@@ -293,9 +293,6 @@ typedef struct tok_model {
     int32_t *rank_id; /* new id by rank */
     size_t n_ranks;
     bool ignore_merges;
-    /* Each pair that a merge creates has a higher rank than that merge, so ranks can be worked off
-     * in order. */
-    bool ranks_ascend;
     /* Not byte-level: no merge result has U+2581 after another character, so a text may be cut
      * before each U+2581 that follows something else without changing the result. */
     bool cut_at_meta;
@@ -324,6 +321,14 @@ bool tok_byte_fallback(const tok_model *m, int32_t *sym, size_t *k, const char *
 td_status tok_merges_alloc(tok_model *m, size_t n, td_error *err);
 const tok_merge *tok_merges_find(const tok_model *m, int32_t left, int32_t right);
 void tok_merges_put(tok_model *m, int32_t left, int32_t right, uint32_t rank, int32_t new_id);
+
+/* Both merge the *n symbols of s->sym_id, with the same result: one pair after the other, or all
+ * pairs of a rank in one sweep, which is faster on very long pieces. */
+td_status tok_bpe_merge_by_heap(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err);
+td_status tok_bpe_merge_by_rank(const tok_model *m, td_tok_scratch *s, size_t *n, td_error *err);
+/* The scratch's heap: least (rank << 32 | position) first. push: false when out of memory. */
+bool tok_heap_push(td_tok_scratch *s, uint64_t x);
+uint64_t tok_heap_pop(td_tok_scratch *s);
 
 /* Each model: what it reads beside the vocabulary, and a piece's ids into s->sym_id[0 .. *n_ids).
  */
@@ -460,6 +465,19 @@ typedef struct tok_cache_entry {
     int32_t ids[TOK_CACHE_IDS];
 } tok_cache_entry;
 
+/* A symbol of a very long piece; positions are those of its first byte or character. */
+typedef struct tok_node {
+    int32_t id;
+    uint32_t rank;      /* of the pair (this symbol, the next one) */
+    int32_t prev, next; /* -1: none */
+} tok_node;
+
+/* A pair that waits for its rank's turn. */
+typedef struct tok_waiting {
+    int32_t at;
+    int32_t next; /* of the same rank, -1: none */
+} tok_waiting;
+
 struct td_tok_scratch {
     const td_tokenizer *tok;
     td_strbuf clean;   /* the text with invalid UTF-8 replaced */
@@ -479,6 +497,11 @@ struct td_tok_scratch {
     uint64_t *heap;     /* rank << 32 | position */
     size_t sym_cap, link_cap;
     size_t heap_n, heap_cap;
+    /* BPE of a very long piece */
+    tok_node *node;
+    tok_waiting *waiting;
+    int32_t *first_waiting; /* by rank */
+    size_t node_cap, waiting_n, waiting_cap, first_cap;
     double *best; /* Unigram: score of the best way to each byte offset */
     size_t best_cap;
 };

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "model/tok_internal.h"
 #include "tdgen/json.h"
 #include "tdgen/util.h"
 #include "tok_fixture.h"
@@ -152,6 +153,42 @@ Test(tokenizer, one_letter_two_hundred_thousand_times) {
     td_strbuf_free(&merges);
     td_strbuf_free(&name);
     td_strbuf_free(&half);
+}
+
+/* Rank by rank gives what the heap gives, also where a merge ("ab") ranks below one that uses its
+ * result. */
+Test(tokenizer, huge_pieces_are_merged_alike) {
+    static const char *const merges[] = {
+        "[\"a a\",\"a b\",\"aa aa\",\"c ab\",\"ab ab\",\"b b\",\"bb bb\",\"aaaa c\",\"cab bb\"]",
+        "[\"ab ab\",\"cab bb\",\"bb bb\",\"aa aa\",\"c ab\",\"a b\",\"b b\",\"aaaa c\",\"a a\"]",
+    };
+    enum { N = 3000, ROUNDS = 60 };
+    for (int round = 0; round < ROUNDS; round++) {
+        td_tokenizer *tok = fixture_make(&(fixture_parts){
+            .vocab = "{\"a\":0,\"b\":1,\"c\":2,\"aa\":3,\"ab\":4,\"aaaa\":5,\"cab\":6,\"abab\":7,"
+                     "\"bb\":8,\"bbbb\":9,\"aaaac\":10,\"cabbb\":11}",
+            .merges = merges[round % 2]});
+        td_tok_scratch *s[2] = {0};
+        size_t n[2];
+        td_error err = {0};
+        for (int k = 0; k < 2; k++) {
+            rng_state = 5 + (uint64_t)round;
+            cr_assert_eq(td_tok_scratch_create(tok, &s[k], &err), TD_OK);
+            cr_assert_eq(tok_reserve_symbols(s[k], N, &err), TD_OK);
+            for (size_t i = 0; i < N; i++)
+                s[k]->sym_id[i] = rng(10) < (uint32_t)round % 8 ? 0 : (int32_t)rng(3);
+            n[k] = N;
+            cr_assert_eq(k ? tok_bpe_merge_by_rank(&tok->model, s[k], &n[k], &err)
+                           : tok_bpe_merge_by_heap(&tok->model, s[k], &n[k], &err),
+                         TD_OK);
+        }
+        cr_expect_eq(n[0], n[1], "round %d", round);
+        cr_expect_eq(memcmp(s[0]->sym_id, s[1]->sym_id, n[0] * sizeof *s[0]->sym_id), 0, "round %d",
+                     round);
+        td_tok_scratch_free(s[0]);
+        td_tok_scratch_free(s[1]);
+        td_tokenizer_free(tok);
+    }
 }
 
 /* A text without pre-tokeniser is cut before U+2581 only while no merge could see it. */

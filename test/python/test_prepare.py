@@ -203,7 +203,8 @@ def check_refusals(d):
     prepare(*common, *plain, f"{d}/odd.jsonl", expect=4, says="row 0: message 0: from = 'alien'")
     # Templates in which the place of a turn cannot be known.
     for name, template, says in (
-        ("upper", "{% for m in messages %}{{ m.content | upper }}{% endfor %}", "changes its text"),
+        ("upper", "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+                  "{{ '>' if add_generation_prompt }}", "changes its text"),
         ("order", "{% if add_generation_prompt %}first{% endif %}{% for m in messages %}[{{ m.role }}]"
                   "{{ m.content }}{{ eos_token }}{% endfor %}", "where the turn begins"),
         ("glued", "{% for m in messages %}{{ m.content }}{% if loop.last and m.role == 'assistant' %}"

@@ -125,10 +125,11 @@ class Chats:
     """Renders conversations and finds what the assistant says in them.
 
     With {% generation %} in the template its own marks count. Else the span of an assistant's turn is
-    what the conversation has behind the generation prompt (what the template renders of the messages
-    before, with add_generation_prompt) up to the end of the turn: its text, and what follows the text
-    also where the conversation ends there (the end-of-turn tokens). Where these do not agree, or a
-    token lies across the border, the row is refused: a mask is never guessed.
+    what the messages up to it render to, beyond the generation prompt (the messages before it, with
+    add_generation_prompt). Some templates render a turn otherwise once more follows: then its text is
+    searched with a mark, and the turn ends behind what follows the text both there and at the end of
+    a conversation (the end-of-turn tokens). Where these do not agree, or a token lies across the
+    border, the row is refused: a mask is never guessed.
     """
 
     def __init__(self, model_dir, template_file=None):
@@ -187,13 +188,18 @@ class Chats:
     def _span(self, messages, i, text):
         """Characters [begin, end) of message i, an assistant's, in `text`, the whole conversation."""
         where = f"message {i} (assistant)"
+        prompt = self.render(messages[:i], prompt=True) if i else ""
+        if prompt and text.startswith(prompt):
+            # Most templates: what is there with the turn, and not before it, is the turn.
+            until = text if i + 1 == len(messages) else self.render(messages[: i + 1])
+            if until.startswith(prompt) and text.startswith(until):
+                return len(prompt), len(until)
         content = messages[i].get("content", "")
         if not content.strip():
             raise PrepareError(f"{where} has no text; its place in the template is ambiguous")
         first, last = self._content(messages, i, text, where)
         if i == 0:  # nothing prompts it: its text and what ends it
             return first, last + self._turn_end(messages, i, text[last:], where)
-        prompt = self.render(messages[:i], prompt=True)
         begin = len(os.path.commonprefix([prompt, text]))
         if begin < len(prompt):  # a prompt that goes on where the conversation has the text
             begin = min(begin, first)
