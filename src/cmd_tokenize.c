@@ -19,7 +19,7 @@ static const char help[] =
     "\n"
     "Reads stdin, line by line, of any length:\n"
     "  a line that starts with '{' is a JSON object; its field \"text\" is the text\n"
-    "  any other line is the text itself, without the line feed at its end\n"
+    "  any other line is the text itself, without the line end (LF or CRLF)\n"
     "\n"
     "  --model DIR   Hugging Face model folder, or any folder with a tokenizer.json\n"
     "  --no-special  leave out the special tokens that the tokenizer puts around a text (such as\n"
@@ -179,8 +179,9 @@ static td_status all_lines(worker *w, td_error *err) {
     while (rc == TD_OK && (errno = 0, got = getline(&line, &cap, stdin)) >= 0) {
         size_t n = (size_t)got;
         number++;
+        /* LF or CRLF ends a line, as in a run over a text file. */
         if (n > 0 && line[n - 1] == '\n')
-            n--;
+            n -= n > 1 && line[n - 2] == '\r' ? 2 : 1;
         rc = w->opt->decode ? decode_line(w, line, n, err) : encode_line(w, line, n, err);
         if (rc == TD_E_DATA)
             rc = bad_line(err, number);

@@ -114,6 +114,10 @@ check "the tensors of the prepared file differ from those of text" cmp \
     <(data_part "$TMP/a/shard-000000.safetensors") <(data_part "$TMP/prepared/shard-000000.safetensors")
 run 4 'another tokenizer .*0123456789abcdef' data.path="$TMP/foreign.safetensors" output.dir="$TMP/none"
 
+# A line end of CRLF belongs to the text neither here nor there.
+check "tokenize keeps a CR" cmp <(printf 'x\r\ny\r\n' | "$TDGEN" tokenize --model demo/teacher) \
+    <(printf 'x\ny\n' | "$TDGEN" tokenize --model demo/teacher)
+
 # The shards of a run are a token dataset themselves.
 run 0 'Done in' data.path="$TMP/a/shard-000000.safetensors" output.dir="$TMP/d"
 expect 0 '' "$TDGEN" verify "$TMP/d"
