@@ -106,7 +106,7 @@ Test(tokenize_command, lines_and_rows) {
         RUN("ab\n{\"text\": \"a\\nb\"}\n\n{\"n\":1,\"text\":\"\\u0000ab<s>\"}\na\0b\r\nlast",
             "--model", dir);
     cr_expect_eq(o.code, TD_EXIT_OK, "%s", o.err);
-    cr_expect_str_eq(o.out, "[257,256]\n[257,97,10,98]\n[257]\n[257,0,256,257]\n[257,97,0,98,13]\n"
+    cr_expect_str_eq(o.out, "[257,256]\n[257,97,10,98]\n[257]\n[257,0,256,257]\n[257,97,0,98]\n"
                             "[257,108,97,115,116]\n");
     o = RUN("ab\n", "--no-special", "--model", dir);
     cr_expect_str_eq(o.out, "[256]\n");
