@@ -117,6 +117,9 @@ static void change(td_fixture *f, int i) {
         set_text(&f->cfg.data.prompt_field, "p");
         set_text(&f->cfg.data.completion_field, "c");
         break;
+    case 22:
+        f->cfg.capture.mask_padded_vocab = true;
+        break;
     default:
         f->id.has_tokenizer = false;
         break;
@@ -146,6 +149,7 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
                                       "data.id_field",
                                       "data.ids_field",
                                       "data.prompt_field",
+                                      "capture.mask_padded_vocab",
                                       "tokenizer.hash"};
     td_fixture f;
     td_fixture_init(&f);
