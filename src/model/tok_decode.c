@@ -91,24 +91,9 @@ static td_status load_one(const json_t *v, const char *type, const char *where, 
     return rc;
 }
 
-static td_status load_nested(const json_t *v, const char *where, int depth, tok_decs *out,
-                             td_error *err) {
-    const char *type;
-    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
-    if (rc != TD_OK)
-        return rc;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(v, "decoders");
-        if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-            return td_error_set(err, TD_E_MODEL,
-                                "%s: \"decoders\" must be an array, nested at most 16 deep", where);
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
-            if (rc != TD_OK)
-                return rc;
-        }
-        return TD_OK;
-    }
+static td_status load_step(const json_t *v, const char *type, const char *where, void *arg,
+                           td_error *err) {
+    tok_decs *out = arg;
     if (out->n == TOK_MAX_STEPS)
         return td_error_set(err, TD_E_MODEL, "%s: more than %d decoders", where, TOK_MAX_STEPS);
     return load_one(v, type, where, &out->step[out->n++], err);
@@ -118,7 +103,7 @@ td_status tok_decs_load(const json_t *v, const char *where, tok_decs *out, td_er
     if (!v || json_is_null(v))
         return TD_OK;
     out->present = true;
-    return load_nested(v, where, 0, out, err);
+    return tok_each_step(v, "decoders", where, load_step, out, err);
 }
 
 void tok_decs_free(tok_decs *d) {
@@ -272,24 +257,6 @@ static void metaspace(const tok_dec *d, bool first, const char *p, size_t n, td_
     }
 }
 
-static td_status replace(const tok_dec *d, td_tok_scratch *s, const char *p, size_t n,
-                         td_strbuf *out, td_error *err) {
-    size_t at = 0, begin, end;
-    for (;;) {
-        bool found;
-        td_status rc = tok_pattern_next(&d->pattern, s, p, n, at, &found, &begin, &end, err);
-        if (rc != TD_OK)
-            return rc;
-        if (!found)
-            break;
-        td_strbuf_append(out, p + at, begin - at);
-        td_strbuf_append(out, d->content, d->n_content);
-        at = end;
-    }
-    td_strbuf_append(out, p + at, n - at);
-    return TD_OK;
-}
-
 /* --- words: WordPiece, CTC, BPEDecoder ---------------------------------------------------------
  */
 
@@ -388,7 +355,8 @@ static td_status run_step(const tok_dec *d, td_tok_scratch *s, const strings *in
             } else if (d->kind == TOK_DEC_METASPACE) {
                 metaspace(d, i == 0, p, n, &out->text);
             } else {
-                rc = replace(d, s, p, n, &out->text, err);
+                rc = tok_pattern_replace(&d->pattern, s, d->content, d->n_content, p, n, &out->text,
+                                         err);
             }
             strings_close(out);
         }

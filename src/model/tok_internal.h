@@ -27,7 +27,17 @@
 #define TOK_MAX_ID ((1 << 24) - 1)
 #define TOK_NO_RANK UINT32_MAX
 #define TOK_MAX_STEPS 32   /* of one pipeline stage; real ones have at most 5 */
-#define TOK_MAX_NESTING 16 /* of Sequence inside Sequence; messages say the number */
+#define TOK_MAX_NESTING 16 /* of Sequence inside Sequence, of classes in patterns */
+
+/* --- steps of a pipeline stage (tok_load.c) -----------------------------------------------------
+ */
+
+typedef td_status (*tok_step_loader)(const json_t *v, const char *type, const char *where,
+                                     void *out, td_error *err);
+/* Calls `one` for the step v, or in order for every step of a "Sequence", whose list is under
+ * list_key and may be nested. An absent or null v has no steps. */
+td_status tok_each_step(const json_t *v, const char *list_key, const char *where,
+                        tok_step_loader one, void *out, td_error *err);
 
 /* --- UTF-8 (tok_utf8.c) ------------------------------------------------------------------------
  */
@@ -118,6 +128,10 @@ td_status tok_pattern_from_json(tok_pattern *p, const json_t *obj, const char *w
 /* One of a set of characters. */
 td_status tok_pattern_ranges(tok_pattern *p, const tok_range *r, size_t n, td_error *err);
 void tok_pattern_free(tok_pattern *p);
+/* Appends the text with every match replaced by `content`. */
+td_status tok_pattern_replace(const tok_pattern *p, td_tok_scratch *s, const char *content,
+                              size_t n_content, const char *text, size_t n, td_strbuf *out,
+                              td_error *err);
 /* The first match in text[from..n): *found, *begin, *end. Matches are never empty. */
 td_status tok_pattern_next(const tok_pattern *p, td_tok_scratch *s, const char *text, size_t n,
                            size_t from, bool *found, size_t *begin, size_t *end, td_error *err);

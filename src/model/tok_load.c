@@ -17,6 +17,31 @@ bool tok_ids_push(td_ids *ids, int32_t id) {
     return true;
 }
 
+/* --- steps -------------------------------------------------------------------------------------
+ */
+
+static td_status each_step(const json_t *v, const char *list_key, const char *where, int depth,
+                           tok_step_loader one, void *out, td_error *err) {
+    const char *type;
+    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
+    if (rc != TD_OK)
+        return rc;
+    if (strcmp(type, "Sequence") != 0)
+        return one(v, type, where, out, err);
+    const json_t *list = json_object_get(v, list_key);
+    if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
+        return td_error_set(err, TD_E_MODEL, "%s: \"%s\" must be an array, nested at most %d deep",
+                            where, list_key, TOK_MAX_NESTING);
+    for (size_t i = 0; rc == TD_OK && i < json_array_size(list); i++)
+        rc = each_step(json_array_get(list, i), list_key, where, depth + 1, one, out, err);
+    return rc;
+}
+
+td_status tok_each_step(const json_t *v, const char *list_key, const char *where,
+                        tok_step_loader one, void *out, td_error *err) {
+    return !v || json_is_null(v) ? TD_OK : each_step(v, list_key, where, 0, one, out, err);
+}
+
 td_status tok_json_dup(const json_t *obj, const char *key, const char *where, char **out, size_t *n,
                        td_error *err) {
     const char *s;

@@ -103,34 +103,18 @@ static td_status load_bert(const json_t *v, const char *where, tok_norms *out, t
     return rc;
 }
 
-static td_status load_nested(const json_t *v, const char *where, int depth, tok_norms *out,
-                             td_error *err) {
-    const char *type;
-    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
-    if (rc != TD_OK)
-        return rc;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(v, "normalizers");
-        if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-            return td_error_set(err, TD_E_MODEL,
-                                "%s: \"normalizers\" must be an array, nested at most 16 deep",
-                                where);
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
-            if (rc != TD_OK)
-                return rc;
-        }
-        return TD_OK;
-    }
+static td_status load_step(const json_t *v, const char *type, const char *where, void *arg,
+                           td_error *err) {
+    tok_norms *out = arg;
     if (strcmp(type, "BertNormalizer") == 0)
         return load_bert(v, where, out, err);
     tok_norm *step = NULL;
-    rc = new_step(out, where, &step, err);
+    td_status rc = new_step(out, where, &step, err);
     return rc == TD_OK ? load_one(v, type, where, step, err) : rc;
 }
 
 td_status tok_norms_load(const json_t *v, const char *where, tok_norms *out, td_error *err) {
-    return !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+    return tok_each_step(v, "normalizers", where, load_step, out, err);
 }
 
 void tok_norms_free(tok_norms *s) {
@@ -196,24 +180,6 @@ static td_status normal_form(tok_form form, td_strbuf *out, const char *text, si
 /* --- the others --------------------------------------------------------------------------------
  */
 
-static td_status replace(td_strbuf *out, const tok_norm *step, td_tok_scratch *s, const char *text,
-                         size_t n, td_error *err) {
-    size_t at = 0, begin, end;
-    for (;;) {
-        bool found;
-        td_status rc = tok_pattern_next(&step->pattern, s, text, n, at, &found, &begin, &end, err);
-        if (rc != TD_OK)
-            return rc;
-        if (!found)
-            break;
-        td_strbuf_append(out, text + at, begin - at);
-        td_strbuf_append(out, step->content, step->n_content);
-        at = end;
-    }
-    td_strbuf_append(out, text + at, n - at);
-    return TD_OK;
-}
-
 static void strip(const tok_norm *step, const char **text, size_t *n, bool *at_start) {
     const char *p = *text;
     size_t begin = 0, end = *n, len;
@@ -250,7 +216,8 @@ td_status tok_norms_apply(const tok_norms *steps, td_tok_scratch *s, const char 
         if (step->kind == TOK_NORM_FORM) {
             rc = normal_form(step->form, b, text, n, err);
         } else if (step->kind == TOK_NORM_REPLACE) {
-            rc = replace(b, step, s, text, n, err);
+            rc = tok_pattern_replace(&step->pattern, s, step->content, step->n_content, text, n, b,
+                                     err);
         } else if (step->kind == TOK_NORM_PREPEND) {
             td_strbuf_append(b, step->content, step->n_content);
             td_strbuf_append(b, text, n);

@@ -101,38 +101,24 @@ static td_status load_template(const json_t *v, const char *where, tok_post *out
     return rc;
 }
 
-static td_status load_nested(const json_t *v, const char *where, int depth, tok_post *out,
-                             td_error *err) {
-    const char *type;
-    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
-    if (rc != TD_OK)
-        return rc;
+static td_status load_step(const json_t *v, const char *type, const char *where, void *arg,
+                           td_error *err) {
+    tok_post *out = arg;
     if (strcmp(type, "ByteLevel") == 0)
         return TD_OK;
     if (strcmp(type, "TemplateProcessing") == 0)
         return load_template(v, where, out, err);
     if (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)
         return load_pair(v, where, out, err);
-    if (strcmp(type, "Sequence") != 0)
-        return td_error_set(err, TD_E_MODEL,
-                            "%s: the post-processor \"%s\" is not supported (supported: "
-                            "TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing, "
-                            "Sequence)",
-                            where, type);
-    const json_t *list = json_object_get(v, "processors");
-    if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-        return td_error_set(err, TD_E_MODEL,
-                            "%s: \"processors\" must be an array, nested at most 16 deep", where);
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
-        if (rc != TD_OK)
-            return rc;
-    }
-    return TD_OK;
+    return td_error_set(err, TD_E_MODEL,
+                        "%s: the post-processor \"%s\" is not supported (supported: "
+                        "TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing, "
+                        "Sequence)",
+                        where, type);
 }
 
 td_status tok_post_load(const json_t *v, const char *where, tok_post *out, td_error *err) {
-    return !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+    return tok_each_step(v, "processors", where, load_step, out, err);
 }
 
 void tok_post_free(tok_post *p) {

@@ -185,25 +185,9 @@ static td_status load_metaspace(const json_t *v, const char *where, tok_pres *ou
     return tok_pattern_literal(&step->pattern, json_string_value(r), n, err);
 }
 
-static td_status load_nested(const json_t *v, const char *where, int depth, tok_pres *out,
-                             td_error *err) {
-    const char *type;
-    td_status rc = td_json_get_str(v, "type", where, TD_E_MODEL, &type, err);
-    if (rc != TD_OK)
-        return rc;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(v, "pretokenizers");
-        if (!json_is_array(list) || depth >= TOK_MAX_NESTING)
-            return td_error_set(err, TD_E_MODEL,
-                                "%s: \"pretokenizers\" must be an array, nested at most 16 deep",
-                                where);
-        for (size_t i = 0; i < json_array_size(list); i++) {
-            rc = load_nested(json_array_get(list, i), where, depth + 1, out, err);
-            if (rc != TD_OK)
-                return rc;
-        }
-        return TD_OK;
-    }
+static td_status load_step(const json_t *v, const char *type, const char *where, void *arg,
+                           td_error *err) {
+    tok_pres *out = arg;
     if (strcmp(type, "Split") == 0)
         return load_split(v, where, out, err);
     if (strcmp(type, "ByteLevel") == 0)
@@ -222,7 +206,8 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
         return load_fixed_length(v, where, out, err);
     if (strcmp(type, "Digits") == 0) {
         bool individual = false;
-        rc = td_json_opt_bool(v, "individual_digits", where, TD_E_MODEL, &individual, err);
+        td_status rc =
+            td_json_opt_bool(v, "individual_digits", where, TD_E_MODEL, &individual, err);
         return rc != TD_OK ? rc
                            : add_split(out, where, "\\p{N}",
                                        individual ? TOK_ISOLATED : TOK_CONTIGUOUS, err);
@@ -235,7 +220,7 @@ static td_status load_nested(const json_t *v, const char *where, int depth, tok_
 }
 
 td_status tok_pres_load(const json_t *v, const char *where, tok_pres *out, td_error *err) {
-    td_status rc = !v || json_is_null(v) ? TD_OK : load_nested(v, where, 0, out, err);
+    td_status rc = tok_each_step(v, "pretokenizers", where, load_step, out, err);
     if (rc != TD_OK)
         return rc;
     size_t n_visible = 0;

@@ -531,3 +531,22 @@ td_status tok_pattern_next(const tok_pattern *p, td_tok_scratch *s, const char *
     *end = at[1];
     return TD_OK;
 }
+
+td_status tok_pattern_replace(const tok_pattern *p, td_tok_scratch *s, const char *content,
+                              size_t n_content, const char *text, size_t n, td_strbuf *out,
+                              td_error *err) {
+    size_t at = 0, begin, end;
+    for (;;) {
+        bool found;
+        td_status rc = tok_pattern_next(p, s, text, n, at, &found, &begin, &end, err);
+        if (rc != TD_OK)
+            return rc;
+        if (!found)
+            break;
+        td_strbuf_append(out, text + at, begin - at);
+        td_strbuf_append(out, content, n_content);
+        at = end;
+    }
+    td_strbuf_append(out, text + at, n - at);
+    return TD_OK;
+}
