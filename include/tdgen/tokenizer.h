@@ -11,10 +11,10 @@
  * errors="replace" does. Results are those of `tokenizers` 0.22, whose Unicode tables (16 for
  * patterns, an older one for NFC) are followed where they differ from our libraries'.
  *
- * Implemented: models BPE (all options but dropout), WordPiece, WordLevel, Unigram; normalizers NFC,
- * NFD, NFKC, NFKD, Lowercase, StripAccents, Nmt, BertNormalizer, Precompiled, ByteLevel, Prepend,
- * Replace, Strip; pre-tokenizers Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace,
- * WhitespaceSplit, BertPreTokenizer, CharDelimiterSplit, FixedLength; post-processors
+ * Implemented: models BPE (all options but dropout), WordPiece, WordLevel, Unigram; normalizers
+ * NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Nmt, BertNormalizer, Precompiled, ByteLevel,
+ * Prepend, Replace, Strip; pre-tokenizers Split, ByteLevel, Metaspace, Digits, Punctuation,
+ * Whitespace, WhitespaceSplit, BertPreTokenizer, CharDelimiterSplit, FixedLength; post-processors
  * TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing; decoders ByteLevel, Replace,
  * ByteFallback, Fuse, Strip, Metaspace, WordPiece, CTC, BPEDecoder; sequences of all of them; added
  * tokens with all their flags. Anything else (the pre-tokenizer UnicodeScripts, for one) that

@@ -180,6 +180,7 @@ static td_status finish_mixtral(const td_config_reader *r, td_model_config *c) {
 
 static const td_family families[] = {
     {.architecture = "LlamaForCausalLM",
+     .model_type = "llama",
      LLAMA_NAMES,
      .default_positions = 2048,
      .attention_bias = true,
@@ -187,6 +188,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "MistralForCausalLM",
+     .model_type = "mistral",
      LLAMA_NAMES,
      .default_kv_heads = 8,
      .default_positions = 131072,
@@ -195,6 +197,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen2ForCausalLM",
+     .model_type = "qwen2",
      LLAMA_NAMES,
      .default_kv_heads = 32,
      .default_positions = 32768,
@@ -204,6 +207,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen3ForCausalLM",
+     .model_type = "qwen3",
      LLAMA_NAMES,
      .default_kv_heads = 32,
      .default_head_dim = 128,
@@ -215,6 +219,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen3MoeForCausalLM",
+     .model_type = "qwen3_moe",
      LLAMA_MODEL,
      .layer_names = {PRE_NORMS, SPLIT_ATTENTION, SPLIT_MLP, [TD_LT_ROUTER] = "mlp.gate.weight"},
      .expert_names = {[TD_ET_GATE] = "mlp.experts.#.gate_proj.weight",
@@ -232,6 +237,7 @@ static const td_family families[] = {
      .finish = finish_qwen3_moe},
 
     {.architecture = "MixtralForCausalLM",
+     .model_type = "mixtral",
      LLAMA_MODEL,
      .layer_names = {PRE_NORMS, SPLIT_ATTENTION, [TD_LT_ROUTER] = "block_sparse_moe.gate.weight"},
      .expert_names = {[TD_ET_GATE] = "block_sparse_moe.experts.#.w1.weight",
@@ -248,6 +254,7 @@ static const td_family families[] = {
      .finish = finish_mixtral},
 
     {.architecture = "GemmaForCausalLM",
+     .model_type = "gemma",
      LLAMA_NAMES,
      .default_kv_heads = 16,
      .default_head_dim = 256,
@@ -261,6 +268,7 @@ static const td_family families[] = {
      .finish = finish_gemma},
 
     {.architecture = "Gemma2ForCausalLM",
+     .model_type = "gemma2",
      SANDWICH_NAMES,
      .key_act = "hidden_activation",
      .default_kv_heads = 4,
@@ -278,6 +286,7 @@ static const td_family families[] = {
      .finish = finish_gemma},
 
     {.architecture = "Gemma3ForCausalLM",
+     .model_type = "gemma3_text",
      SANDWICH_NAMES,
      .key_act = "hidden_activation",
      .default_kv_heads = 4,
@@ -297,6 +306,7 @@ static const td_family families[] = {
      .finish = finish_gemma},
 
     {.architecture = "Phi3ForCausalLM",
+     .model_type = "phi3",
      LLAMA_MODEL,
      .layer_names =
          {PRE_NORMS, [TD_LT_QKV] = "self_attn.qkv_proj.weight",
@@ -310,6 +320,7 @@ static const td_family families[] = {
      .longrope_only = true},
 
     {.architecture = "GPT2LMHeadModel",
+     .model_type = "gpt2",
      .prefix = "transformer.",
      .layer = "h.#.",
      .model_names = {[TD_MT_EMBED] = "wte.weight",
@@ -354,6 +365,7 @@ static const td_family families[] = {
      .finish = finish_gpt2},
 
     {.architecture = "GPTNeoXForCausalLM",
+     .model_type = "gpt_neox",
      .prefix = "gpt_neox.",
      .layer = "layers.#.",
      .model_names = {[TD_MT_EMBED] = "embed_in.weight",
@@ -387,6 +399,7 @@ static const td_family families[] = {
      .finish = finish_neox},
 
     {.architecture = "Olmo2ForCausalLM",
+     .model_type = "olmo2",
      LLAMA_MODEL,
      .layer_names = {SPLIT_ATTENTION,
                      SPLIT_MLP, [TD_LT_POST_ATTN_NORM] = "post_attention_layernorm.weight",
@@ -400,6 +413,7 @@ static const td_family families[] = {
      .no_pre_norm = true},
 
     {.architecture = "SmolLM3ForCausalLM",
+     .model_type = "smollm3",
      LLAMA_NAMES,
      .default_kv_heads = 4,
      .default_positions = 32768,
@@ -411,6 +425,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_LISTED},
 
     {.architecture = "GraniteForCausalLM",
+     .model_type = "granite",
      LLAMA_NAMES,
      .default_positions = 2048,
      .attention_bias = true,
@@ -419,6 +434,7 @@ static const td_family families[] = {
      .finish = finish_granite},
 
     {.architecture = "StableLmForCausalLM",
+     .model_type = "stablelm",
      LLAMA_NAMES,
      .key_eps = "layer_norm_eps",
      .default_kv_heads = 32,
@@ -435,6 +451,13 @@ static const td_family families[] = {
 const td_family *td_family_find(const char *architecture) {
     for (size_t i = 0; i < TD_ARRAY_LEN(families); i++)
         if (!strcmp(architecture, families[i].architecture))
+            return &families[i];
+    return NULL;
+}
+
+const td_family *td_family_find_type(const char *model_type) {
+    for (size_t i = 0; i < TD_ARRAY_LEN(families); i++)
+        if (!strcmp(model_type, families[i].model_type))
             return &families[i];
     return NULL;
 }

@@ -84,6 +84,7 @@ typedef enum td_rope_rule {
 
 typedef struct td_family {
     const char *architecture; /* config.json: architectures[0] */
+    const char *model_type;   /* transformers goes by this one, so it must agree */
 
     /* --- tensor names. '#' stands for the number of the layer, then of the expert. */
     const char *prefix; /* before every name but lm_head's; files of the bare model lack it */
@@ -131,6 +132,7 @@ typedef struct td_family {
 
 /* NULL when no family has that name. */
 const td_family *td_family_find(const char *architecture);
+const td_family *td_family_find_type(const char *model_type);
 /* "LlamaForCausalLM, ... and Z" for messages; cut where buf ends. */
 void td_family_list(char *buf, size_t buf_size);
 

@@ -62,24 +62,40 @@ td_status td_config_refuse_true(const td_config_reader *r, const char *key) {
 
 /* --- architecture ----------------------------------------------------------------------------- */
 
-static td_status read_architecture(const td_config_reader *r, const td_family **out) {
-    const json_t *list = json_object_get(r->root, "architectures");
-    const char *name = json_string_value(json_array_get(list, 0));
-    if (!name) {
-        const char *type = json_string_value(json_object_get(r->root, "model_type"));
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: \"architectures\" must be a list with the name of a class such as "
-                            "\"LlamaForCausalLM\" (model_type is \"%.64s\")",
-                            r->path, type ? type : "absent");
-    }
-    *out = td_family_find(name);
-    if (*out)
-        return TD_OK;
+static td_status refuse_architecture(const td_config_reader *r, const char *what,
+                                     const char *name) {
     char list_text[600];
     td_family_list(list_text, sizeof list_text);
     return td_error_set(r->err, TD_E_MODEL,
-                        "%s: the architecture \"%.64s\" is not supported; supported are %s",
-                        r->path, name, list_text);
+                        "%s: the %s \"%.64s\" is not supported; supported are %s", r->path, what,
+                        name, list_text);
+}
+
+/* transformers' AutoModel goes by model_type and ignores "architectures", which folders of a base
+ * model lack. Where both are there and speak of different models, somebody renamed one of them, and
+ * following either would be a guess. */
+static td_status read_architecture(const td_config_reader *r, const td_family **out) {
+    const json_t *list = json_object_get(r->root, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0));
+    const char *type = NULL;
+    td_status rc = td_json_opt_str(r->root, "model_type", r->path, TD_E_MODEL, &type, r->err);
+    if (rc != TD_OK)
+        return rc;
+    if (!name && !type)
+        return td_error_set(
+            r->err, TD_E_MODEL,
+            "%s: there is neither \"architectures\", a list with the name of a class "
+            "such as \"LlamaForCausalLM\", nor \"model_type\"",
+            r->path);
+    *out = name ? td_family_find(name) : td_family_find_type(type);
+    if (!*out)
+        return refuse_architecture(r, name ? "architecture" : "model_type", name ? name : type);
+    if (type && strcmp(type, (*out)->model_type) != 0)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: \"model_type\" is \"%.64s\", but that of the architecture %s is "
+                            "\"%s\"; correct the one that is wrong",
+                            r->path, type, name, (*out)->model_type);
+    return TD_OK;
 }
 
 /* A dense architecture whose config speaks of experts is some other model. */
@@ -150,6 +166,17 @@ static td_status read_sizes(const td_config_reader *r, const td_family *f, td_mo
     if ((rc = td_config_opt_i32(r, key_or(f->key_positions, "max_position_embeddings"), 1, 1 << 30,
                                 &c->max_positions)) != TD_OK)
         return rc;
+    if (f->fixed_heads && f->rope != TD_ROPE_RULE_NONE) {
+        /* transformers would size only the rotary table by it. */
+        int32_t head_dim = c->head_dim;
+        if ((rc = td_config_opt_i32(r, "head_dim", 1, 1 << 16, &head_dim)) != TD_OK)
+            return rc;
+        if (head_dim != c->head_dim)
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: head_dim %d contradicts hidden_size / num_attention_heads, "
+                                "which is %d, in %s",
+                                r->path, head_dim, c->head_dim, f->architecture);
+    }
     if (f->fixed_heads)
         c->n_kv_heads = c->n_heads;
     else if ((rc = td_config_opt_i32(r, "num_key_value_heads", 1, 4096, &c->n_kv_heads)) != TD_OK ||

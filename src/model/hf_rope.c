@@ -215,6 +215,13 @@ static td_status read_by_window(const td_config_reader *r, const td_family *f, r
     s->obj = json_is_object(sliding) ? sliding : NULL;
     if ((rc = read_table(s, f, local, 1, c, &c->rope[1])) != TD_OK)
         return rc;
+    /* transformers looks for "truncate" outside of the nested parameters and never finds it. */
+    for (int i = 0; i < 2; i++)
+        if (c->rope[i].type == TD_ROPE_YARN && !c->rope[i].truncate)
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: \"truncate\" false is not supported in %s, whose code in "
+                                "transformers ignores it; take it out",
+                                s->where, f->architecture);
     c->n_ropes = 2;
     for (int32_t i = 0; i < c->n_layers; i++)
         c->rope_of[i] = c->window[i] > 0;
@@ -238,10 +245,25 @@ static td_status read_tables(const td_config_reader *r, const td_family *f, rope
     if (f->longrope_only && !s->original)
         s->original = 4096;
     if (f->rope == TD_ROPE_RULE_BY_WINDOW) {
+        /* transformers reads the top-level key for parameters that are not nested alone. */
+        s->original = 0;
+        if (obj && is_old && td_json_has(r->root, "rope_parameters"))
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: rope_scaling and rope_parameters are both there; put the "
+                                "scaling into rope_parameters.full_attention and take rope_scaling "
+                                "out",
+                                r->path);
         if (obj && is_old && is_nested(obj))
             return td_error_set(r->err, TD_E_MODEL,
                                 "%s: parameters per layer type belong into rope_parameters",
                                 s->where);
+        /* "type" alone is honoured by transformers 4 and ignored by 5. */
+        if (obj && is_old && !td_json_has(obj, "rope_type"))
+            return td_error_set(
+                r->err, TD_E_MODEL,
+                "%s: \"rope_type\" is missing; versions of transformers disagree on "
+                "what that means in %s",
+                s->where, f->architecture);
         return read_by_window(r, f, s, obj, is_old, theta, c);
     }
     if (obj && is_nested(obj))
@@ -290,7 +312,10 @@ td_status td_config_read_rope_layers(const td_config_reader *r, const td_family 
 td_status td_config_read_rope(const td_config_reader *r, const td_family *f, td_model_config *c) {
     if (f->rope == TD_ROPE_RULE_NONE)
         return TD_OK;
-    bool is_old = td_json_has(r->root, "rope_scaling");
+    /* An empty object is as good as none, and rope_scaling wins where both are there. */
+    const json_t *old = json_object_get(r->root, "rope_scaling");
+    bool is_old = td_json_has(r->root, "rope_scaling") &&
+                  !(json_is_object(old) && json_object_size(old) == 0);
     const char *key = is_old ? "rope_scaling" : "rope_parameters";
     const json_t *obj = td_json_has(r->root, key) ? json_object_get(r->root, key) : NULL;
     char *where = td_asprintf("%s%s%s", r->path, obj ? ": " : "", obj ? key : "");

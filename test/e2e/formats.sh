@@ -184,8 +184,12 @@ P
     check "masking the padding does not give the unpadded record" cmp \
         <(data_part "$TMP/unpadded/shard-000001.safetensors") \
         <(data_part "$TMP/masked/shard-000001.safetensors")
-    check "padding without a mask has no effect" bash -c '! cmp -s "$0" "$1"' \
-        "$TMP/masked/shard-000001.safetensors" "$TMP/open/shard-000001.safetensors"
+    if cmp -s <(data_part "$TMP/masked/shard-000001.safetensors") \
+        <(data_part "$TMP/open/shard-000001.safetensors"); then
+        fail "padding without a mask has no effect"
+    else
+        pass
+    fi
     run 6 'capture.mask_padded_vocab' model.path="$TMP/padded" output.dir="$TMP/masked"
 else
     echo "SKIPPED: no python3 to pad the teacher's vocabulary" >&2

@@ -79,8 +79,9 @@ Test(hf_config, constants_of_the_families) {
     cr_expect_eq(c.logits_softcap, 0.0f);
     cr_expect_eq(c.attention_softcap, 20.0f);
 
-    c = must_load("{" ARCH("Gemma3") SIZES ",\"sliding_window_pattern\":2,"
-                                           "\"rope_scaling\":{\"type\":\"linear\",\"factor\":8}}");
+    c = must_load("{" ARCH("Gemma3") SIZES
+                  ",\"sliding_window_pattern\":2,"
+                  "\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":8}}");
     cr_expect_eq(c.n_ropes, 2);
     cr_expect(c.rope[0].theta == 1e6 && c.rope[0].type == TD_ROPE_LINEAR);
     cr_expect(c.rope[1].theta == 1e4 && c.rope[1].type == TD_ROPE_DEFAULT);
@@ -96,6 +97,17 @@ Test(hf_config, constants_of_the_families) {
     cr_expect_eq(c.max_positions, 1024);
     cr_expect(c.learned_positions && c.n_ropes == 0 && c.rope_of[0] == -1 && c.tied_embeddings);
     cr_expect(c.norm_kind == TD_NORM_LAYER && !c.gated && c.mlp_bias && c.o_bias);
+
+    /* A top-level original length is not for nested parameters, an empty rope_scaling for nothing.
+     */
+    c = must_load("{" ARCH("Gemma3") SIZES
+                  ",\"original_max_position_embeddings\":7,\"rope_scaling\":{},"
+                  "\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"yarn\",\"factor\":2,"
+                  "\"original_max_position_embeddings\":64}}}");
+    cr_expect(c.rope[0].type == TD_ROPE_YARN && c.rope[0].original_positions == 64);
+    /* Folders of a base model name no class. */
+    c = must_load("{\"model_type\":\"qwen3\"," SIZES "}");
+    cr_expect_str_eq(c.architecture, "Qwen3ForCausalLM");
 
     c = must_load("{" ARCH("GPTNeoX") "\"num_hidden_layers\":4,\"hidden_size\":64,"
                                       "\"intermediate_size\":96,\"num_attention_heads\":2,"
@@ -260,7 +272,23 @@ Test(hf_config, refuses_by_name) {
     } cases[] = {
         {"[]", "expected an object"},
         {"{", "not valid JSON"},
-        {"{\"model_type\":\"gpt2\"}", "(model_type is \"gpt2\")"},
+        {"{}", "neither \"architectures\""},
+        {"{\"model_type\":\"mamba\"}", "the model_type \"mamba\" is not supported"},
+        {LLAMA ",\"model_type\":\"mistral\"}", "\"model_type\" is \"mistral\", but that of the "
+                                               "architecture LlamaForCausalLM is \"llama\""},
+        {"{" ARCH("Gemma3") SIZES ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":8},"
+                                  "\"rope_parameters\":{\"full_attention\":{}}}",
+         "rope_scaling and rope_parameters are both there"},
+        {"{" ARCH("Gemma3") SIZES ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":8}}",
+         "\"rope_type\" is missing"},
+        {"{" ARCH("Gemma3") SIZES
+         ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"yarn\",\"factor\":2,"
+         "\"original_max_position_embeddings\":64,\"truncate\":false}}}",
+         "truncate"},
+        {"{" ARCH("GPTNeoX") "\"num_hidden_layers\":4,\"hidden_size\":64,"
+                             "\"intermediate_size\":96,\"num_attention_heads\":2,"
+                             "\"vocab_size\":100,\"head_dim\":64}",
+         "head_dim 64 contradicts"},
         {"{\"architectures\":[\"FalconForCausalLM\"]}",
          "the architecture \"FalconForCausalLM\" is not supported; supported are LlamaForCausalLM"},
         {"{\"architectures\":[\"Gemma3ForConditionalGeneration\"]}",

@@ -77,14 +77,14 @@ CONFIG=$work/other.ini
 cp "$work/my.ini" "$CONFIG"
 runs 'devices.gpus=auto devices.gpus_per_model=1' 1 -c "$CONFIG"
 CONFIG=$root/conf/run.ini
-pushd "$root" >/dev/null
+pushd "$root" >/dev/null || exit
 TDGEN_CONFIG='' runs ''
-popd >/dev/null
+popd >/dev/null || exit
 unset CONFIG
 # The paths of the default configuration are relative to the repository.
-pushd "$work" >/dev/null
+pushd "$work" >/dev/null || exit
 TDGEN_CONFIG='' refuses 'name the configuration with -c FILE'
-popd >/dev/null
+popd >/dev/null || exit
 
 # Old names.
 runs 'data.path=d.jsonl model.path=m' distillation.dataset.path=d.jsonl teacher.model_path=m
