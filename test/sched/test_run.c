@@ -197,10 +197,8 @@ Test(run, retired_group_hands_its_work_over) {
         }
         assert_same_shards(ref, f.dir);
         td_run_summary_free(&s);
-        char dir[256];
-        memcpy(dir, f.dir, sizeof dir);
         teardown(&f, g_real);
-        remove_dir(dir);
+        remove_dir(f.dir);
     }
     remove_dir(ref);
 }
@@ -224,10 +222,8 @@ Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
     OK(run(&f, &s, &err));
     assert_same_shards(ref, f.dir);
     td_run_summary_free(&s);
-    char dir[256];
-    memcpy(dir, f.dir, sizeof dir);
     teardown(&f, NULL);
-    remove_dir(dir);
+    remove_dir(f.dir);
     remove_dir(ref);
 }
 
@@ -247,10 +243,8 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     cr_assert_lt(f.cfg.run.batch_tokens, 2048);
     assert_same_shards(ref, f.dir);
     td_run_summary_free(&s);
-    char dir[256];
-    memcpy(dir, f.dir, sizeof dir);
     teardown(&f, g_real);
-    remove_dir(dir);
+    remove_dir(f.dir);
 
     setup(&f, "oom2", "cpu", 1, "512");
     f.devices[0]->ops = &ops;
@@ -258,8 +252,7 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE_OOM);
     cr_assert(strstr(err.text, "data.max_length"));
     td_run_summary_free(&s);
-    memcpy(dir, f.dir, sizeof dir);
     teardown(&f, g_real);
-    remove_dir(dir);
+    remove_dir(f.dir);
     remove_dir(ref);
 }
