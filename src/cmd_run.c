@@ -71,6 +71,12 @@ static td_status load_tokenizer(job *j, bool dry_run, td_error *err) {
 }
 
 static td_status look_at_data(job *j, bool dry_run, td_error *err) {
+    if (j->cfg.capture.top_k > j->model.n_vocab)
+        return td_error_set(err, TD_E_CONFIG,
+                            "capture.top_k = %d, but the vocabulary of %s has %d tokens; set "
+                            "capture.top_k = %d or less",
+                            j->cfg.capture.top_k, j->cfg.model.path, j->model.n_vocab,
+                            j->model.n_vocab);
     if (j->model.learned_positions && j->cfg.data.max_length > j->model.max_positions)
         return td_error_set(err, TD_E_CONFIG,
                             "data.max_length = %d, but %s has learned %d positions and no others; "
