@@ -64,6 +64,7 @@ int td_status_exit_code(td_status status) {
         return TD_EXIT_DATA;
     case TD_E_DEVICE:
     case TD_E_DEVICE_OOM:
+    case TD_E_DEVICE_LOST:
         return TD_EXIT_DEVICE;
     case TD_E_OUTPUT:
         return TD_EXIT_OUTPUT;
@@ -97,6 +98,8 @@ const char *td_status_name(td_status status) {
         return "verification";
     case TD_E_STOPPED:
         return "stopped";
+    case TD_E_DEVICE_LOST:
+        return "lost device";
     }
     return "internal error";
 }

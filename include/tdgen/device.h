@@ -12,6 +12,9 @@
  * when they run. The first failure of a stream sticks: later operations of that stream are skipped,
  * and event_sync returns the failure with a text that names device and operation. The caller then
  * destroys the stream. td_event orders streams of any devices of one process with each other.
+ * TD_E_DEVICE_LOST instead of TD_E_DEVICE means that the process can no longer use any device of
+ * that backend (CUDA's sticky errors: an illegal address, an uncorrectable memory error): what is
+ * not committed is to be dropped and the work to go on in a new process.
  *
  * Memory. Pointers are device pointers; only copy_in / copy_out cross to the host. Devices with the
  * same info.domain share an address space (all CPU devices do): weights prepared on one may be used
@@ -36,6 +39,10 @@
 #include "tdgen/dtype.h"
 #include "tdgen/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct td_device td_device;
 typedef struct td_stream td_stream;
 typedef struct td_event td_event;
@@ -50,6 +57,13 @@ typedef struct td_device_info {
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
     uint64_t memory_total_bytes, memory_free_bytes; /* of cpu*N: an Nth of the machine's each */
     bool has_f32, has_bf16, has_f16;                /* compute modes its GEMM offers */
+    /* GPUs; zero elsewhere. */
+    char uuid[48];              /* "GPU-8f2e...": names one card for good, whatever its index */
+    char pci[20];               /* "0000:3b:00.0" */
+    int32_t compute_capability; /* 80 for 8.0 */
+    int32_t n_multiprocessors;
+    bool narrow_attention; /* in a 16-bit compute mode attention reads q, k and v in that type */
+    uint64_t peers; /* bit i: memory of the backend's device i < 64 can be reached directly */
 } td_device_info;
 
 /* A host tensor of a checkpoint, row-major, as stored. Borrowed. */
@@ -107,12 +121,20 @@ typedef struct td_gemm_args {
     int32_t n_rows;    /* M */
     float scale;       /* 1 = none (Granite: residual_multiplier); 0 is refused */
     bool accumulate;   /* out += : the residual connection */
+    bool is_lm_head;   /* for profiles only */
 } td_gemm_args;
 
 /* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
- * head: (a, b) = (x[i], x[i + rotary_dim/2]) -> (a cos - b sin, b cos + a sin). */
+ * head: (a, b) = (x[i], x[i + rotary_dim/2]) -> (a cos - b sin, b cos + a sin).
+ * With `out`, x is left alone and the result goes there in out_dtype, dense, followed in each row
+ * by the n_plain_heads heads that stand behind the turned ones in x (v), converted only: what
+ * attention reads on devices that take q, k and v in the compute dtype. cos_table may be NULL then:
+ * nothing is turned (layers without rope). */
 typedef struct td_rope_args {
-    float *x;                 /* device F32, row t starts at x + t * stride; n_heads of head_dim */
+    float *x;              /* device F32, row t starts at x + t * stride; n_heads of head_dim */
+    void *out;             /* device [T, (n_heads + n_plain_heads) * head_dim] or NULL: in place */
+    td_dtype out_dtype;    /* with out */
+    int32_t n_plain_heads; /* with out */
     const int32_t *positions; /* device I32 [T] */
     const float *cos_table;   /* device F32 [n_positions, rotary_dim / 2] */
     const float *sin_table;
@@ -121,9 +143,13 @@ typedef struct td_rope_args {
 } td_rope_args;
 
 /* Causal grouped-query attention over packed sequences: softmax(scale * q k^T) v. Query head h uses
- * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i. */
+ * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i.
+ * Scores, softmax and sums are f32. With 16-bit q, k and v the probabilities are rounded to that
+ * type before they meet v, as every fused kernel does. */
 typedef struct td_attention_args {
-    const float *q, *k, *v;          /* device F32; row t at base + t * stride */
+    const void *q, *k, *v;           /* device, in_dtype; row t at base + t * stride elements */
+    td_dtype in_dtype;               /* TD_F32; with 16-bit out_dtype, out_dtype where the device
+                                        wants it (td_device_info.narrow_attention) */
     int64_t stride;                  /* of q, k and v alike: they are slices of one qkv buffer */
     void *out;                       /* device [T, H * D], out_dtype, dense */
     td_dtype out_dtype;              /* the compute dtype */
@@ -212,6 +238,31 @@ typedef struct td_capture_args {
     float *entropy;        /* F32 [n_rows] */
 } td_capture_args;
 
+/* What a profile distinguishes. */
+typedef enum td_op {
+    TD_OP_COPY,
+    TD_OP_EMBED,
+    TD_OP_NORM,
+    TD_OP_GEMM,
+    TD_OP_ROPE,
+    TD_OP_ATTENTION,
+    TD_OP_ACT,
+    TD_OP_MOE,
+    TD_OP_LM_HEAD, /* gemm with is_lm_head */
+    TD_OP_CAPTURE,
+    TD_OP_COUNT
+} td_op;
+
+/* Sensors of a GPU, from NVML; a value that the card does not tell is -1. */
+typedef struct td_device_health {
+    bool known;
+    int32_t utilization_percent, temperature_c, sm_clock_mhz, sm_clock_max_mhz;
+    double power_w, power_limit_w;
+    int64_t ecc_uncorrected; /* volatile counter */
+    int64_t last_xid;        /* 0: none seen since the device was opened */
+    char throttle[64];       /* why clocks are held down: "power cap", "thermal"; "" when not */
+} td_device_health;
+
 /* --- the table ------------------------------------------------------------------------------- */
 
 typedef struct td_device_ops {
@@ -223,6 +274,11 @@ typedef struct td_device_ops {
      */
     td_status (*alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
     void (*free)(td_device *dev, void *ptr);
+    /* Optional (NULL: alloc serves itself). Takes the arena of size_bytes that all later allocs of
+     * this device are cut from, weights included; *got_bytes is what there is, less than asked for
+     * when the memory is not there, and allocs past it are TD_E_DEVICE_OOM. Once, before any alloc.
+     */
+    td_status (*reserve)(td_device *dev, uint64_t size_bytes, uint64_t *got_bytes, td_error *err);
     /* Host memory from which copies run at full speed; plain memory on CPU devices. */
     td_status (*host_alloc)(td_device *dev, size_t size_bytes, void **out, td_error *err);
     void (*host_free)(td_device *dev, void *ptr);
@@ -253,6 +309,10 @@ typedef struct td_device_ops {
      * (TD_F32, TD_BF16, TD_F16). Synchronous; the host data may go away afterwards. */
     td_status (*weight_prepare)(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
                                 td_dtype compute, td_weight **out, td_error *err);
+    /* Optional (NULL: weights have a layout of the device's own, use weight_prepare). A weight
+     * whose memory is plain row-major [N, K] in `compute`, to be filled at *data with copy_in. */
+    td_status (*weight_create)(td_device *dev, int64_t n_rows, int64_t n_cols, td_dtype compute,
+                               td_weight **out, void **data, td_error *err);
     void (*weight_destroy)(td_weight *w);
 
     td_status (*embed)(td_stream *s, const td_embed_args *a, td_error *err);
@@ -266,6 +326,11 @@ typedef struct td_device_ops {
 
     /* Seconds the stream has spent executing operations since it was made (for busy shares). */
     double (*stream_busy_s)(const td_stream *s);
+    /* Optional. Seconds by operation since the stream was made, when TDGEN_PROFILE=1 was in the
+     * environment at stream_create; [TD_OP_COUNT]. */
+    void (*stream_profile)(td_stream *s, double seconds[TD_OP_COUNT]);
+    /* Optional. What the device's sensors say now; *out is zeroed where there are none. */
+    void (*health)(td_device *dev, td_device_health *out);
 } td_device_ops;
 
 /* Backends embed this as their first member; likewise td_weight. */
@@ -305,4 +370,7 @@ td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *o
 /* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
 const char *td_device_backends(void);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

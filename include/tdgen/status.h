@@ -26,7 +26,8 @@ typedef enum td_status {
     TD_E_DEVICE_OOM, /* a device has not enough memory; never fatal by itself */
     TD_E_OUTPUT,     /* output folder: disk, permissions, identity mismatch */
     TD_E_VERIFY,     /* what is on disk is not what was written */
-    TD_E_STOPPED     /* a signal asked us to stop */
+    TD_E_STOPPED,    /* a signal asked us to stop */
+    TD_E_DEVICE_LOST /* a device failed so that this process cannot use any of its kind any more */
 } td_status;
 
 typedef struct td_error {

@@ -165,6 +165,8 @@ static td_status cpu_rope(td_stream *s, const td_rope_args *a, td_error *err) {
     if (a->n_tokens < 0 || a->n_heads < 1 || a->rotary_dim < 0 || a->rotary_dim % 2 ||
         a->rotary_dim > a->head_dim)
         return refuse(s, "rope", "bad shape", err);
+    if (a->out)
+        return refuse(s, "rope", "CPU devices turn in place", err);
     return td_cpu_enqueue(s, "rope", td_cpu_exec_rope, a, sizeof(*a), err);
 }
 
@@ -172,6 +174,8 @@ static td_status cpu_attention(td_stream *s, const td_attention_args *a, td_erro
     if (a->n_seqs < 0 || a->n_heads < 1 || a->n_kv_heads < 1 || a->n_heads % a->n_kv_heads ||
         a->head_dim < 1 || a->window < 0 || !(a->softcap >= 0) || !is_activation(a->out_dtype))
         return refuse(s, "attention", "bad shape or result type", err);
+    if (a->in_dtype != TD_F32)
+        return refuse(s, "attention", "CPU devices read q, k and v in f32", err);
     return td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
 }
 

@@ -92,9 +92,9 @@ void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t
     const int32_t dim = a->head_dim, n_q = TD_MIN((int32_t)Q, len - q0);
     const int64_t stride = a->stride;
     const int32_t kv_head = head / (a->n_heads / a->n_kv_heads);
-    const float *q = a->q + (int64_t)(start + q0) * stride + (int64_t)head * dim;
-    const float *k = a->k + (int64_t)start * stride + (int64_t)kv_head * dim;
-    const float *val = a->v + (int64_t)start * stride + (int64_t)kv_head * dim;
+    const float *q = (const float *)a->q + (int64_t)(start + q0) * stride + (int64_t)head * dim;
+    const float *k = (const float *)a->k + (int64_t)start * stride + (int64_t)kv_head * dim;
+    const float *val = (const float *)a->v + (int64_t)start * stride + (int64_t)kv_head * dim;
     float *qt = scratch, *o = qt + (size_t)dim * Q, *s = o + (size_t)dim * Q, *vt = s + KT * Q;
     const float ninf = -INFINITY;
 

@@ -10,8 +10,8 @@ static void attention_row(const td_attention_args *a, int32_t start, int32_t i, 
     for (int32_t j = lo; j <= i; j++) {
         p[j] = 0;
         for (int32_t c = 0; c < d; c++)
-            p[j] += (double)a->q[(start + i) * a->stride + h * d + c] *
-                    a->k[(start + j) * a->stride + kv * d + c];
+            p[j] += (double)((const float *)a->q)[(start + i) * a->stride + h * d + c] *
+                    ((const float *)a->k)[(start + j) * a->stride + kv * d + c];
         p[j] *= (double)a->scale;
         if (a->softcap > 0)
             p[j] = (double)a->softcap * tanh(p[j] / (double)a->softcap);
@@ -22,7 +22,7 @@ static void attention_row(const td_attention_args *a, int32_t start, int32_t i, 
         double e = exp(p[j] - m);
         sum += e;
         for (int32_t c = 0; c < d; c++)
-            out[c] += e * a->v[(start + j) * a->stride + kv * d + c];
+            out[c] += e * ((const float *)a->v)[(start + j) * a->stride + kv * d + c];
     }
     for (int32_t c = 0; c < d; c++)
         out[c] /= sum;
