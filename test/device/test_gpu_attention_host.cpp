@@ -194,7 +194,7 @@ double worst_error(const batch &b, const std::vector<unsigned char> &out, td_dty
     const shape &s = b.s;
     const double unit_in = b.dtype == TD_F32 ? 0 : b.dtype == TD_BF16 ? 1.0 / 256 : 1.0 / 2048;
     const double unit_out = out_dtype == TD_F32 ? 0 : out_dtype == TD_BF16 ? 1.0 / 256 : 1.0 / 2048;
-    const double v_max = 2, arithmetic = b.dtype == TD_F32 ? 2e-6 : 2e-5;
+    const double v_max = 2, arithmetic = b.dtype == TD_F32 ? 1e-6 : 2e-5;
     std::vector<double> want((size_t)s.head_dim);
     double worst = 0;
     for (size_t q = 0; q < s.lens.size(); q++)
@@ -426,7 +426,8 @@ int main(int argc, char **argv) {
         check_all(TD_BF16, CHOOSER);
     if (chip.compute_capability >= 75)
         check_all(TD_F16, CHOOSER);
-    check_all(TD_F16, WMMA);
+    if (chip.max_shared_bytes >= 96 * 1024) /* what sm_70 has: not sm_75 */
+        check_all(TD_F16, WMMA);
     printf(n_failures == 0 ? "ok\n" : "%d failures\n", n_failures);
     return n_failures != 0;
 }
