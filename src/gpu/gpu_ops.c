@@ -190,7 +190,7 @@ static td_status make_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td
  * written, and behind the last use of the blocks by an earlier copy. */
 static td_status copy_by_host(td_stream *s, void *dst, td_gpu_device *src_dev, const void *src,
                               size_t n, td_error *err) {
-    td_gpu_hop *h;
+    td_gpu_hop *h = NULL;
     td_status st = make_hop(s, src_dev, &h, err);
     if (st != TD_OK)
         return st;
