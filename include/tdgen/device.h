@@ -123,7 +123,6 @@ typedef struct td_gemm_args {
     int32_t n_rows;    /* M */
     float scale;       /* 1 = none (Granite: residual_multiplier); 0 is refused */
     bool accumulate;   /* out += : the residual connection */
-    bool is_lm_head;   /* for profiles only */
 } td_gemm_args;
 
 /* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
@@ -250,7 +249,6 @@ typedef enum td_op {
     TD_OP_ATTENTION,
     TD_OP_ACT,
     TD_OP_MOE,
-    TD_OP_LM_HEAD, /* gemm with is_lm_head */
     TD_OP_CAPTURE,
     TD_OP_COUNT
 } td_op;

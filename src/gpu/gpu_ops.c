@@ -31,8 +31,7 @@ td_status td_gpu_op_norm(td_stream *s, const td_norm_args *a, td_error *err) {
 }
 
 td_status td_gpu_op_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
-    td_status st =
-        begin(s, a->is_lm_head ? TD_OP_LM_HEAD : TD_OP_GEMM, "gemm", td_gemm_check(a), err);
+    td_status st = begin(s, TD_OP_GEMM, "gemm", td_gemm_check(a), err);
     if (st != TD_OK || a->n_rows == 0)
         return st;
     return td_gpu_gemm_enqueue(s, a, err);

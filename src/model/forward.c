@@ -270,8 +270,7 @@ static td_status capture_rows(const pass *p, const td_session_limits *lim,
                                           .in = stage->buf[TD_BUF_HIDDEN],
                                           .out = stage->buf[TD_BUF_LOGITS],
                                           .n_rows = n,
-                                          .scale = 1,
-                                          .is_lm_head = true},
+                                          .scale = 1},
                           p->err);
         if (rc != TD_OK)
             return rc;
