@@ -12,6 +12,7 @@
 #define TDGEN_GPU_MOE_CUH
 
 #include "gpu/common.cuh"
+#include "gpu/ptx.cuh"
 
 #define TD_MOE_TILE_ROWS 128
 #define TD_MOE_TILE_COLS 128 /* rows of weight that a tile reads */
@@ -85,6 +86,18 @@ template <td_act ACT> static __device__ __forceinline__ float td_moe_act(float x
     return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
+/* The same to a few f32 ulp, for results that are then rounded to 16 bits: an epilogue has 64 of
+ * them per thread. GELU_TANH by 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)). */
+template <td_act ACT> static __device__ __forceinline__ float td_moe_act_16(float x) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    if (ACT == TD_ACT_SILU)
+        return __fdividef(x, 1.0f + td_exp2_approx(-LOG2_E * x));
+    if (ACT == TD_ACT_GELU)
+        return td_moe_act<ACT>(x);
+    const float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+    return __fdividef(x, 1.0f + td_exp2_approx(-2.0f * LOG2_E * u));
+}
+
 /* Eight elements from global to shared memory where 16-byte alignment or a row's end forbids
  * td_cp_async_16: elements k .. k + 7 of the row, zeros from n on and in rows that are not valid.
  */
@@ -103,7 +116,7 @@ static inline int64_t td_moe_max_row_tiles(int64_t n_pairs, int64_t n_experts) {
     return n_pairs / TD_MOE_TILE_ROWS + (n_experts < n_pairs ? n_experts : n_pairs);
 }
 
-/* aligned: `in` and all weights are on 16-byte borders; K decides the rest. */
+/* aligned: `in` and all weights are on 16-byte borders; K and N decide the rest. */
 cudaError_t td_moe_gemm(const td_moe_gemm_args *a, bool gated, bool aligned, int64_t n_pairs,
                         td_dtype compute, const td_gpu_chip *chip, cudaStream_t stream);
 cudaError_t td_moe_gemm_wmma(const td_moe_gemm_args *a, bool gated, bool aligned, unsigned n_blocks,

@@ -17,8 +17,8 @@
  * f32: FMAs, 256 threads of 8 x 8, k tiles of 16 through registers into two buffers. No TF32.
  *
  * Rows past a tile's end and elements past K are zeros in shared memory: they add +0 to sums that
- * are then not stored, or nothing. With `ALIGNED` every row starts on a 16-byte border; the others
- * are read element by element, to the same bits.
+ * are then not stored, or nothing. With `ALIGNED` every row starts on a 16-byte border and N is
+ * even; the others are read and written element by element, to the same bits.
  */
 #include "gpu/moe.cuh"
 #include "gpu/ptx.cuh"
@@ -97,38 +97,41 @@ static __device__ __forceinline__ int td_moe_mma_weight_row(const td_moe_tile &t
     return GATED && (r & 32) ? n_out + col : col;
 }
 
-/* Two neighbouring columns of a row; the second may be past the row's end. */
+/* Two neighbouring columns of a row of n, the first one even. */
+template <bool ALIGNED>
 static __device__ __forceinline__ void td_moe_store_pair(float *row, int col, int n, float x,
                                                          float y) {
-    if (col + 1 < n && n % 2 == 0) {
+    if (col >= n)
+        return;
+    if (ALIGNED) {
         *reinterpret_cast<float2 *>(row + col) = make_float2(x, y);
     } else {
-        if (col < n)
-            row[col] = x;
+        row[col] = x;
         if (col + 1 < n)
             row[col + 1] = y;
     }
 }
-template <class T>
+template <bool ALIGNED, class T>
 static __device__ __forceinline__ void td_moe_store_pair(T *row, int col, int n, float x, float y) {
     struct alignas(4) pair {
         T x, y;
     };
     const pair p = {td_type<T>::from_f32(x), td_type<T>::from_f32(y)};
-    if (col + 1 < n && n % 2 == 0) {
+    if (col >= n)
+        return;
+    if (ALIGNED) {
         *reinterpret_cast<pair *>(row + col) = p;
     } else {
-        if (col < n)
-            row[col] = p.x;
+        row[col] = p.x;
         if (col + 1 < n)
             row[col + 1] = p.y;
     }
 }
 
-static __device__ __forceinline__ void td_moe_mma_store(const td_moe_gemm_args &a,
-                                                        const td_moe_tile &tile,
-                                                        const float (&acc)[4][8][4], int row0,
-                                                        int col0, int lane) {
+template <bool ALIGNED>
+static __device__ __forceinline__ void
+td_moe_mma_store(const td_moe_gemm_args &a, const td_moe_tile &tile, const float (&acc)[4][8][4],
+                 int row0, int col0, int lane) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
 #pragma unroll
@@ -139,13 +142,13 @@ static __device__ __forceinline__ void td_moe_mma_store(const td_moe_gemm_args &
             float *row = static_cast<float *>(a.out) + (int64_t)(tile.slot + r) * a.n_out;
 #pragma unroll
             for (int j = 0; j < 8; j++)
-                td_moe_store_pair(row, tile.col + col0 + j * 8 + (lane & 3) * 2, a.n_out,
-                                  acc[i][j][2 * half], acc[i][j][2 * half + 1]);
+                td_moe_store_pair<ALIGNED>(row, tile.col + col0 + j * 8 + (lane & 3) * 2, a.n_out,
+                                           acc[i][j][2 * half], acc[i][j][2 * half + 1]);
         }
     }
 }
 
-template <class T, td_act ACT>
+template <class T, td_act ACT, bool ALIGNED>
 static __device__ __forceinline__ void
 td_moe_mma_store_gated(const td_moe_gemm_args &a, const td_moe_tile &tile,
                        const float (&acc)[4][8][4], int row0, int col0, int lane) {
@@ -159,10 +162,10 @@ td_moe_mma_store_gated(const td_moe_gemm_args &a, const td_moe_tile &tile,
             T *row = static_cast<T *>(a.out) + (int64_t)(tile.slot + r) * a.n_out;
 #pragma unroll
             for (int j = 0; j < 4; j++) /* acc[i][j]: gate, acc[i][j + 4]: up */
-                td_moe_store_pair(row, tile.col + col0 + j * 8 + (lane & 3) * 2, a.n_out,
-                                  td_moe_act<ACT>(acc[i][j][2 * half]) * acc[i][j + 4][2 * half],
-                                  td_moe_act<ACT>(acc[i][j][2 * half + 1]) *
-                                      acc[i][j + 4][2 * half + 1]);
+                td_moe_store_pair<ALIGNED>(
+                    row, tile.col + col0 + j * 8 + (lane & 3) * 2, a.n_out,
+                    td_moe_act_16<ACT>(acc[i][j][2 * half]) * acc[i][j + 4][2 * half],
+                    td_moe_act_16<ACT>(acc[i][j][2 * half + 1]) * acc[i][j + 4][2 * half + 1]);
         }
     }
 }
@@ -244,13 +247,13 @@ __global__ void __launch_bounds__(TD_MOE_MMA_THREADS, 2)
     if (!busy)
         return;
     if (!GATED)
-        td_moe_mma_store(a, tile, acc, row0, b_row0, lane);
+        td_moe_mma_store<ALIGNED>(a, tile, acc, row0, b_row0, lane);
     else if (a.act == TD_ACT_SILU)
-        td_moe_mma_store_gated<T, TD_ACT_SILU>(a, tile, acc, row0, b_row0 / 2, lane);
+        td_moe_mma_store_gated<T, TD_ACT_SILU, ALIGNED>(a, tile, acc, row0, b_row0 / 2, lane);
     else if (a.act == TD_ACT_GELU)
-        td_moe_mma_store_gated<T, TD_ACT_GELU>(a, tile, acc, row0, b_row0 / 2, lane);
+        td_moe_mma_store_gated<T, TD_ACT_GELU, ALIGNED>(a, tile, acc, row0, b_row0 / 2, lane);
     else
-        td_moe_mma_store_gated<T, TD_ACT_GELU_TANH>(a, tile, acc, row0, b_row0 / 2, lane);
+        td_moe_mma_store_gated<T, TD_ACT_GELU_TANH, ALIGNED>(a, tile, acc, row0, b_row0 / 2, lane);
 }
 
 /* Four stages where two blocks of them fit a multiprocessor (sm_80, 90, 100), else three. */
@@ -427,7 +430,7 @@ cudaError_t td_moe_gemm(const td_moe_gemm_args *a, bool gated, bool aligned, int
     if (n_blocks > INT32_MAX)
         return cudaErrorInvalidValue;
     const unsigned n = (unsigned)n_blocks;
-    aligned = aligned && a->n_in % (int32_t)(16 / td_dtype_size(compute)) == 0;
+    aligned = aligned && a->n_in % (int32_t)(16 / td_dtype_size(compute)) == 0 && a->n_out % 2 == 0;
     if (compute == TD_F32)
         return gemm_f32(a, gated, aligned, n, stream);
     if (compute == TD_BF16)

@@ -22,7 +22,7 @@ static __device__ __forceinline__ void td_moe_wmma_gate(td_moe_wmma_acc &gate,
                                                         const td_moe_wmma_acc &up) {
 #pragma unroll
     for (int i = 0; i < td_moe_wmma_acc::num_elements; i++)
-        gate.x[i] = td_moe_act<ACT>(gate.x[i]) * up.x[i];
+        gate.x[i] = td_moe_act_16<ACT>(gate.x[i]) * up.x[i];
 }
 
 /* Piece c (of 8 elements) of the k tile at k of a row; zeros past n and in rows not valid. */
