@@ -256,8 +256,8 @@ typedef enum td_op {
 } td_op;
 
 static inline const char *td_op_name(td_op op) {
-    static const char *const name[TD_OP_COUNT] = {
-        "copy", "embed", "norm", "gemm", "rope", "attention", "act", "moe", "lm_head", "capture"};
+    static const char *const name[TD_OP_COUNT] = {"copy",      "embed", "norm", "gemm",   "rope",
+                                                  "attention", "act",   "moe",  "capture"};
     return name[op];
 }
 

@@ -145,9 +145,6 @@ static bool injected_failure(td_cpu_device *d, const char *op) {
 }
 
 static td_op op_of(const command *c) {
-    if (c->fn == td_cpu_exec_gemm)
-        return ((const td_gemm_args *)(const void *)c->args)->is_lm_head ? TD_OP_LM_HEAD
-                                                                         : TD_OP_GEMM;
     for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
         if (!strcmp(c->op, td_op_name(op)))
             return op;
