@@ -255,6 +255,12 @@ typedef enum td_op {
     TD_OP_COUNT
 } td_op;
 
+static inline const char *td_op_name(td_op op) {
+    static const char *const name[TD_OP_COUNT] = {"copy",      "embed", "norm", "gemm",   "rope",
+                                                  "attention", "act",   "moe",  "capture"};
+    return name[op];
+}
+
 /* Sensors of a GPU, from NVML; a value that the card does not tell is -1. */
 typedef struct td_device_health {
     bool known;

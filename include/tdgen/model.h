@@ -211,5 +211,8 @@ td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_capt
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */
 double td_session_stage_busy_s(const td_session *s, int32_t stage);
+/* Adds the seconds of each operation over all stages; nothing unless TDGEN_PROFILE=1 was in the
+ * environment when the session was made. */
+void td_session_profile(const td_session *s, double seconds[TD_OP_COUNT]);
 
 #endif

@@ -35,6 +35,7 @@ typedef struct td_group_summary {
     double wait_s;     /* nothing to claim */
     double finished_s; /* after the start of the run */
     double stage_busy_s[64];
+    double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;
     bool retired;
     char retired_why[256];

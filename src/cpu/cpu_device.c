@@ -223,6 +223,7 @@ static const td_device_ops cpu_ops = {
     .moe = cpu_moe,
     .capture = cpu_capture,
     .stream_busy_s = td_cpu_stream_busy_s,
+    .stream_profile = td_cpu_stream_profile,
 };
 
 static void read_debug_switches(td_cpu_device *d) {

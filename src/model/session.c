@@ -368,6 +368,17 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
     return TD_OK;
 }
 
+void td_session_profile(const td_session *s, double seconds[TD_OP_COUNT]) {
+    for (int32_t i = 0; i < s->n_stages; i++) {
+        const td_device_ops *ops = s->stages[i].device->ops;
+        double stage[TD_OP_COUNT] = {0};
+        if (ops->stream_profile)
+            ops->stream_profile(s->stages[i].stream, stage);
+        for (int op = 0; op < TD_OP_COUNT; op++)
+            seconds[op] += stage[op];
+    }
+}
+
 double td_session_stage_busy_s(const td_session *s, int32_t stage) {
     if (stage < 0 || stage >= s->n_stages)
         return 0;

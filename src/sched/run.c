@@ -214,6 +214,8 @@ static void summarise(td_run_state *run, td_run_summary *out) {
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
         for (int32_t i = 0; i < s.n_stages && grp->session; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
+        if (grp->session)
+            td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
         out->n_samples += s.n_samples;
