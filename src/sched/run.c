@@ -443,6 +443,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
         pthread_join(writer, NULL);
     out->output_busy = !ended;
     summarise(run, !td_run_is_lost(run), out);
+    td_progress_devices(progress, out);
     if (td_run_is_lost(run)) {
         td_error why = {0};
         if (describe_loss(run, &out->fault, &why) != TD_OK)
@@ -479,5 +480,7 @@ done:
 void td_run_summary_free(td_run_summary *s) {
     free(s->groups);
     s->groups = NULL;
+    free(s->devices);
+    s->devices = NULL;
     td_fault_free(&s->fault);
 }
