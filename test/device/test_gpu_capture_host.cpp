@@ -18,8 +18,10 @@
 #include <vector>
 #include <cuda_runtime_api.h>
 #include "gpu/kernels.h"
+#include "pretend.h"
 
 static int n_failures, n_rows_checked;
+static uint64_t n_captures;
 
 #define CHECK(condition, ...)                                                                      \
     do {                                                                                           \
@@ -97,6 +99,7 @@ static outputs capture(const std::vector<float> &x, const std::vector<int32_t> &
     a.tail_mass = tail.data, a.target_logprob = target_lp.data;
     a.target_rank = rank.data, a.entropy = entropy.data;
     device_array<char> scratch(std::vector<char>(td_gpu_capture_scratch_bytes(&a, &chip)));
+    pretend_set_seed(n_captures++); /* another order of the threads each time */
     MUST_CUDA(td_gpu_capture(&a, &chip, scratch.data, nullptr));
     MUST_CUDA(cudaStreamSynchronize(nullptr));
     return {ids.host(),   rank.host(), lps.host(),       lse.host(),
@@ -229,7 +232,8 @@ static void check_row(const outputs &o, const float *x, int target, int row, int
 template <class T>
 static void same(const std::vector<T> &a, size_t at, const std::vector<T> &one,
                  const std::string &name, const char *what) {
-    CHECK(memcmp(a.data() + at * one.size(), one.data(), one.size() * sizeof(T)) == 0,
+    CHECK(one.empty() ||
+              memcmp(a.data() + at * one.size(), one.data(), one.size() * sizeof(T)) == 0,
           "%s row %zu: %s depends on the batch", name.c_str(), at, what);
 }
 
