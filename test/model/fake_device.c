@@ -285,8 +285,7 @@ static td_status fake_weight_prepare(td_device *dev, const td_host_matrix *parts
     for (int32_t i = 0; i < n_parts; i++)
         n_rows += parts[i].n_rows;
     void *data;
-    td_status rc =
-        fake_weight_create(dev, n_rows, parts[0].n_cols, compute, out, &data, err);
+    td_status rc = fake_weight_create(dev, n_rows, parts[0].n_cols, compute, out, &data, err);
     if (rc != TD_OK)
         return rc;
     size_t at = 0;
