@@ -351,17 +351,20 @@ static td_status load_weights(job *j, td_error *err) {
             stages[at++] = (td_stage){.device = j->devices[p->groups[g].stages[s].device],
                                       .item_begin = p->groups[g].stages[s].item_begin,
                                       .item_end = p->groups[g].stages[s].item_end};
-    uint64_t n_bytes = 0;
-    double t0 = td_time_s();
-    td_status rc = td_weights_load(j->weights, stages, n, p->compute, &n_bytes, err);
+    td_load_stats stats;
+    td_status rc = td_weights_load(j->weights, stages, n, p->compute, &stats, err);
     free(stages);
     if (rc != TD_OK)
         return rc;
-    double dt = td_time_s() - t0;
-    char size[32];
-    td_log_info("Weights: %s read once in %.1f s (%.2f GB/s) for %d group%s",
-                td_human_bytes(n_bytes, size, sizeof size), dt,
-                dt > 0 ? 1e-9 * (double)n_bytes / dt : 0.0, p->n_groups,
+    char size[32], sent[32], line[128] = "";
+    double dt = stats.seconds > 0 ? stats.seconds : 1e-9;
+    if (stats.bytes_sent)
+        snprintf(line, sizeof line, ", %s sent to %d device%s (%.2f GB/s)",
+                 td_human_bytes(stats.bytes_sent, sent, sizeof sent), stats.n_domains,
+                 stats.n_domains == 1 ? "" : "s", 1e-9 * (double)stats.bytes_sent / dt);
+    td_log_info("Weights: %s read once in %.1f s (%.2f GB/s)%s for %d group%s",
+                td_human_bytes(stats.bytes_read, size, sizeof size), dt,
+                1e-9 * (double)stats.bytes_read / dt, line, p->n_groups,
                 p->n_groups == 1 ? "" : "s");
     return TD_OK;
 }

@@ -230,7 +230,8 @@ typedef struct rig {
 static void rig_open(rig *r) {
     td_error e;
     fx_model m = write_model(&base, TD_BF16, "", &r->dir);
-    uint64_t file_bytes = 0, bytes_read = 0;
+    uint64_t file_bytes = 0;
+    td_load_stats stats;
     for (size_t i = 0; i < m.n; i++)
         file_bytes += (uint64_t)(m.tensors[i].rows * TD_MAX(m.tensors[i].cols, 1)) * 2;
     fx_model_free(&m);
@@ -238,8 +239,8 @@ static void rig_open(rig *r) {
     cr_assert_eq(td_weights_open(r->dir, &r->cfg, &r->w, &e), TD_OK, "%s", e.text);
     hs_devices_open(r->devices, 2);
     hs_stages(&r->cfg, r->devices, 2, r->stages);
-    cr_assert_eq(td_weights_load(r->w, r->stages, 2, TD_F32, &bytes_read, &e), TD_OK, "%s", e.text);
-    cr_expect_eq(bytes_read, file_bytes, "each tensor is read once");
+    cr_assert_eq(td_weights_load(r->w, r->stages, 2, TD_F32, &stats, &e), TD_OK, "%s", e.text);
+    cr_expect_eq(stats.bytes_read, file_bytes, "each tensor is read once");
     r->lim = (td_session_limits){.max_tokens = 50,
                                  .max_seqs = 7,
                                  .max_rows = 45,
