@@ -105,6 +105,8 @@ float *gt_unpack(const void *x, size_t n, td_dtype t);
 double gt_ulp(td_dtype t);
 /* Compute types of the device under test, f32 first: n of them. */
 int32_t gt_computes(td_dtype out[3]);
+/* Whether td_rope_args.out and 16-bit attention exist there: everywhere but on CPU devices. */
+bool gt_turns_into(void);
 
 /* got[i] within abs + rel * |want[i]| of want[i]; NaN only where NaN is wanted, infinities alike.
  * `cols` for the message. False on a failure, which is counted. */
