@@ -3,3 +3,5 @@
 add_library(td_gpu_fixture STATIC device/gpu_fixture.c)
 target_link_libraries(td_gpu_fixture PUBLIC td_device)
 td_test(test_gpu_ops PLAIN SOURCES device/test_gpu_ops.c LIBS td_gpu_fixture td_device LABELS gpu)
+td_test(test_gpu_gemm PLAIN SOURCES device/test_gpu_gemm.c LIBS td_gpu_fixture td_device LABELS gpu)
+td_test(test_gpu_attention PLAIN SOURCES device/test_gpu_attention.c LIBS td_gpu_fixture td_device LABELS gpu)
