@@ -7,3 +7,4 @@ td_test(test_gpu_gemm PLAIN SOURCES device/test_gpu_gemm.c LIBS td_gpu_fixture t
 td_test(test_gpu_attention PLAIN SOURCES device/test_gpu_attention.c LIBS td_gpu_fixture td_device LABELS gpu)
 td_test(test_gpu_capture PLAIN SOURCES device/test_gpu_capture.c LIBS td_gpu_fixture td_device LABELS gpu)
 td_test(test_gpu_moe PLAIN SOURCES device/test_gpu_moe.c LIBS td_gpu_fixture td_device LABELS gpu)
+td_test(test_gpu_streams PLAIN SOURCES device/test_gpu_streams.c LIBS td_gpu_fixture td_device LABELS gpu)

@@ -96,7 +96,8 @@ static void case_f32(void) {
         check_attention(&r, &shapes[i], &p, TD_F32, TD_F32);
     for (size_t i = 0; i < TD_ARRAY_LEN(odd_dims); i++)
         check_attention(&r, &odd_dims[i], &p, TD_F32, TD_F32);
-    for (int32_t t = 1; t < n_types; t++)
+    /* Devices that read q, k and v in the compute type do not mix the two. */
+    for (int32_t t = 1; t < n_types && !gt_dut.dev->info.narrow_attention; t++)
         for (size_t i = 0; i < TD_ARRAY_LEN(shapes); i += 5)
             check_attention(&r, &shapes[i], &p, TD_F32, types[t]);
 }
