@@ -62,6 +62,8 @@ typedef struct td_device_info {
     char pci[20];               /* "0000:3b:00.0" */
     int32_t compute_capability; /* 80 for 8.0 */
     int32_t n_multiprocessors;
+    /* From its clocks and units, nothing measured: dense 16-bit and f32 products, memory. */
+    double peak_tflops, peak_tflops_f32, peak_mem_gbs;
     bool narrow_attention; /* in a 16-bit compute mode attention reads q, k and v in that type */
     uint64_t peers; /* bit i: memory of the backend's device i < 64 can be reached directly */
 } td_device_info;
@@ -121,7 +123,6 @@ typedef struct td_gemm_args {
     int32_t n_rows;    /* M */
     float scale;       /* 1 = none (Granite: residual_multiplier); 0 is refused */
     bool accumulate;   /* out += : the residual connection */
-    bool is_lm_head;   /* for profiles only */
 } td_gemm_args;
 
 /* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
@@ -248,7 +249,6 @@ typedef enum td_op {
     TD_OP_ATTENTION,
     TD_OP_ACT,
     TD_OP_MOE,
-    TD_OP_LM_HEAD, /* gemm with is_lm_head */
     TD_OP_CAPTURE,
     TD_OP_COUNT
 } td_op;

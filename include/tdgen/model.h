@@ -158,6 +158,10 @@ typedef struct td_session_limits {
     int32_t top_k, n_temperatures;
     float temperatures[16];
     int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
+    /* The devices' info.narrow_attention: with 16-bit compute, q, k and v get a buffer in that
+     * type.
+     */
+    bool narrow_attention;
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary

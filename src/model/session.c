@@ -65,6 +65,10 @@ static td_status check_arguments(const td_weights *w, const td_stage *stages, in
                                 stages[i].item_begin, stages[i].item_end, next);
         next = stages[i].item_end;
         const td_domain_weights *d = td_weights_of(w, stages[i].device);
+        if (stages[i].device->info.narrow_attention != lim->narrow_attention)
+            return td_error_set(err, TD_E_INTERNAL, "%s %s q, k and v in the compute type",
+                                stages[i].device->info.name,
+                                lim->narrow_attention ? "does not take" : "takes only");
         for (int32_t k = stages[i].item_begin; k < next; k++)
             if (!d || k > c->n_layers + 1 || !d->has_item[k])
                 return td_error_set(err, TD_E_INTERNAL, "item %d was not loaded for %s", k,
