@@ -289,6 +289,33 @@ static td_status open_devices(job *j, td_error *err) {
     return TD_OK;
 }
 
+/* The plan's memory of each device in one piece, before anything else is allocated there. Less than
+ * planned is not the end: sessions take smaller micro-batches then. */
+static td_status reserve_memory(job *j, td_error *err) {
+    const td_plan *p = &j->plan;
+    for (int32_t i = 0; i < p->n_domains; i++) {
+        const td_plan_domain *d = &p->domains[i];
+        td_device *dev = NULL;
+        for (int32_t k = 0; !dev && k < p->inventory.n_devices; k++)
+            if (p->inventory.devices[k].domain == d->domain)
+                dev = j->devices[k];
+        if (!dev || !dev->ops->reserve)
+            continue;
+        /* Allocations are rounded up to what the device aligns to: a few hundred bytes each. */
+        uint64_t need = d->weight_bytes + d->activation_bytes + d->workspace_bytes, got;
+        need += need / 1024 + ((uint64_t)64 << 20);
+        td_status rc = dev->ops->reserve(dev, need, &got, err);
+        if (rc != TD_OK)
+            return rc;
+        char want[32], have[32];
+        if (got < need)
+            td_log_warn("%s: %s of the planned %s are there; another program may be using the card",
+                        dev->info.name, td_human_bytes(got, have, sizeof have),
+                        td_human_bytes(need, want, sizeof want));
+    }
+    return TD_OK;
+}
+
 static td_status load_weights(job *j, td_error *err) {
     const td_plan *p = &j->plan;
     int32_t n = 0, at = 0;
@@ -360,7 +387,8 @@ static td_status bind_weights(job *j, td_error *err) {
  * an earlier run committed is untouched. */
 static td_status prepare(job *j, td_error *err) {
     static td_status (*const step[])(job *, td_error *) = {
-        open_source, open_weights, open_output, open_devices, load_weights, bind_weights};
+        open_source,    open_weights, open_output, open_devices,
+        reserve_memory, load_weights, bind_weights};
     td_status rc = TD_OK;
     for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(step); i++)
         rc = td_run_stop_requested() ? td_run_stopped_error(err) : step[i](j, err);

@@ -196,13 +196,15 @@ typedef struct td_moe_args {
 } td_moe_args;
 
 /* Bytes of td_moe_args.scratch for up to n_tokens rows, on every device kind (pure: the planner
- * asks too): router logits and choices, then per chosen (token, expert) pair one row each of the
- * input and of the activation in the compute dtype, of gate and up and of the result in f32. */
+ * asks too): router logits and choices, two pointers per expert, then per chosen (token, expert)
+ * pair one row each of the input and of the activation in the compute dtype, of gate and up and of
+ * the result in f32. */
 static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, int32_t n_ffn,
                                             int32_t n_experts, int32_t top_k, td_dtype compute) {
     uint64_t T = (uint64_t)n_tokens, P = T * (uint64_t)top_k, c = td_dtype_size(compute);
     uint64_t C = (uint64_t)n_cols, F = (uint64_t)n_ffn, E = (uint64_t)n_experts;
-    return T * E * 4 + P * 16 + (E + 1) * 8 + P * (C * c + F * c + 2 * F * 4 + C * 4) + 64 * 8;
+    return T * E * 4 + P * 16 + (E + 1) * 8 + E * 16 + P * (C * c + F * c + 2 * F * 4 + C * 4) +
+           64 * 8;
 }
 
 /* Capture over a chunk of rows of logits, one pass for the sums, one for the selection.
