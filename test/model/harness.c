@@ -202,6 +202,7 @@ hs_rows hs_run(const hs_setup *setup, const hs_samples *s) {
                              .top_k = setup->top_k,
                              .n_temperatures = setup->n_temperatures,
                              .n_valid_vocab = setup->n_valid_vocab,
+                             .narrow_attention = devices[0]->info.narrow_attention,
                              .temperatures = {setup->temperatures[0], setup->temperatures[1]}};
     cr_assert_eq(td_session_create(w, stages, setup->n_stages, &lim, &session, &e), TD_OK, "%s",
                  e.text);
