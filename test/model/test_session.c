@@ -253,7 +253,8 @@ static void rig_open(rig *r) {
     hs_stages(&r->cfg, r->devices, 2, r->stages);
     cr_assert_eq(td_weights_load(r->w, r->stages, 2, TD_F32, &bytes_read, &e), TD_OK, "%s", e.text);
     cr_expect_eq(bytes_read, file_bytes, "each tensor is read once");
-    r->lim = (td_session_limits){.max_tokens = 50,
+    r->lim = (td_session_limits){.narrow_attention = r->devices[0]->info.narrow_attention,
+                                 .max_tokens = 50,
                                  .max_seqs = 7,
                                  .max_rows = 45,
                                  .n_slots = 3,
@@ -333,7 +334,8 @@ Test(session, the_memory_estimate_holds_for_every_family) {
         hs_stages(&cfg, devices, 2, stages);
         cr_assert_eq(td_weights_load(w, stages, 2, TD_F32, NULL, &e), TD_OK, "%s", e.text);
         /* Above every limit of these models, so that ropes have their long sections. */
-        td_session_limits lim = {.max_tokens = 1500,
+        td_session_limits lim = {.narrow_attention = devices[0]->info.narrow_attention,
+                                 .max_tokens = 1500,
                                  .max_seqs = 9,
                                  .max_rows = 30,
                                  .n_slots = 3,
@@ -403,7 +405,8 @@ Test(session, refuses_samples_beyond_learned_positions) {
     hs_stages(&cfg, &device, 1, &stage);
     cr_assert_eq(td_weights_load(w, &stage, 1, TD_F32, NULL, &e), TD_OK, "%s", e.text);
     int32_t P = cfg.max_positions, *ids = td_calloc((size_t)P + 1, sizeof *ids);
-    td_session_limits lim = {.max_tokens = P + 1,
+    td_session_limits lim = {.narrow_attention = device->info.narrow_attention,
+                             .max_tokens = P + 1,
                              .max_seqs = 2,
                              .max_rows = 1,
                              .n_slots = 2,
