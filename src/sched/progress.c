@@ -157,6 +157,14 @@ static void write_status(td_progress *p, const view *v, const char *state) {
                   (json_int_t)atomic_load(&run->n_bad), "groups", groups);
     if (!j)
         return;
+    const td_faults *f = run->in->faults;
+    json_t *lost = f && f->n_lost ? json_array() : NULL;
+    for (int32_t i = 0; lost && i < f->n_lost; i++)
+        json_array_append_new(lost, json_string(f->lost[i].key));
+    if (lost)
+        json_object_set_new(j, "lost_devices", lost);
+    if (f && f->n_reexec)
+        json_object_set_new(j, "reexecutions", json_integer(f->n_reexec));
     bool done = strcmp(state, "done") == 0;
     if (v->fraction >= 0)
         json_object_set_new(j, "fraction", json_real(done ? 1.0 : v->fraction));

@@ -4,6 +4,20 @@
 #include <stdio.h>
 #include "tdgen/util.h"
 
+/* Shares of the devices' busy time; nothing without TDGEN_PROFILE=1. */
+static void print_profile(const double op_s[TD_OP_COUNT], FILE *out) {
+    double sum = 0;
+    for (int op = 0; op < TD_OP_COUNT; op++)
+        sum += op_s[op];
+    if (sum <= 0)
+        return;
+    fprintf(out, "    profile  ");
+    for (int op = 0; op < TD_OP_COUNT; op++)
+        if (op_s[op] > 0)
+            fprintf(out, " %s %.1f%%", td_op_name((td_op)op), 100 * op_s[op] / sum);
+    fputc('\n', out);
+}
+
 static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g, FILE *out) {
     const td_group_summary *grp = &s->groups[g];
     const td_plan_group *pg = &plan->groups[g];
@@ -22,6 +36,7 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
     for (int32_t i = 0; i < grp->n_stages; i++)
         fprintf(out, " %.0f%%", s->wall_s > 0 ? 100 * grp->stage_busy_s[i] / s->wall_s : 0.0);
     fputc('\n', out);
+    print_profile(grp->op_s, out);
     if (grp->retired)
         fprintf(out, "    retired: %s\n", grp->retired_why);
 }
