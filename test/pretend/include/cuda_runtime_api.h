@@ -31,6 +31,7 @@ extern "C" {
     X(cudaErrorInvalidHostPointer, 16, "invalid host pointer")                                     \
     X(cudaErrorInvalidDevicePointer, 17, "invalid device pointer")                                 \
     X(cudaErrorInvalidMemcpyDirection, 21, "invalid copy direction for memcpy")                    \
+    X(cudaErrorStubLibrary, 34, "CUDA driver is a stub library")                                   \
     X(cudaErrorInsufficientDriver, 35,                                                             \
       "CUDA driver version is insufficient for CUDA runtime version")                              \
     X(cudaErrorDevicesUnavailable, 46, "CUDA-capable device(s) is/are busy or unavailable")        \
@@ -44,6 +45,8 @@ extern "C" {
     X(cudaErrorECCUncorrectable, 214, "uncorrectable ECC error encountered")                       \
     X(cudaErrorPeerAccessUnsupported, 217,                                                         \
       "peer access is not supported between these two devices")                                    \
+    X(cudaErrorNvlinkUncorrectable, 220,                                                           \
+      "uncorrectable NVLink error detected during the execution")                                  \
     X(cudaErrorUnsupportedPtxVersion, 222,                                                         \
       "the provided PTX was compiled with an unsupported toolchain.")                              \
     X(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                              \
