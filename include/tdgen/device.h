@@ -337,6 +337,9 @@ typedef struct td_device_ops {
     /* Optional. Seconds by operation since the stream was made, when TDGEN_PROFILE=1 was in the
      * environment at stream_create; [TD_OP_COUNT]. */
     void (*stream_profile)(td_stream *s, double seconds[TD_OP_COUNT]);
+    /* Optional. Is this the device that made the process lose its devices (TD_E_DEVICE_LOST), and
+     * not one that only shares the process with it? */
+    bool (*faulted)(const td_device *dev);
     /* Optional. What the device's sensors say now; *out is zeroed where there are none. */
     void (*health)(td_device *dev, td_device_health *out);
 } td_device_ops;

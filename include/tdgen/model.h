@@ -139,12 +139,21 @@ typedef struct td_stage {
     int32_t item_begin, item_end;
 } td_stage;
 
-/* Prepares the items of all given stages (of all groups) in `compute`. Each tensor is read from the
- * mapping once, and its pages are given back; stages whose devices share a domain share the
- * prepared weight. Call once, before any session; after a failure it may be called again.
- * bytes_read (may be NULL) counts file bytes touched. The devices outlive w. */
+typedef struct td_load_stats {
+    uint64_t bytes_read; /* of the files; each tensor counts once */
+    uint64_t bytes_sent; /* copied to devices that have memory of their own */
+    int32_t n_domains;   /* that hold weights */
+    double seconds;
+} td_load_stats;
+
+/* Prepares the items of all given stages (of all groups) in `compute`. Each tensor is read once and
+ * goes to every domain that needs it; stages whose devices share a domain share the prepared
+ * weight. Host memory stays bounded by a staging area and about one layer. A finite value that
+ * `compute` cannot hold is refused (TD_E_MODEL). Call once, before any session; after a failure it
+ * may be called again. stats may be NULL. Starts threads of its own and joins them. The devices
+ * outlive w. */
 td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages, td_dtype compute,
-                          uint64_t *bytes_read, td_error *err);
+                          td_load_stats *stats, td_error *err);
 
 /* --- sessions ----------------------------------------------------------------------------------
  */
@@ -205,8 +214,9 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
 void td_session_destroy(td_session *s); /* waits for what is in flight; NULL allowed */
 /* Enqueues a micro-batch in `slot` (0 .. n_slots-1), which must not be in flight. */
 td_status td_session_submit(td_session *s, int32_t slot, const td_batch *batch, td_error *err);
-/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable
- * and can only be destroyed. */
+/* Waits for the slot's micro-batch. timeout_s <= 0: no limit; TD_E_DEVICE no sooner than after
+ * timeout_s may be its expiry: the slot stays in flight and may be waited for again. On any other
+ * failure the session is unusable and can only be destroyed. */
 td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_captured *out,
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */

@@ -46,6 +46,7 @@ typedef struct td_plan_device {
     double link_gbs;            /* from its neighbours, 1e9 bytes/s, 0 = unknown */
     int32_t compute_capability; /* 80 for 8.0; 0 on CPUs or unknown */
     bool has_f32, has_bf16, has_f16;
+    bool lost; /* failed in an earlier execution of this run: to be planned without */
 } td_plan_device;
 
 typedef struct td_inventory {
@@ -121,6 +122,8 @@ typedef struct td_plan {
 
 /* Makes the plan. TD_E_CONFIG for impossible requests, saying what is needed ("needs 8 devices, 4
  * are there"); TD_E_DEVICE when the model does not fit, saying by how much and what would fit.
+ * Devices that are marked lost are left out, and with them the explicit groups that name them;
+ * device numbers keep their meaning, a warning says what is missing; TD_E_DEVICE when none is left.
  * compute = auto looks at model->weight_dtype. `record` may be NULL: the output's size is then not
  * predicted. Nothing is borrowed after the return. */
 td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_model_config *model,

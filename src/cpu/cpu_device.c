@@ -224,7 +224,12 @@ static const td_device_ops cpu_ops = {
     .capture = cpu_capture,
     .stream_busy_s = td_cpu_stream_busy_s,
     .stream_profile = td_cpu_stream_profile,
+    .faulted = td_cpu_faulted,
 };
+
+static enum td_cpu_fail_kind fail_kind(const char *word) {
+    return !strcmp(word, "lost") ? TD_CPU_LOSE : !strcmp(word, "hang") ? TD_CPU_HANG : TD_CPU_FAIL;
+}
 
 static void read_debug_switches(td_cpu_device *d) {
     const char *s = getenv("TDGEN_DEBUG_ALLOC");
@@ -233,12 +238,21 @@ static void read_debug_switches(td_cpu_device *d) {
     s = getenv("TDGEN_DEBUG_FAIL_ALLOC");
     if (s)
         td_cpu_mem_fail_at(strtoll(s, NULL, 10));
-    char name[32], op[16];
+    char name[32], op[16], kind[16] = "";
     int n;
     s = getenv("TDGEN_DEBUG_FAIL_OP");
-    if (s && sscanf(s, "%31s %15s %d", name, op, &n) == 3 && !strcmp(name, d->base.info.name)) {
+    if (s && sscanf(s, "%31s %15s %d %15s", name, op, &n, kind) >= 3 &&
+        !strcmp(name, d->base.info.name)) {
         memcpy(d->fail_op, op, sizeof(op));
+        d->fail_kind = fail_kind(kind);
         atomic_store(&d->fail_countdown, n);
+    }
+    d->fail_token = -1;
+    kind[0] = '\0';
+    s = getenv("TDGEN_DEBUG_FAIL_TOKEN");
+    if (s && sscanf(s, "%d %15s", &n, kind) >= 1) {
+        d->fail_token = n;
+        d->fail_token_kind = fail_kind(kind);
     }
 }
 

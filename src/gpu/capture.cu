@@ -347,7 +347,7 @@ static __device__ __forceinline__ void td_capture_store_invalid(const td_capture
         a.topk_ids[r * a.top_k + i] = 0;
         a.topk_logprobs[r * a.top_k + i] = 0.0f;
     }
-    if (a.logsumexp_t != NULL && threadIdx.x < a.n_temperatures)
+    if (a.logsumexp_t != NULL && (int)threadIdx.x < a.n_temperatures)
         a.logsumexp_t[r * a.n_temperatures + threadIdx.x] = 0.0f;
     if (threadIdx.x == 0) {
         a.logsumexp[r] = __int_as_float(0x7fc00000); /* NaN */

@@ -56,6 +56,8 @@ typedef struct td_gpu_device {
 
 /* Makes the device current in this thread. */
 td_status td_gpu_use(const td_gpu_device *d, td_error *err);
+/* Was this the first device of the process to be lost? */
+bool td_gpu_faulted(const td_device *dev);
 /* TD_OK for cudaSuccess; else the error with call and device, as TD_E_DEVICE_OOM, TD_E_DEVICE_LOST
  * or TD_E_DEVICE. Clears CUDA's last error. */
 td_status td_gpu_check(cudaError_t rc, const td_device_info *info, const char *call, td_error *err);

@@ -16,6 +16,7 @@ enum { MIN_COMPUTE_CAPABILITY = 70 };
 static atomic_bool lost;
 static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
 static td_error lost_error;
+static int32_t lost_index = -1; /* of the device that reported it first */
 
 /* Errors after which CUDA says that the process must be ended (cuda_runtime_api.h). */
 static bool is_sticky(cudaError_t rc) {
@@ -63,11 +64,16 @@ td_status td_gpu_check(cudaError_t rc, const td_device_info *info, const char *c
             td_error_set(&lost_error, TD_E_DEVICE_LOST, "%s (%s) was lost: %s failed: %s (%s)",
                          info->name, info->model, call, cudaGetErrorString(rc),
                          cudaGetErrorName(rc));
+            lost_index = info->index;
             atomic_store(&lost, true);
         }
         pthread_mutex_unlock(&lost_lock);
     }
     return st;
+}
+
+bool td_gpu_faulted(const td_device *dev) {
+    return atomic_load(&lost) && lost_index == dev->info.index;
 }
 
 td_status td_gpu_use(const td_gpu_device *d, td_error *err) {
@@ -225,6 +231,7 @@ static const td_device_ops gpu_ops = {
     .capture = td_gpu_op_capture,
     .stream_busy_s = td_gpu_stream_busy_s,
     .stream_profile = td_gpu_stream_profile,
+    .faulted = td_gpu_faulted,
     .health = td_gpu_nvml_health,
 };
 

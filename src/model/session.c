@@ -342,9 +342,12 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
         return td_error_set(err, TD_E_INTERNAL, "nothing is in flight in slot %d (of %d)",
                             slot_index, s->lim.n_slots);
     slot *sl = &s->slots[slot_index];
+    const double t0 = td_time_s();
     td_status rc = s->stages[s->n_stages - 1].device->ops->event_sync(sl->done, timeout_s, err);
     if (rc != TD_OK) {
-        s->failed = true;
+        /* A failure that looks like the expiry sticks to the stream and is met by the next call. */
+        if (rc != TD_E_DEVICE || timeout_s <= 0 || td_time_s() - t0 < timeout_s)
+            s->failed = true;
         return rc;
     }
     sl->in_flight = false;

@@ -41,6 +41,24 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
         fprintf(out, "    retired: %s\n", grp->retired_why);
 }
 
+static void print_device(const td_device_summary *d, FILE *out) {
+    fprintf(out, "  %-9s %s", d->name, d->model);
+    if (d->mean_utilization >= 0)
+        fprintf(out, " · mean use %.0f%%", d->mean_utilization);
+    if (d->max_temperature_c > 0)
+        fprintf(out, " · up to %d C", d->max_temperature_c);
+    if (d->mean_power_w >= 0)
+        fprintf(out, " · mean %.0f W", d->mean_power_w);
+    if (d->throttled_share > 0)
+        fprintf(out, " · clocks held down %.0f%% of the time (%s)", 100 * d->throttled_share,
+                d->throttle);
+    if (d->new_ecc_errors > 0)
+        fprintf(out, " · %lld uncorrectable memory errors", (long long)d->new_ecc_errors);
+    if (d->last_xid > 0)
+        fprintf(out, " · Xid %lld", (long long)d->last_xid);
+    fputc('\n', out);
+}
+
 void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
                           FILE *out) {
     char a[32], b[32], c[32], d[32];
@@ -54,6 +72,8 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
             td_human_count(s->wall_s > 0 ? (double)s->n_tokens / s->wall_s : 0, (char[16]){0}, 16));
     for (int32_t g = 0; g < s->n_groups; g++)
         print_group(s, plan, g, out);
+    for (int32_t i = 0; i < s->n_devices; i++)
+        print_device(&s->devices[i], out);
     fprintf(out,
             "Shards: %lld written, %lld already there; the folder holds %lld shards, %s, "
             "%.1f bytes per token\n",

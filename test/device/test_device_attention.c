@@ -141,11 +141,12 @@ Test(device_attention, rows_keep_their_bits) {
             o[n++] = before + keep + after;
             if (last)
                 o[n++] = total;
-            a = (td_attention_args){x,      x + H * D, x + (H + HKV) * D,
-                                    STRIDE, out,       TD_F32,
-                                    o,      o,         n - 1,
-                                    H,      HKV,       D,
-                                    window, 0.25f,     softcap};
+            a.q = x;
+            a.k = x + H * D;
+            a.v = x + (H + HKV) * D;
+            a.out = out;
+            a.seq_offsets = a.seq_offsets_host = o;
+            a.n_seqs = n - 1;
             MUST(f[t].ops->attention(f[t].s, &a, &err));
             fixture_sync(&f[t]);
             cr_assert_arr_eq(out + before * H * D, first, sizeof(float) * (size_t)(keep * H * D),
