@@ -1,6 +1,7 @@
 /* The main job from a configuration to a finished folder: everything is checked that can be checked
  * before weights are read, and the dry run stops at the plan that a real run would execute. */
 #include "cmd_run.h"
+#include "cmd_recover.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,9 @@ typedef struct job {
     td_source *source;
     td_weights *weights;
     td_output *output;
+    td_recovery recovery;
+    int32_t *number; /* [n_info] the plan's number of a device, -1 = none */
+    bool abandoned;  /* devices were lost or hang: nothing of them may be touched any more */
 } job;
 
 static void job_free(job *j) {
@@ -46,6 +50,8 @@ static void job_free(job *j) {
     td_plan_free(&j->plan);
     td_inventory_free(&j->inventory);
     free(j->info);
+    free(j->number);
+    td_recover_end(&j->recovery);
     td_tokenizer_free(j->tok);
     td_config_free(&j->cfg);
     td_log_open_file(NULL, NULL);
@@ -245,10 +251,26 @@ static td_status mask_padding(job *j, bool dry_run, td_error *err) {
     return rc;
 }
 
+/* A run that lost devices goes on with the others, numbered as before, in the compute mode that the
+ * user's own execution settled on. */
+static td_status apply_recovery(job *j, td_error *err) {
+    const td_faults *f = &j->recovery.faults;
+    static const td_compute modes[] = {TD_COMPUTE_F32, TD_COMPUTE_BF16, TD_COMPUTE_F16};
+    j->number = td_calloc((size_t)j->n_info, sizeof *j->number);
+    if (!j->number)
+        return td_error_nomem(err, "the device list", (size_t)j->n_info * sizeof *j->number);
+    for (size_t i = 0; j->recovery.reexecuted && i < TD_ARRAY_LEN(modes); i++)
+        if (strcmp(f->compute, td_compute_name(modes[i])) == 0)
+            j->cfg.model.compute = modes[i];
+    return td_recover_mark_lost(&j->recovery, j->info, j->n_info, &j->inventory, j->number, err);
+}
+
 static td_status make_plan(job *j, bool dry_run, td_error *err) {
     td_status rc = look_at_data(j, dry_run, err);
     if (rc == TD_OK)
         rc = find_devices(j, dry_run, err);
+    if (rc == TD_OK && !dry_run)
+        rc = apply_recovery(j, err);
     if (rc == TD_OK)
         rc = td_plan_make(&j->cfg, &j->inventory, &j->model, &j->stats,
                           &(td_plan_record_cost){
@@ -266,7 +288,7 @@ static td_status make_plan(job *j, bool dry_run, td_error *err) {
 
 static const td_device_info *info_of(const job *j, const td_plan_device *d) {
     for (int32_t i = 0; i < j->n_info; i++)
-        if (j->info[i].index == d->index)
+        if (j->number[i] == d->index)
             return &j->info[i];
     return NULL;
 }
@@ -286,6 +308,33 @@ static td_status open_devices(job *j, td_error *err) {
             if (rc != TD_OK)
                 return rc;
         }
+    return TD_OK;
+}
+
+/* The plan's memory of each device in one piece, before anything else is allocated there. Less than
+ * planned is not the end: sessions take smaller micro-batches then. */
+static td_status reserve_memory(job *j, td_error *err) {
+    const td_plan *p = &j->plan;
+    for (int32_t i = 0; i < p->n_domains; i++) {
+        const td_plan_domain *d = &p->domains[i];
+        td_device *dev = NULL;
+        for (int32_t k = 0; !dev && k < p->inventory.n_devices; k++)
+            if (p->inventory.devices[k].domain == d->domain)
+                dev = j->devices[k];
+        if (!dev || !dev->ops->reserve)
+            continue;
+        /* Allocations are rounded up to what the device aligns to: a few hundred bytes each. */
+        uint64_t need = d->weight_bytes + d->activation_bytes + d->workspace_bytes, got;
+        need += need / 1024 + ((uint64_t)64 << 20);
+        td_status rc = dev->ops->reserve(dev, need, &got, err);
+        if (rc != TD_OK)
+            return rc;
+        char want[32], have[32];
+        if (got < need)
+            td_log_warn("%s: %s of the planned %s are there; another program may be using the card",
+                        dev->info.name, td_human_bytes(got, have, sizeof have),
+                        td_human_bytes(need, want, sizeof want));
+    }
     return TD_OK;
 }
 
@@ -334,7 +383,7 @@ static td_status open_output(job *j, td_error *err) {
     if (rc != TD_OK)
         return rc;
     id.format = td_source_format(j->source);
-    rc = td_output_open(&j->cfg, &id, &j->output, err);
+    rc = td_output_open_locked(&j->cfg, &id, j->recovery.lock_fd, &j->output, err);
     if (rc != TD_OK)
         return rc;
     char *path = td_asprintf("%s/tdgen.log", j->cfg.output.dir);
@@ -363,16 +412,43 @@ static td_status bind_weights(job *j, td_error *err) {
  * an earlier run committed is untouched. */
 static td_status prepare(job *j, td_error *err) {
     static td_status (*const step[])(job *, td_error *) = {
-        open_source, open_weights, open_output, open_devices, load_weights, bind_weights};
+        open_source,    open_weights, open_output, open_devices,
+        reserve_memory, load_weights, bind_weights};
     td_status rc = TD_OK;
     for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(step); i++)
         rc = td_run_stop_requested() ? td_run_stopped_error(err) : step[i](j, err);
     return rc;
 }
 
-static int run(job *j, bool quiet, td_error *err) {
+/* Which device was lost before td_run could tell: nothing was in flight. */
+static void describe_early_loss(const job *j, const td_error *err, td_fault *out) {
+    int32_t n = j->plan.inventory.n_devices;
+    int32_t which = j->devices ? td_faults_culprit(j->devices, n, err->text) : -1;
+    const td_device_info *info =
+        which >= 0 ? &j->devices[which]->info
+                   : info_of(j, &j->plan.inventory.devices[j->plan.groups[0].stages[0].device]);
+    snprintf(out->key, sizeof out->key, "%s", td_device_key(info));
+    snprintf(out->name, sizeof out->name, "%s", info->name);
+    snprintf(out->why, sizeof out->why, "%s", err->text);
+}
+
+/* Does not return when the program starts anew. */
+static int after_loss(job *j, const td_fault *fault, char *const *argv, td_error *err) {
+    td_loss loss = {
+        .fault = fault, .plan = &j->plan, .cfg = &j->cfg, .output = j->output, .argv = argv};
+    j->abandoned = true;
+    td_run_arm_watchdog();
+    return td_recover_after_loss(&j->recovery, &loss, err);
+}
+
+static int run(job *j, bool quiet, char *const *argv, td_error *err) {
     td_run_summary summary = {0};
     td_status rc = prepare(j, err);
+    if (rc == TD_E_DEVICE_LOST) {
+        td_fault fault = {0};
+        describe_early_loss(j, err, &fault);
+        return after_loss(j, &fault, argv, err);
+    }
     if (rc != TD_OK)
         return td_status_exit_code(rc);
 
@@ -381,21 +457,44 @@ static int run(job *j, bool quiet, td_error *err) {
                        .weights = j->weights,
                        .devices = j->devices,
                        .source = j->source,
-                       .output = j->output};
+                       .output = j->output,
+                       .faults = &j->recovery.faults};
     rc = td_run(&in, &summary, err);
     int code = td_status_exit_code(rc);
+    j->abandoned = summary.abandoned;
+    if (rc == TD_E_DEVICE_LOST)
+        code = after_loss(j, &summary.fault, argv, err);
+    else if (rc != TD_OK && summary.n_hung && summary.n_hung == summary.n_retired)
+        code = TD_EXIT_HUNG;
+    const td_faults *faults = &j->recovery.faults;
     if (rc == TD_OK || rc == TD_E_STOPPED) {
         td_output_totals totals;
         td_output_totals_get(j->output, &totals);
-        if (!quiet)
+        if (!quiet) {
             td_run_summary_print(&summary, &j->plan, j->output, stdout);
-        if (rc == TD_OK && (summary.n_bad_samples || summary.n_retired || totals.n_skipped))
+            td_faults_print(faults, stdout);
+        }
+        if (rc == TD_OK &&
+            (summary.n_bad_samples || summary.n_retired || totals.n_skipped || faults->n_lost))
             code = TD_EXIT_PARTIAL;
+        if (rc == TD_OK)
+            td_faults_remove(j->cfg.output.dir);
         if (rc == TD_OK && !quiet)
             printf("Look at it with: tdgen inspect %s\n", j->cfg.output.dir);
     }
+    if (summary.output_busy)
+        j->output = NULL; /* its writer is at work: the next execution puts the folder in order */
     td_run_summary_free(&summary);
     return code;
+}
+
+/* The end of a process whose devices must not be touched: its threads end with it. */
+static void leave(job *j, int code) {
+    td_output_close(j->output);
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == TD_EXIT_OK)
+        code = TD_EXIT_OUTPUT;
+    td_log_open_file(NULL, NULL);
+    _exit(code);
 }
 
 int td_cmd_run(const td_cmd_run_options *opt) {
@@ -408,11 +507,21 @@ int td_cmd_run(const td_cmd_run_options *opt) {
         td_log_error("%s", err.text);
         return td_status_exit_code(rc); /* cfg is untouched on failure */
     }
+    if (!opt->dry_run)
+        td_recover_begin(j.cfg.output.dir, &j.recovery);
     rc = td_model_config_load(j.cfg.model.path, &j.model, &err);
     if (rc == TD_OK)
         rc = make_plan(&j, opt->dry_run, &err);
     if (rc != TD_OK) {
         code = td_status_exit_code(rc);
+        /* What the user asked for was possible with the devices that are gone. */
+        if (j.recovery.faults.n_lost) {
+            td_error_prefix(&err,
+                            "cannot go on without %s (run the same command again to continue with "
+                            "all devices that work)",
+                            j.recovery.faults.lost[j.recovery.faults.n_lost - 1].name);
+            code = TD_EXIT_DEVICE;
+        }
         goto done;
     }
     if (opt->dry_run || !opt->quiet) {
@@ -436,7 +545,7 @@ int td_cmd_run(const td_cmd_run_options *opt) {
         td_log_warn("%s", j.plan.warnings[i]);
     /* What the plan reduced, the packing must obey. */
     j.cfg.run.batch_tokens = j.plan.batch_tokens;
-    code = run(&j, opt->quiet, &err);
+    code = run(&j, opt->quiet, opt->argv, &err);
 done:
     if (err.code != TD_OK) {
         if (err.code == TD_E_STOPPED)
@@ -444,6 +553,8 @@ done:
         else
             td_log_error("%s", err.text);
     }
+    if (j.abandoned)
+        leave(&j, code);
     job_free(&j);
     return code;
 }

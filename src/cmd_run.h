@@ -9,6 +9,7 @@ typedef struct td_cmd_run_options {
     const char *config_path;
     const char *const *overrides; /* "section.key=value" */
     size_t n_overrides;
+    char *const *argv; /* of the process, for its re-execution without a lost device */
     bool dry_run;
     bool quiet;
 } td_cmd_run_options;

@@ -52,9 +52,10 @@ static const char HELP[] =
     "exit codes\n"
     "  0 done                      5 device\n"
     "  1 internal error            6 output folder\n"
-    "  2 usage or configuration    7 finished, but with skipped samples or retired devices\n"
+    "  2 usage or configuration    7 finished, but with skipped samples, retired or lost devices\n"
     "  3 model                     8 verification failed\n"
-    "  4 data                      75 stopped by a signal; everything so far is saved, run again\n";
+    "  4 data                      9 a device hung; everything committed is saved, run again\n"
+    "  75 stopped by a signal; everything so far is saved, run again\n";
 
 typedef struct command {
     const char *name;
@@ -79,7 +80,7 @@ static int usage_error(const char *fmt, const char *arg, const char *nearest) {
 static int run_main(int argc, char **argv) {
     static const char *const options[] = {"-c",        "--dry-run", "--quiet", "--verbose",
                                           "--version", "--help",    "--keys"};
-    td_cmd_run_options opt = {0};
+    td_cmd_run_options opt = {.argv = argv};
     int code;
     const char **overrides = td_calloc((size_t)argc, sizeof *overrides);
     if (!overrides) {

@@ -61,6 +61,7 @@ typedef struct td_sample {
 typedef struct td_micro_batch {
     const int32_t *samples; /* indices into the shard's samples */
     int32_t n_samples, n_tokens, n_rows;
+    bool alone; /* nothing else may be in flight on its group's devices (td_shard_repack) */
 } td_micro_batch;
 
 typedef struct td_shard {
@@ -87,6 +88,16 @@ typedef struct td_shard {
 } td_shard;
 
 void td_shard_free(td_shard *s); /* NULL allowed */
+
+typedef enum td_pack_mark {
+    TD_PACK_TOGETHER, /* with others, as td_source_next packs */
+    TD_PACK_ALONE,    /* a micro-batch of its own with `alone` set */
+    TD_PACK_OUT       /* in no micro-batch: it will not be computed */
+} td_pack_mark;
+/* Packs a shard anew: marks [n_samples] are td_pack_mark values. The micro-batches with one sample
+ * come first. No bits of a result depend on it. Before the shard is shared with other threads; on
+ * failure it is as it was. */
+td_status td_shard_repack(td_shard *s, int32_t batch_tokens, const uint8_t *marks, td_error *err);
 
 typedef struct td_source td_source;
 

@@ -167,6 +167,10 @@ typedef struct td_session_limits {
     int32_t top_k, n_temperatures;
     float temperatures[16];
     int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
+    /* The devices' info.narrow_attention: with 16-bit compute, q, k and v get a buffer in that
+     * type.
+     */
+    bool narrow_attention;
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary
@@ -210,11 +214,15 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
 void td_session_destroy(td_session *s); /* waits for what is in flight; NULL allowed */
 /* Enqueues a micro-batch in `slot` (0 .. n_slots-1), which must not be in flight. */
 td_status td_session_submit(td_session *s, int32_t slot, const td_batch *batch, td_error *err);
-/* Waits for the slot's micro-batch. timeout_s <= 0: no limit. On failure the session is unusable
- * and can only be destroyed. */
+/* Waits for the slot's micro-batch. timeout_s <= 0: no limit; TD_E_DEVICE no sooner than after
+ * timeout_s may be its expiry: the slot stays in flight and may be waited for again. On any other
+ * failure the session is unusable and can only be destroyed. */
 td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_captured *out,
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */
 double td_session_stage_busy_s(const td_session *s, int32_t stage);
+/* Adds the seconds of each operation over all stages; nothing unless TDGEN_PROFILE=1 was in the
+ * environment when the session was made. */
+void td_session_profile(const td_session *s, double seconds[TD_OP_COUNT]);
 
 #endif

@@ -46,6 +46,7 @@ typedef struct td_plan_device {
     double link_gbs;            /* from its neighbours, 1e9 bytes/s, 0 = unknown */
     int32_t compute_capability; /* 80 for 8.0; 0 on CPUs or unknown */
     bool has_f32, has_bf16, has_f16;
+    bool lost; /* failed in an earlier execution of this run: to be planned without */
 } td_plan_device;
 
 typedef struct td_inventory {
@@ -60,7 +61,9 @@ typedef struct td_inventory {
  * link_gbs, compute_capability ("8.0"). Devices are numbered through the file. TD_E_CONFIG names
  * file, line and key. */
 td_status td_inventory_load(const char *path, td_inventory *out, td_error *err);
-/* From the machine's own devices. Speeds are unknown until the caller fills in measured ones. */
+/* From the machine's own devices. Speeds are the GPUs' own peak rates, scaled in the same way, so
+ * that a dry run and the run make the same plan; of CPU devices the caller fills in measured ones.
+ */
 td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool is_cpu,
                                     td_inventory *out, td_error *err);
 void td_inventory_free(td_inventory *inv);
@@ -119,6 +122,8 @@ typedef struct td_plan {
 
 /* Makes the plan. TD_E_CONFIG for impossible requests, saying what is needed ("needs 8 devices, 4
  * are there"); TD_E_DEVICE when the model does not fit, saying by how much and what would fit.
+ * Devices that are marked lost are left out, and with them the explicit groups that name them;
+ * device numbers keep their meaning, a warning says what is missing; TD_E_DEVICE when none is left.
  * compute = auto looks at model->weight_dtype. `record` may be NULL: the output's size is then not
  * predicted. Nothing is borrowed after the return. */
 td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_model_config *model,

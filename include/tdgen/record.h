@@ -3,7 +3,7 @@
  * OUT/manifest.json          identity of the run, written once
  * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
- * OUT/status.json, OUT/tdgen.log   written by sched
+ * OUT/status.json, OUT/faults.json, OUT/tdgen.log   written by sched and the main job
  *
  * The layout of a shard is known before anything is computed (how many samples, tokens, rows), so
  * the writer makes the temp file at its full size and each sample's rows go to their place as they
@@ -51,6 +51,12 @@ typedef struct td_output td_output;
  * total_workers; max_samples may grow. */
 td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
                          td_error *err);
+/* The same with a lock that an earlier execution of this process holds: lock_fd is an open file
+ * descriptor of it, or -1. It is taken over only if it is the lock file of this very folder. */
+td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int lock_fd,
+                                td_output **out, td_error *err);
+/* Descriptor of the lock, -1 where the file system has none. Close-on-exec; still the output's. */
+int td_output_lock_fd(const td_output *o);
 void td_output_close(td_output *o);
 /* After the weights were read: writes the manifest of a new run, or compares the hash. */
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err);

@@ -7,6 +7,12 @@
  *             into the shard files
  *   writer    commits shards whose last micro-batch is done (fsync keeps no group waiting)
  * and, below the device API, whatever threads the devices use.
+ *
+ * Devices that fail. TD_E_DEVICE retires the group: its micro-batches go to the others. So does a
+ * micro-batch that shows no sign of life for max(60 s, 20 x the group's mean): the device hangs,
+ * and its session is never touched again. TD_E_DEVICE_LOST from any group ends the run at once:
+ * nothing that is not committed is kept, no device is waited for, and the caller starts the program
+ * anew (faults.h).
  */
 #ifndef TDGEN_RUN_H
 #define TDGEN_RUN_H
@@ -16,6 +22,7 @@
 #include <stdio.h>
 #include "tdgen/config.h"
 #include "tdgen/data.h"
+#include "tdgen/faults.h"
 #include "tdgen/model.h"
 #include "tdgen/plan.h"
 #include "tdgen/record.h"
@@ -28,6 +35,7 @@ typedef struct td_run_input {
     td_device *const *devices; /* opened, indexed like plan->inventory.devices */
     td_source *source;         /* at its beginning */
     td_output *output;         /* weights bound */
+    const td_faults *faults;   /* suspects are computed alone, blamed samples not; NULL = none */
 } td_run_input;
 
 typedef struct td_group_summary {
@@ -35,10 +43,21 @@ typedef struct td_group_summary {
     double wait_s;     /* nothing to claim */
     double finished_s; /* after the start of the run */
     double stage_busy_s[64];
+    double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;
-    bool retired;
+    bool retired, hung;
     char retired_why[256];
 } td_group_summary;
+
+/* What the sensors of a device said during the run. */
+typedef struct td_device_summary {
+    char name[32], model[128];
+    double mean_utilization, mean_power_w; /* percent, watts; -1: not told */
+    int32_t max_temperature_c;             /* 0: not told */
+    double throttled_share;                /* of the samples, with clocks held down */
+    char throttle[64];                     /* why, the latest */
+    int64_t new_ecc_errors, last_xid;
+} td_device_summary;
 
 typedef struct td_run_summary {
     double wall_s;
@@ -46,9 +65,16 @@ typedef struct td_run_summary {
     int64_t n_shards_written, n_shards_kept;
     int64_t n_bad_samples; /* skipped in this run: samples and rows */
     int64_t n_overflow_rows;
-    int32_t n_groups, n_retired;
-    td_group_summary *groups; /* freed by td_run_summary_free */
-    bool stopped;             /* by a signal */
+    int32_t n_groups, n_retired, n_hung; /* those that hung are retired, too */
+    td_group_summary *groups;            /* freed by td_run_summary_free */
+    td_device_summary *devices;          /* [n_devices] those with sensors; freed likewise */
+    int32_t n_devices;
+    bool stopped;                        /* by a signal */
+    td_fault fault; /* with TD_E_DEVICE_LOST: what failed, and what was in flight there */
+    /* A device hangs or was lost: sessions, weights and devices were left alone and must stay so;
+     * the process is to end with _exit, or to be replaced. */
+    bool abandoned;
+    bool output_busy; /* with abandoned: even the writer did not end, the output is in use */
 } td_run_summary;
 
 /* Catches SIGINT and SIGTERM from now to the end of the process: the first one is a request that
@@ -59,11 +85,17 @@ bool td_run_stop_requested(void);
 td_status td_run_stopped_error(td_error *err);
 
 /* Runs to the end of the data. TD_OK also when samples were skipped or groups retired: the summary
- * says so. TD_E_STOPPED after a caught signal. On any failure what was committed stays, *out is
- * valid all the same.
+ * says so. TD_E_STOPPED after a caught signal. TD_E_DEVICE_LOST: see out->fault. On any failure
+ * what was committed stays, *out is valid all the same.
  */
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err);
 void td_run_summary_free(td_run_summary *s);
+
+/* From now on the process ends with TD_EXIT_HUNG unless it ends, or is replaced, within 30 s. */
+void td_run_arm_watchdog(void);
+/* Seconds without a sign of life after which a device hangs, at least: 60. Both times are what
+ * TDGEN_DEBUG_WATCHDOG_S in the environment says, for tests. */
+double td_run_patience_s(void);
 /* What a person reads at the end, on `out`. */
 void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
                           FILE *out);

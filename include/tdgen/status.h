@@ -44,8 +44,9 @@ enum {
     TD_EXIT_DATA = 4,
     TD_EXIT_DEVICE = 5,
     TD_EXIT_OUTPUT = 6,
-    TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples or retired devices */
+    TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples, retired or lost devices */
     TD_EXIT_VERIFY = 8,
+    TD_EXIT_HUNG = 9,    /* a device hung; everything committed is saved, run again */
     TD_EXIT_STOPPED = 75 /* stopped by a signal; everything so far is saved and resumable */
 };
 

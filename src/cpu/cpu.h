@@ -9,6 +9,11 @@
  *   TDGEN_DEBUG_ALLOC=1            new memory is filled with NaN bytes (0xff)
  *   TDGEN_DEBUG_FAIL_ALLOC=N       the N-th allocation of the process from then on fails (from 1)
  *   TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 7"  the 7th gemm that device cpu:1 executes fails its stream
+ *   TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 7 lost"  and from then on every CPU device of the process: what
+ *                                  an illegal address does to CUDA (TD_E_DEVICE_LOST)
+ *   TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 7 hang"  never returns
+ *   TDGEN_DEBUG_FAIL_TOKEN="17 lost"  so does any embed whose ids contain 17, on any device (or
+ *                                  "17 fail", "17 hang"): a sample that no device survives
  */
 #ifndef TDGEN_CPU_CPU_H
 #define TDGEN_CPU_CPU_H
@@ -59,6 +64,11 @@ typedef struct td_cpu_device {
     /* TDGEN_DEBUG_FAIL_OP for this device: name of the operation, and countdown. */
     char fail_op[16];
     atomic_int fail_countdown;
+    enum td_cpu_fail_kind { TD_CPU_FAIL, TD_CPU_LOSE, TD_CPU_HANG } fail_kind;
+    /* TDGEN_DEBUG_FAIL_TOKEN; token -1 = none. */
+    int32_t fail_token;
+    enum td_cpu_fail_kind fail_token_kind;
+    atomic_bool faulted; /* it is this device that made the process lose its devices */
 } td_cpu_device;
 
 /* Per-thread scratch of a stream: grows to the largest operation met and stays. */
@@ -86,11 +96,13 @@ td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *e
 td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err);
 void td_cpu_stream_destroy(td_stream *s);
 double td_cpu_stream_busy_s(const td_stream *s);
+void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]);
 td_status td_cpu_event_create(td_device *dev, td_event **out, td_error *err);
 void td_cpu_event_destroy(td_event *e);
 td_status td_cpu_event_record(td_event *e, td_stream *s, td_error *err);
 td_status td_cpu_stream_wait(td_stream *s, td_event *e, td_error *err);
 td_status td_cpu_event_sync(td_event *e, double timeout_s, td_error *err);
+bool td_cpu_faulted(const td_device *dev);
 
 /* A command executes with a copy of its argument struct; failure becomes the stream's. */
 typedef td_status (*td_cpu_exec_fn)(td_cpu_exec *x, const void *args, td_error *err);

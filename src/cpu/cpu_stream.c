@@ -49,6 +49,8 @@ struct td_stream {
     uint64_t head, tail; /* Protected by lock: executed up to head, enqueued up to tail */
     bool stop;           /* Protected by lock */
     atomic_uint_least64_t busy_ns;
+    bool profile; /* TDGEN_PROFILE=1 */
+    atomic_uint_least64_t op_ns[TD_OP_COUNT];
     td_error failure; /* the stream's thread only */
     pthread_t thread;
     bool started;
@@ -138,8 +140,47 @@ td_status td_cpu_event_sync(td_event *e, double timeout_s, td_error *err) {
 
 /* --- the stream's thread ---------------------------------------------------------------------- */
 
-static bool injected_failure(td_cpu_device *d, const char *op) {
-    return d->fail_op[0] && !strcmp(d->fail_op, op) && atomic_fetch_sub(&d->fail_countdown, 1) == 1;
+/* TDGEN_DEBUG_FAIL_OP with "lost": the process has no CPU devices any more. */
+static atomic_bool g_lost;
+
+bool td_cpu_faulted(const td_device *dev) {
+    return atomic_load(&((td_cpu_device *)dev)->faulted);
+}
+
+static td_status lost_error(const char *device, td_error *err) {
+    return td_error_set(err, TD_E_DEVICE_LOST, "%s: the process has lost its devices", device);
+}
+
+static td_status inject(td_cpu_device *d, enum td_cpu_fail_kind kind, const char *by,
+                        td_error *err) {
+    while (kind == TD_CPU_HANG) {
+        struct timespec ts = {.tv_sec = 3600};
+        nanosleep(&ts, NULL);
+    }
+    if (kind == TD_CPU_FAIL)
+        return td_error_set(err, TD_E_DEVICE, "failure injected by %s", by);
+    if (!atomic_exchange(&g_lost, true))
+        atomic_store(&d->faulted, true);
+    return td_error_set(err, TD_E_DEVICE_LOST, "loss of the device injected by %s", by);
+}
+
+static td_status injected_failure(td_cpu_device *d, const command *c, td_error *err) {
+    if (d->fail_op[0] && !strcmp(d->fail_op, c->op) && atomic_fetch_sub(&d->fail_countdown, 1) == 1)
+        return inject(d, d->fail_kind, "TDGEN_DEBUG_FAIL_OP", err);
+    if (d->fail_token < 0 || strcmp(c->op, "embed"))
+        return TD_OK;
+    const td_embed_args *a = (const void *)c->args;
+    for (int32_t i = 0; i < a->n_tokens && !a->accumulate; i++) /* accumulate: ids are positions */
+        if (a->ids[i] == d->fail_token)
+            return inject(d, d->fail_token_kind, "TDGEN_DEBUG_FAIL_TOKEN", err);
+    return TD_OK;
+}
+
+static td_op op_of(const command *c) {
+    for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
+        if (!strcmp(c->op, td_op_name(op)))
+            return op;
+    return TD_OP_COPY; /* copy_in, copy_out, copy_peer */
 }
 
 static void execute(td_stream *s, command *c) {
@@ -147,6 +188,8 @@ static void execute(td_stream *s, command *c) {
     td_error err = {0};
     switch (c->kind) {
     case CMD_RECORD:
+        if (atomic_load(&g_lost) && !s->failure.code)
+            lost_error(name, &s->failure);
         event_complete(c->event, c->number, &s->failure);
         event_release(c->event);
         return;
@@ -164,16 +207,18 @@ static void execute(td_stream *s, command *c) {
     if (s->failure.code)
         return;
     const double t0 = td_time_s();
-    td_status st = injected_failure(s->x.dev, c->op)
-                       ? td_error_set(&err, TD_E_DEVICE, "failure injected by TDGEN_DEBUG_FAIL_OP")
-                       : c->fn(&s->x, c->args, &err);
+    td_status st = injected_failure(s->x.dev, c, &err);
+    if (!st)
+        st = c->fn(&s->x, c->args, &err);
     if (st) {
         err.code = st;
         s->failure = err;
         td_error_prefix(&s->failure, "%s: %s", name, c->op);
     }
-    atomic_fetch_add_explicit(&s->busy_ns, (uint64_t)((td_time_s() - t0) * 1e9),
-                              memory_order_relaxed);
+    const uint64_t ns = (uint64_t)((td_time_s() - t0) * 1e9);
+    atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
+    if (s->profile)
+        atomic_fetch_add_explicit(&s->op_ns[op_of(c)], ns, memory_order_relaxed);
 }
 
 static void *stream_main(void *arg) {
@@ -216,6 +261,8 @@ td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const 
     if (args_size > TD_CPU_ARGS_MAX)
         return td_error_set(err, TD_E_INTERNAL, "%s: arguments of %s do not fit a command",
                             s->x.dev->base.info.name, op);
+    if (atomic_load(&g_lost))
+        return lost_error(s->x.dev->base.info.name, err);
     command *c = ring_claim(s);
     c->kind = CMD_OP;
     c->op = op;
@@ -291,6 +338,8 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     pthread_cond_init(&s->not_full, NULL);
     s->x.dev = (td_cpu_device *)dev;
     s->x.n_threads = n;
+    const char *profile = getenv("TDGEN_PROFILE");
+    s->profile = profile && !strcmp(profile, "1");
     s->x.scratch = td_calloc((size_t)n, sizeof(*s->x.scratch));
     s->x.gemm_streams = td_calloc((size_t)n, sizeof(*s->x.gemm_streams));
     td_status st = TD_OK;
@@ -313,6 +362,11 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     s->started = true;
     *out = s;
     return TD_OK;
+}
+
+void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]) {
+    for (int i = 0; i < TD_OP_COUNT; i++)
+        seconds[i] = (double)atomic_load_explicit(&s->op_ns[i], memory_order_relaxed) * 1e-9;
 }
 
 double td_cpu_stream_busy_s(const td_stream *s) {

@@ -113,7 +113,7 @@ static int by_length(const void *pa, const void *pb) {
 
 /* Next-fit over samples of descending length: the samples of a micro-batch are of like length, and
  * no micro-batch but the last is less than half full. */
-static td_status pack(td_shard *s, int32_t batch_tokens, td_error *err) {
+static td_status pack(td_shard *s, int32_t batch_tokens, const uint8_t *marks, td_error *err) {
     size_t n = 0, n_batches = 0, all = (size_t)s->n_samples;
     pack_item *items = td_calloc(all, sizeof *items);
     int32_t *list = td_calloc(all, sizeof *list);
@@ -124,12 +124,24 @@ static td_status pack(td_shard *s, int32_t batch_tokens, td_error *err) {
         free(batches);
         return td_error_nomem(err, "a shard's micro-batches", all * sizeof *batches);
     }
+    for (int32_t i = 0; marks && i < s->n_samples; i++)
+        if (s->samples[i].n_rows > 0 && marks[i] == TD_PACK_ALONE) {
+            const td_sample *sample = &s->samples[i];
+            list[n] = i;
+            items[n] = (pack_item){sample->n_tokens, i};
+            batches[n_batches++] = (td_micro_batch){.samples = list + n++,
+                                                    .n_samples = 1,
+                                                    .n_tokens = sample->n_tokens,
+                                                    .n_rows = sample->n_rows,
+                                                    .alone = true};
+        }
+    const size_t n_alone = n;
     for (int32_t i = 0; i < s->n_samples; i++)
-        if (s->samples[i].n_rows > 0)
+        if (s->samples[i].n_rows > 0 && (!marks || marks[i] == TD_PACK_TOGETHER))
             items[n++] = (pack_item){s->samples[i].n_tokens, i};
-    qsort(items, n, sizeof *items, by_length);
+    qsort(items + n_alone, n - n_alone, sizeof *items, by_length);
     td_micro_batch *cur = NULL;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = n_alone; i < n; i++) {
         const td_sample *sample = &s->samples[items[i].sample];
         list[i] = items[i].sample;
         if (!cur || (int64_t)cur->n_tokens + sample->n_tokens > batch_tokens) {
@@ -141,10 +153,16 @@ static td_status pack(td_shard *s, int32_t batch_tokens, td_error *err) {
         cur->n_rows += sample->n_rows;
     }
     free(items);
+    free(s->batch_samples);
+    free(s->batches);
     s->batch_samples = list;
     s->batches = batches;
     s->n_batches = (int32_t)n_batches;
     return TD_OK;
+}
+
+td_status td_shard_repack(td_shard *s, int32_t batch_tokens, const uint8_t *marks, td_error *err) {
+    return pack(s, batch_tokens, marks, err);
 }
 
 /* Gives back what doubling took too much; keeps the block when realloc will not. */
@@ -166,7 +184,7 @@ td_status td_shard_builder_finish(td_shard_builder *b, int32_t batch_tokens, td_
         return td_error_nomem(err, "a shard", 64);
     if (b->with_ids && s->n_samples == 0)
         s->id_offsets[0] = 0;
-    td_status rc = pack(s, batch_tokens, err);
+    td_status rc = pack(s, batch_tokens, NULL, err);
     if (rc != TD_OK)
         return rc;
     size_t n_tokens = (size_t)s->n_tokens, n = (size_t)s->n_samples;

@@ -61,6 +61,46 @@ static td_status unknown_device(const td_planner *pl, const char *key, int32_t n
                         inv->devices[inv->n_devices - 1].index);
 }
 
+/* Does explicit group g name a device that was lost? */
+static bool group_is_lost(const td_planner *pl, int32_t g) {
+    const td_config *cfg = pl->cfg;
+    for (int32_t i = 0; i < cfg->devices.n_group_entries; i++)
+        if (cfg->devices.group_of[i] == g &&
+            chosen_position(pl->plan, cfg->devices.group_device[i]) < 0)
+            return true;
+    return false;
+}
+
+/* Takes the lost devices out of what was chosen and tells of them. */
+static td_status leave_out_lost(td_planner *pl) {
+    const td_config *cfg = pl->cfg;
+    td_inventory *chosen = &pl->plan->inventory;
+    const char *noun = chosen->is_cpu ? "CPU device" : "GPU";
+    int32_t n = 0, n_all = chosen->n_devices;
+    for (int32_t i = 0; i < n_all; i++) {
+        const td_plan_device *d = &chosen->devices[i];
+        if (!d->lost)
+            chosen->devices[n++] = *d;
+        else if (!td_plan_warn(pl->plan, "Going on without %s %s, which failed.", noun, d->label))
+            return td_error_nomem(pl->err, "the plan", 0);
+    }
+    chosen->n_devices = n;
+    if (n == n_all)
+        return TD_OK;
+    bool any = cfg->devices.n_groups == 0;
+    for (int32_t g = 0; g < cfg->devices.n_groups; g++)
+        if (!group_is_lost(pl, g))
+            any = true;
+        else if (!td_plan_warn(pl->plan,
+                               "Group %d of devices.groups has lost a device and is left out.", g))
+            return td_error_nomem(pl->err, "the plan", 0);
+    if (n == 0 || !any)
+        return td_error_set(pl->err, TD_E_DEVICE,
+                            "no %s is left: all that the configuration gives to this run failed",
+                            n == 0 ? noun : "group");
+    return TD_OK;
+}
+
 td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
     const td_config *cfg = pl->cfg;
     td_inventory *chosen = &pl->plan->inventory;
@@ -107,10 +147,14 @@ td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
         if (chosen_position(pl->plan, d->index) < 0)
             chosen->devices[chosen->n_devices++] = *d;
     }
+    td_status st = leave_out_lost(pl);
+    if (st != TD_OK)
+        return st;
     for (int32_t i = 0; cfg->devices.n_group_entries && i < chosen->n_devices; i++) {
         pl->idle[i] = true;
         for (int32_t j = 0; j < cfg->devices.n_group_entries; j++)
-            if (cfg->devices.group_device[j] == chosen->devices[i].index)
+            if (cfg->devices.group_device[j] == chosen->devices[i].index &&
+                !group_is_lost(pl, cfg->devices.group_of[j]))
                 pl->idle[i] = false;
     }
     return TD_OK;
@@ -307,6 +351,8 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
     }
     for (int32_t g = 0; st == TD_OK && *fits && g < cfg->devices.n_groups; g++) {
         int32_t n = 0;
+        if (group_is_lost(pl, g))
+            continue;
         for (int32_t i = 0; i < n_entries; i++) {
             if (cfg->devices.group_of[i] != g)
                 continue;
@@ -475,7 +521,8 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
             int32_t n = 0;
             for (int32_t i = 0; i < cfg->devices.n_group_entries; i++)
                 n += cfg->devices.group_of[i] == g;
-            width = TD_MAX(width, n);
+            if (!group_is_lost(pl, g))
+                width = TD_MAX(width, n);
         }
         td_plan_set_limits(pl, plan->batch_tokens, width);
         st = explicit_groups(pl, fits);

@@ -47,7 +47,14 @@ char *td_output_path(const td_output *o, const char *name) {
 /* --- lock ---------------------------------------------------------------------------------------
  */
 
-static td_status take_lock(td_output *o, td_error *err) {
+/* Is the descriptor the lock file that `own` has open, too? */
+static bool is_same_file(int fd, int own) {
+    struct stat a, b;
+    return fd >= 0 && fd != own && fstat(fd, &a) == 0 && fstat(own, &b) == 0 &&
+           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+static td_status take_lock(td_output *o, int inherited_fd, td_error *err) {
     char *path = td_output_path(o, LOCK_NAME), holder[32] = "";
     if (!path)
         return td_error_nomem(err, "a path", 0);
@@ -56,6 +63,14 @@ static td_status take_lock(td_output *o, td_error *err) {
     if (fd < 0) {
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", path);
         goto done;
+    }
+    if (is_same_file(inherited_fd, fd)) {
+        /* The lock belongs to the open file, which the descriptor still holds open. */
+        close(fd);
+        fd = inherited_fd;
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    } else if (inherited_fd >= 0) {
+        td_log_warn("%s: the lock that was handed over is not that of this folder", o->dir);
     }
     int r;
     do
@@ -95,7 +110,8 @@ done:
 
 /* Only names that we give: the folder may hold files of the user. */
 static bool is_our_temp(const char *name) {
-    static const char *const prefix[] = {"shard-", TD_MANIFEST_NAME, TD_INDEX_NAME, "status.json"};
+    static const char *const prefix[] = {"shard-", TD_MANIFEST_NAME, TD_INDEX_NAME, "status.json",
+                                         "faults.json"};
     size_t n = strlen(name);
     if (n < 4 || strcmp(name + n - 4, ".tmp") != 0)
         return false;
@@ -251,6 +267,15 @@ done:
 
 td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
                          td_error *err) {
+    return td_output_open_locked(cfg, id, -1, out, err);
+}
+
+int td_output_lock_fd(const td_output *o) {
+    return o->lock_fd;
+}
+
+td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int lock_fd,
+                                td_output **out, td_error *err) {
     td_output *o = td_calloc(1, sizeof *o);
     if (!o)
         return td_error_nomem(err, "the output folder", sizeof *o);
@@ -272,7 +297,7 @@ td_status td_output_open(const td_config *cfg, const td_identity *id, td_output 
     if (rc == TD_OK)
         rc = td_mkdir_p(o->dir, err);
     if (rc == TD_OK)
-        rc = take_lock(o, err);
+        rc = take_lock(o, lock_fd, err);
     if (rc == TD_OK)
         rc = td_identity_build(cfg, id, &o->identity, err);
     if (rc == TD_OK)

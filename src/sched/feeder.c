@@ -85,16 +85,57 @@ static void count_idle(td_run_state *run, const td_shard *shard) {
         }
 }
 
+/* What is known of the shard's samples from devices that failed over them: suspects are packed
+ * alone, and a blamed sample is left out, or ends the run. *marks is NULL when there are none. */
+static td_status mark_suspects(td_run_state *run, td_shard *shard, uint8_t **marks, td_error *err) {
+    const td_faults *f = run->in->faults;
+    const td_config *cfg = run->in->cfg;
+    *marks = NULL;
+    for (int32_t i = 0; f && f->n_suspects && i < shard->n_samples; i++) {
+        const td_sample *s = &shard->samples[i];
+        const td_suspect *suspect = s->n_rows ? td_faults_find(f, s->row, s->start) : NULL;
+        if (!suspect)
+            continue;
+        if (suspect->blamed && cfg->run.on_bad_sample == TD_BAD_FAIL)
+            return td_faults_blame_error(suspect, cfg->output.dir, err);
+        if (!*marks && !(*marks = td_calloc((size_t)shard->n_samples, 1)))
+            return td_error_nomem(err, "the suspects of a shard", (size_t)shard->n_samples);
+        (*marks)[i] = suspect->blamed ? TD_PACK_OUT : TD_PACK_ALONE;
+    }
+    return *marks ? td_shard_repack(shard, cfg->run.batch_tokens, *marks, err) : TD_OK;
+}
+
+static td_status skip_blamed(td_run_state *run, const td_open_shard *o, const uint8_t *marks,
+                             td_error *err) {
+    td_status rc = TD_OK;
+    for (int32_t i = 0; rc == TD_OK && marks && i < o->shard->n_samples; i++)
+        if (marks[i] == TD_PACK_OUT) {
+            td_log_warn("dataset row %lld: computing it made devices fail, the sample is skipped",
+                        (long long)o->shard->samples[i].row);
+            atomic_fetch_add(&run->n_bad, 1);
+            rc = td_shard_writer_skip(o->writer, i, err);
+        }
+    return rc;
+}
+
 static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error *err) {
     td_shard *shard = o->shard;
-    o->work = td_calloc((size_t)shard->n_batches, sizeof *o->work);
-    if (!o->work)
-        return td_error_nomem(err, "the micro-batches of a shard",
-                              (size_t)shard->n_batches * sizeof *o->work);
-    td_status rc =
-        td_shard_writer_open(run->in->output, shard, run->kinds, run->n_kinds, &o->writer, err);
+    uint8_t *marks;
+    td_status rc = mark_suspects(run, shard, &marks, err);
     if (rc != TD_OK)
-        return rc;
+        goto fail;
+    o->work = td_calloc((size_t)shard->n_batches, sizeof *o->work);
+    if (!o->work) {
+        rc = td_error_nomem(err, "the micro-batches of a shard",
+                            (size_t)shard->n_batches * sizeof *o->work);
+        goto fail;
+    }
+    rc = td_shard_writer_open(run->in->output, shard, run->kinds, run->n_kinds, &o->writer, err);
+    if (rc == TD_OK)
+        rc = skip_blamed(run, o, marks, err);
+    if (rc != TD_OK)
+        goto fail;
+    free(marks);
     /* The shard can be complete, committed and freed as soon as its last micro-batch is published
      * (or at once without any): from there on neither it nor o->work is touched. */
     int32_t n = shard->n_batches;
@@ -110,6 +151,9 @@ static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error 
         }
     }
     return TD_OK;
+fail:
+    free(marks);
+    return rc;
 }
 
 void *td_feeder_main(void *arg) {
@@ -160,16 +204,26 @@ void td_run_shard_complete(td_run_state *run, td_open_shard *o) {
     pthread_mutex_unlock(&run->lock);
 }
 
+void td_run_drop_open(td_run_state *run) {
+    for (int32_t i = 0; i < run->max_open; i++)
+        if (run->open[i].in_use) {
+            td_shard_writer_abort(run->open[i].writer);
+            release_place(run, &run->open[i]);
+        }
+}
+
 /* Ends when every opened shard is committed, or, when the run stops, as soon as no group can
- * complete another one; then it drops what is incomplete. */
+ * complete another one; then it drops what is incomplete. After the loss of a device it ends at
+ * once and leaves what is open, complete or not, to the thread that asks what was in flight. */
 void *td_writer_main(void *arg) {
     td_run_state *run = arg;
     for (;;) {
         pthread_mutex_lock(&run->lock);
-        while (!run->commit_head && !(run->feeder_ended && run->n_open == 0) &&
+        while (!td_run_is_lost(run) && !run->commit_head &&
+               !(run->feeder_ended && run->n_open == 0) &&
                !(td_run_stopping(run) && run->feeder_ended && run->n_groups_ended == run->n_groups))
             pthread_cond_wait(&run->changed, &run->lock);
-        td_open_shard *o = run->commit_head;
+        td_open_shard *o = td_run_is_lost(run) ? NULL : run->commit_head;
         if (o) {
             run->commit_head = o->next;
             if (!run->commit_head)
@@ -186,11 +240,8 @@ void *td_writer_main(void *arg) {
             td_run_fail(run, &err);
         release_place(run, o);
     }
-    for (int32_t i = 0; i < run->max_open; i++)
-        if (run->open[i].in_use) {
-            td_shard_writer_abort(run->open[i].writer);
-            release_place(run, &run->open[i]);
-        }
+    if (!td_run_is_lost(run))
+        td_run_drop_open(run);
     pthread_mutex_lock(&run->lock);
     run->writer_ended = true;
     pthread_cond_broadcast(&run->changed);

@@ -2,6 +2,12 @@
  *
  * The claims it holds and has not begun are in `held`; slots[] is a ring of micro-batches in
  * flight, submitted and waited for in order. Only this thread touches the session.
+ *
+ * A micro-batch that is `alone` (a suspect, see faults.h) is submitted when nothing is in flight,
+ * and nothing follows before it is done.
+ *
+ * Waiting is cut into slices, so that a lost device elsewhere is noticed soon, and so that time in
+ * which the whole process stood still (SIGSTOP, a suspended machine) is not held against a device.
  */
 #include "sched/run_state.h"
 
@@ -14,6 +20,8 @@
 #include "tdgen/util.h"
 
 enum { MAX_CLAIM = 64, MAX_TRIES = 3 };
+#define SLICE_S 0.5
+#define PATIENCE_MEANS 20.0
 
 typedef struct flight {
     td_claim claim;
@@ -29,6 +37,7 @@ typedef struct loop {
     uint32_t n_held, next_held;
     double seconds_per_batch; /* moving average of completions */
     double last_completion_s;
+    bool gone; /* the watch gave this thread up */
 } loop;
 
 static void free_slots(loop *l) {
@@ -106,6 +115,8 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
     td_run_state *run = g->run;
     td_work *w = f->claim.item;
     td_open_shard *o = w->open;
+    if (td_run_is_lost(run))
+        return TD_OK; /* it may be good, but nobody can tell: it is computed again */
     if (!td_queue_begin_commit(run->queue, g->id, f->claim.number))
         return TD_OK; /* we were retired meanwhile: the answer is somebody else's to give */
     const td_shard *sh = o->shard;
@@ -141,6 +152,8 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
     atomic_fetch_add(&g->n_rows, mb->n_rows);
     atomic_fetch_add(&g->n_samples, mb->n_samples);
     atomic_fetch_add(&g->n_batches, 1);
+    /* Before it is done: then it is nobody's any more. */
+    atomic_store(&g->in_flight[l->head], NULL);
     td_queue_done(run->queue, g->id, f->claim.number);
     /* acq_rel: the last one sees the rows of all others written; after it the shard may be freed */
     if (atomic_fetch_sub_explicit(&o->n_left, 1, memory_order_acq_rel) == 1)
@@ -156,15 +169,35 @@ static uint32_t claim_size(const loop *l) {
     return (uint32_t)TD_MAX(1.0, TD_MIN(TD_MIN(share, by_time), (double)MAX_CLAIM));
 }
 
+static bool is_alone(const td_claim *c) {
+    const td_work *w = c->item;
+    return w->open->shard->batches[w->batch].alone;
+}
+
 static bool next_claim(loop *l, td_claim *out) {
+    if (l->n_in_flight && is_alone(&l->slots[l->head].claim))
+        return false;
     if (l->next_held == l->n_held) {
         l->next_held = 0;
         l->n_held = td_queue_claim(l->g->run->queue, l->g->id, claim_size(l), l->held);
     }
-    if (l->next_held == l->n_held)
+    if (l->next_held == l->n_held || (l->n_in_flight && is_alone(&l->held[l->next_held])))
         return false;
     *out = l->held[l->next_held++];
     return true;
+}
+
+/* How long the oldest micro-batch may take. Before any was done the plan's estimate stands in for
+ * the mean, and where the speed is not known, ten times the usual patience: the first one also pays
+ * for what drivers and libraries do once. */
+static void set_patience(loop *l, int32_t n_tokens) {
+    double least = td_run_patience_s();
+    double mean = l->seconds_per_batch * l->n_slots; /* of one, from end to end */
+    if (mean <= 0 && l->g->plan->tokens_per_s > 0)
+        mean = n_tokens / l->g->plan->tokens_per_s * l->n_slots;
+    else if (mean <= 0)
+        mean = 10 * least / PATIENCE_MEANS;
+    atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, PATIENCE_MEANS * mean)));
 }
 
 static td_status submit(loop *l, const td_claim *claim, td_error *err) {
@@ -175,19 +208,58 @@ static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     f->claim = *claim;
     fill(f, claim->item);
     l->n_in_flight++; /* also on failure: the claim is then given back with the others */
-    return td_session_submit(l->g->session, slot, &f->batch, err);
+    set_patience(l, f->batch.n_tokens);
+    atomic_store(&l->g->in_flight[slot], claim->item);
+    int64_t ticket = atomic_fetch_add(&l->g->n_submits, 1) + 1;
+    td_status rc = td_session_submit(l->g->session, slot, &f->batch, err);
+    l->gone = !atomic_compare_exchange_strong(&l->g->n_submits, &ticket, ticket + 1);
+    return rc;
 }
 
-static td_status complete_oldest(loop *l, bool *device_failed, td_error *err) {
+/* TD_OK without *got: a device was lost meanwhile. */
+static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, td_error *err) {
+    double waited = 0, patience = 1e-3 * (double)atomic_load(&l->g->patience_ms);
+    *got = *hung = false;
+    for (;;) {
+        double slice = TD_MIN(SLICE_S, patience), t0 = td_time_s();
+        td_status rc = td_session_wait(l->g->session, l->head, slice, cap, err);
+        double dt = td_time_s() - t0;
+        *got = rc == TD_OK;
+        if (rc != TD_E_DEVICE || dt < slice)
+            return rc;
+        if (td_run_is_lost(l->g->run))
+            return TD_OK;
+        waited += TD_MIN(dt, 2 * slice);
+        if (waited < patience)
+            continue;
+        *hung = true;
+        char label[128] = "";
+        for (int32_t i = 0; i < l->g->plan->n_stages; i++)
+            snprintf(label + strlen(label), sizeof label - strlen(label), "%s%s", i ? ", " : "",
+                     l->g->stages[i].device->info.name);
+        return td_error_set(
+            err, TD_E_DEVICE,
+            "%s: a micro-batch of %d tokens shows no sign of life after %.0f s: the "
+            "device hangs",
+            label, l->slots[l->head].batch.n_tokens, waited);
+    }
+}
+
+static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_error *err) {
     flight *f = &l->slots[l->head];
     td_captured cap;
-    td_status rc = td_session_wait(l->g->session, l->head, 0, &cap, err);
+    bool got;
+    td_status rc = wait_oldest(l, &cap, &got, hung, err);
     *device_failed = rc != TD_OK;
+    if (rc == TD_OK && !got)
+        return TD_OK;
     if (rc == TD_OK)
         rc = store(l, f, &cap, err);
     if (rc != TD_OK)
         return rc;
+    atomic_store(&l->g->in_flight[l->head], NULL);
     l->head = (l->head + 1) % l->n_slots;
+    atomic_store(&l->g->oldest, l->head);
     l->n_in_flight--;
     double now = td_time_s(), dt = now - l->last_completion_s;
     l->last_completion_s = now;
@@ -204,10 +276,12 @@ static void wait_for_work(loop *l) {
 
 /* A device of the group failed: its work goes back to the others. Without others, or when a
  * micro-batch has failed on several groups, the run ends. */
-static void retire(loop *l, const td_error *why) {
+static void retire(loop *l, bool hung, const td_error *why) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     int64_t poisoned_shard = -1;
+    for (int32_t i = 0; i < l->n_slots; i++)
+        atomic_store(&g->in_flight[i], NULL); /* soon somebody else's */
     for (int32_t i = 0; i < l->n_in_flight; i++) {
         const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
         /* Looked up before it is given back: then it is somebody else's, and soon nobody's. */
@@ -221,12 +295,7 @@ static void retire(loop *l, const td_error *why) {
     l->n_in_flight = 0;
     td_error e = *why;
     td_error_prefix(&e, "group %u", g->id);
-    pthread_mutex_lock(&run->lock);
-    g->retired = true;
-    run->n_retired++;
-    snprintf(g->retired_why, sizeof g->retired_why, "%.*s", (int)sizeof g->retired_why - 1, e.text);
-    bool last = run->n_retired == run->n_groups;
-    pthread_mutex_unlock(&run->lock);
+    bool last = td_run_retire(run, g, hung, &e);
     if (last) {
         td_run_fail(run, &e);
     } else if (poisoned_shard >= 0) {
@@ -242,16 +311,18 @@ static void work_loop(loop *l) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     td_error err = {0};
-    while (!td_queue_finished(run->queue)) {
+    while (!td_queue_finished(run->queue) && !td_run_is_lost(run)) {
         td_claim claim;
-        bool device_failed = true;
+        bool device_failed = true, hung = false;
         td_status rc = TD_OK;
-        while (rc == TD_OK && l->n_in_flight < l->n_slots && !td_run_stopping(run) &&
+        while (rc == TD_OK && !l->gone && l->n_in_flight < l->n_slots && !td_run_stopping(run) &&
                next_claim(l, &claim))
             rc = submit(l, &claim, &err);
+        if (l->gone)
+            return;
         if (rc == TD_OK) {
             if (l->n_in_flight > 0)
-                rc = complete_oldest(l, &device_failed, &err);
+                rc = complete_oldest(l, &device_failed, &hung, &err);
             else if (td_run_stopping(run))
                 return;
             else
@@ -259,8 +330,10 @@ static void work_loop(loop *l) {
         }
         if (rc == TD_OK)
             continue;
-        if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
-            retire(l, &err);
+        if (device_failed && rc == TD_E_DEVICE_LOST)
+            td_run_lost(run, g, &err);
+        else if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
+            retire(l, hung, &err);
         else
             td_run_fail(run, &err);
         return;
@@ -311,14 +384,17 @@ void *td_group_main(void *arg) {
                 td_run_fail(run, &err);
             pthread_mutex_lock(&run->lock);
             g->finished_s = td_time_s() - run->start_s;
+            if (!g->ended)
+                run->n_groups_ended++;
             g->ended = true;
-            run->n_groups_ended++;
             pthread_cond_broadcast(&run->changed);
             pthread_mutex_unlock(&run->lock);
             continue;
         }
         ack_phase(run, rc == TD_OK ? NULL : &err);
     }
+    if (g->hung) /* never to be seen again, and with it what its device may still write to */
+        return NULL;
     free_slots(&l);
     td_session_destroy(g->session);
     g->session = NULL;

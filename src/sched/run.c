@@ -12,6 +12,10 @@
 #include "tdgen/util.h"
 
 enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
+#define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
+
+/* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. */
+static td_run_state *g_abandoned;
 
 /* --- failure -----------------------------------------------------------------------------------
  */
@@ -32,6 +36,30 @@ static void request_stop(td_run_state *run) {
     atomic_store(&run->stop, true);
     pthread_cond_broadcast(&run->changed);
     pthread_mutex_unlock(&run->lock);
+}
+
+void td_run_lost(td_run_state *run, td_group *g, const td_error *err) {
+    pthread_mutex_lock(&run->lock);
+    if (!td_run_is_lost(run)) {
+        run->lost_group = g;
+        run->lost_error = *err;
+    }
+    atomic_store_explicit(&run->lost, true, memory_order_release);
+    pthread_mutex_unlock(&run->lock);
+    td_run_fail(run, err);
+}
+
+bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why) {
+    pthread_mutex_lock(&run->lock);
+    g->retired = true;
+    g->hung = hung;
+    run->n_retired++;
+    run->n_hung += hung;
+    snprintf(g->retired_why, sizeof g->retired_why, "%.*s", (int)sizeof g->retired_why - 1,
+             why->text);
+    bool last = run->n_retired == run->n_groups;
+    pthread_mutex_unlock(&run->lock);
+    return last;
 }
 
 /* --- set-up ------------------------------------------------------------------------------------
@@ -76,9 +104,12 @@ static td_status make_groups(td_run_state *run, td_error *err) {
     run->n_groups = plan->n_groups;
     for (int32_t g = 0; g < run->n_groups; g++) {
         td_group *grp = &run->groups[g];
-        *grp = (td_group){.run = run, .id = (uint32_t)g, .plan = &plan->groups[g]};
+        grp->run = run;
+        grp->id = (uint32_t)g;
+        grp->plan = &plan->groups[g];
         grp->stages = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->stages);
-        if (!grp->stages)
+        grp->in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->in_flight);
+        if (!grp->stages || !grp->in_flight)
             return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
         for (int32_t i = 0; i < grp->plan->n_stages; i++)
             grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
@@ -93,13 +124,16 @@ static void free_state(td_run_state *run) {
         free((char *)run->kinds[k]);
     free(run->kinds);
     free(run->group_kind);
-    for (int32_t g = 0; run->groups && g < run->n_groups; g++)
+    for (int32_t g = 0; run->groups && g < run->n_groups; g++) {
         free(run->groups[g].stages);
+        free(run->groups[g].in_flight);
+    }
     free(run->groups);
     free(run->open);
     td_queue_destroy(run->queue);
     pthread_cond_destroy(&run->changed);
     pthread_mutex_destroy(&run->lock);
+    free(run);
 }
 
 /* --- phases of the group threads ----------------------------------------------------------------
@@ -162,9 +196,46 @@ static td_status create_sessions(td_run_state *run, td_error *err) {
 /* --- the run -----------------------------------------------------------------------------------
  */
 
-/* Ticks until feeder, groups and writer have ended. */
-static void watch(td_run_state *run, td_progress *progress) {
+/* A group's thread that does not come back from enqueueing: its device takes no work any more. Its
+ * work goes to the others, it is not waited for again. */
+static void give_up_stuck(td_run_state *run, double dt) {
+    for (int32_t i = 0; i < run->n_groups; i++) {
+        td_group *g = &run->groups[i];
+        int64_t n = atomic_load(&g->n_submits);
+        /* A tick that took long: the whole process stood still, which is not the device's fault. */
+        g->stuck_s = n % 2 && n == g->seen_submits ? g->stuck_s + TD_MIN(dt, 1.0) : 0;
+        g->seen_submits = n;
+        if (1e3 * g->stuck_s < (double)atomic_load(&g->patience_ms) || n % 2 == 0 ||
+            !atomic_compare_exchange_strong(&g->n_submits, &n, TD_SUBMIT_GONE))
+            continue;
+        td_error err;
+        td_error_set(&err, TD_E_DEVICE,
+                     "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
+                     g->stages[0].device->info.name, g->stuck_s);
+        for (int32_t k = 0; k < run->limits.n_slots; k++)
+            atomic_store(&g->in_flight[k], NULL);
+        td_queue_retire(run->queue, g->id);
+        bool last = td_run_retire(run, g, true, &err);
+        pthread_mutex_lock(&run->lock);
+        g->stuck = true;
+        if (!g->ended)
+            run->n_groups_ended++;
+        g->ended = true;
+        g->finished_s = td_time_s() - run->start_s;
+        pthread_cond_broadcast(&run->changed);
+        pthread_mutex_unlock(&run->lock);
+        if (last)
+            td_run_fail(run, &err);
+        else
+            td_log_error("%s; the other groups take over its work", err.text);
+    }
+}
+
+/* Ticks until feeder, groups and writer have ended; after the loss of a device until they should
+ * have. True when all did. */
+static bool watch(td_run_state *run, td_progress *progress) {
     bool told = false;
+    double last_s = td_time_s(), lost_s = 0;
     for (;;) {
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
@@ -176,6 +247,7 @@ static void watch(td_run_state *run, td_progress *progress) {
             pthread_cond_timedwait(&run->changed, &run->lock, &until);
         bool ended = run->feeder_ended && run->writer_ended && run->n_groups_ended == run->n_groups;
         pthread_mutex_unlock(&run->lock);
+        double now = td_time_s();
         if (td_run_stop_requested() && !told) {
             told = true;
             td_log_info(
@@ -183,13 +255,72 @@ static void watch(td_run_state *run, td_progress *progress) {
                 "once (a rerun continues in either case)");
             request_stop(run);
         }
-        if (ended)
-            return;
+        if (td_run_is_lost(run) && lost_s == 0) {
+            lost_s = now;
+            td_run_arm_watchdog();
+        }
+        if (ended || (lost_s > 0 && now - lost_s > LEAVE_S))
+            return ended;
+        if (lost_s == 0)
+            give_up_stuck(run, now - last_s);
+        last_s = now;
         td_progress_tick(progress, told ? "stopping" : "running", false);
     }
 }
 
-static void summarise(td_run_state *run, td_run_summary *out) {
+/* --- after the loss of a device -----------------------------------------------------------------
+ */
+
+/* Adds the samples that the group has in flight, oldest micro-batch first. */
+static td_status add_in_flight(const td_run_state *run, td_group *g, td_fault *f, size_t *cap,
+                               td_error *err) {
+    int32_t n_slots = run->limits.n_slots, oldest = atomic_load(&g->oldest);
+    for (int32_t i = 0; i < n_slots; i++) {
+        const td_work *w = atomic_load(&g->in_flight[(oldest + i) % n_slots]);
+        if (!w)
+            continue;
+        const td_shard *sh = w->open->shard;
+        const td_micro_batch *mb = &sh->batches[w->batch];
+        size_t n = (size_t)f->n_samples, need = n + (size_t)mb->n_samples;
+        if (!td_grow((void **)&f->samples, cap, need, sizeof *f->samples))
+            return td_error_nomem(err, "the samples in flight", need * sizeof *f->samples);
+        for (int32_t k = 0; k < mb->n_samples; k++) {
+            const td_sample *s = &sh->samples[mb->samples[k]];
+            f->samples[n++] = (td_fault_sample){.row = s->row, .start = s->start};
+        }
+        f->n_samples = (int32_t)n;
+    }
+    return TD_OK;
+}
+
+/* Which device failed, and what was in flight in the groups that use it. The thread that met the
+ * failure first need not be the one whose device failed. */
+static td_status describe_loss(td_run_state *run, td_fault *f, td_error *err) {
+    const td_run_input *in = run->in;
+    td_group *met = run->lost_group;
+    td_device *const *devices = in->devices;
+    int32_t which = td_faults_culprit(devices, in->plan->inventory.n_devices, run->lost_error.text);
+    const td_device *dev =
+        which >= 0 ? devices[which] : (met ? met : &run->groups[0])->stages[0].device;
+    snprintf(f->key, sizeof f->key, "%s", td_device_key(&dev->info));
+    snprintf(f->name, sizeof f->name, "%s", dev->info.name);
+    snprintf(f->why, sizeof f->why, "%s", run->lost_error.text);
+    td_status rc = TD_OK;
+    size_t cap = 0;
+    for (int32_t g = 0; rc == TD_OK && met && g < run->n_groups; g++) {
+        td_group *grp = &run->groups[g];
+        bool uses = false;
+        for (int32_t i = 0; i < grp->plan->n_stages; i++)
+            uses = uses || grp->stages[i].device == dev;
+        if (uses && !grp->hung)
+            rc = add_in_flight(run, grp, f, &cap, err);
+    }
+    return rc;
+}
+
+/* Called when the groups ended, or were given up: then their devices are not asked any more. */
+static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) {
+    pthread_mutex_lock(&run->lock);
     *out = (td_run_summary){.wall_s = td_time_s() - run->start_s,
                             .n_samples = atomic_load(&run->n_samples_idle),
                             .n_tokens = atomic_load(&run->n_tokens_idle),
@@ -199,6 +330,7 @@ static void summarise(td_run_state *run, td_run_summary *out) {
                             .n_overflow_rows = atomic_load(&run->n_overflow_rows),
                             .n_groups = run->n_groups,
                             .n_retired = run->n_retired,
+                            .n_hung = run->n_hung,
                             .stopped = td_run_stop_requested()};
     out->groups = td_calloc((size_t)run->n_groups, sizeof *out->groups);
     for (int32_t g = 0; g < run->n_groups; g++) {
@@ -209,11 +341,14 @@ static void summarise(td_run_state *run, td_run_summary *out) {
                               .n_batches = atomic_load(&grp->n_batches),
                               .wait_s = 1e-6 * (double)atomic_load(&grp->wait_us),
                               .finished_s = grp->finished_s,
-                              .retired = grp->retired};
+                              .retired = grp->retired,
+                              .hung = grp->hung};
         memcpy(s.retired_why, grp->retired_why, sizeof s.retired_why);
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
-        for (int32_t i = 0; i < s.n_stages && grp->session; i++)
+        for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
+        if (grp->session)
+            td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
         out->n_samples += s.n_samples;
@@ -222,85 +357,130 @@ static void summarise(td_run_state *run, td_run_summary *out) {
     }
     if (!out->groups)
         out->n_groups = 0;
+    pthread_mutex_unlock(&run->lock);
+}
+
+/* Joins what can be joined. After the loss of a device no thread is asked to tear anything down. */
+static void end_groups(td_run_state *run, int32_t n_threads, td_run_summary *out) {
+    if (td_run_is_lost(run)) {
+        out->abandoned = true;
+        return;
+    }
+    if (run->n_hung > 0) {
+        out->abandoned = true;
+        td_run_arm_watchdog(); /* devices that hang can hold up the others' */
+    }
+    announce(run, TD_PHASE_QUIT);
+    for (int32_t g = 0; g < n_threads; g++)
+        if (!run->groups[g].stuck)
+            pthread_join(run->groups[g].thread, NULL);
 }
 
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
-    td_run_state run = {.in = in, .limits = in->plan->limits, .start_s = td_time_s()};
     td_progress *progress = NULL;
     pthread_t feeder, writer;
     int32_t n_threads = 0;
     bool feeding = false, writing = false;
     td_status rc;
     *out = (td_run_summary){0};
-    pthread_mutex_init(&run.lock, NULL);
-    pthread_cond_init(&run.changed, NULL);
+    td_run_state *run = td_calloc(1, sizeof *run);
+    if (!run)
+        return td_error_nomem(err, "the run", sizeof *run);
+    run->in = in;
+    run->limits = in->plan->limits;
+    run->start_s = td_time_s();
+    pthread_mutex_init(&run->lock, NULL);
+    pthread_cond_init(&run->changed, NULL);
 
-    rc = make_groups(&run, err);
+    rc = make_groups(run, err);
     if (rc != TD_OK)
         goto done;
-    rc = td_queue_create(QUEUE_CAPACITY, (uint32_t)run.n_groups, &run.queue, err);
+    rc = td_queue_create(QUEUE_CAPACITY, (uint32_t)run->n_groups, &run->queue, err);
     if (rc != TD_OK)
         goto done;
-    run.max_open = TD_MIN(4 + run.n_groups, 64);
-    run.open = td_calloc((size_t)run.max_open, sizeof *run.open);
-    progress = td_progress_create(&run);
-    if (!run.open || !progress) {
+    run->max_open = TD_MIN(4 + run->n_groups, 64);
+    run->open = td_calloc((size_t)run->max_open, sizeof *run->open);
+    progress = td_progress_create(run);
+    if (!run->open || !progress) {
         rc = td_error_nomem(err, "the run", 4096);
         goto done;
     }
-    for (; n_threads < run.n_groups; n_threads++)
-        if (pthread_create(&run.groups[n_threads].thread, NULL, td_group_main,
-                           &run.groups[n_threads]) != 0) {
+    for (; n_threads < run->n_groups; n_threads++)
+        if (pthread_create(&run->groups[n_threads].thread, NULL, td_group_main,
+                           &run->groups[n_threads]) != 0) {
             rc = td_error_set(err, TD_E_INTERNAL, "cannot start the thread of group %d", n_threads);
             goto quit;
         }
-    rc = create_sessions(&run, err);
+    rc = create_sessions(run, err);
+    if (rc == TD_E_DEVICE_LOST) {
+        td_error e = {.code = rc};
+        if (err)
+            e = *err;
+        td_run_lost(run, NULL, &e);
+        td_run_arm_watchdog();
+        rc = describe_loss(run, &out->fault, err);
+        rc = rc == TD_OK ? TD_E_DEVICE_LOST : rc;
+    }
     if (rc != TD_OK)
         goto quit;
 
-    run.start_s = td_time_s();
-    writing = pthread_create(&writer, NULL, td_writer_main, &run) == 0;
-    feeding = writing && pthread_create(&feeder, NULL, td_feeder_main, &run) == 0;
+    run->start_s = td_time_s();
+    writing = pthread_create(&writer, NULL, td_writer_main, run) == 0;
+    feeding = writing && pthread_create(&feeder, NULL, td_feeder_main, run) == 0;
     if (!feeding) {
         rc = td_error_set(err, TD_E_INTERNAL, "cannot start the threads of the run");
-        td_run_fail(&run, err);
-        pthread_mutex_lock(&run.lock);
-        run.feeder_ended = true;
-        run.writer_ended = !writing;
-        pthread_mutex_unlock(&run.lock);
+        td_run_fail(run, err);
+        pthread_mutex_lock(&run->lock);
+        run->feeder_ended = true;
+        run->writer_ended = !writing;
+        pthread_mutex_unlock(&run->lock);
     }
-    announce(&run, TD_PHASE_RUN);
-    watch(&run, progress);
-    if (feeding)
+    announce(run, TD_PHASE_RUN);
+    bool ended = watch(run, progress);
+    if (ended && feeding)
         pthread_join(feeder, NULL);
-    if (writing)
+    if (ended && writing)
         pthread_join(writer, NULL);
-    summarise(&run, out);
-    if (run.failed) {
+    out->output_busy = !ended;
+    summarise(run, !td_run_is_lost(run), out);
+    td_progress_devices(progress, out);
+    if (td_run_is_lost(run)) {
+        td_error why = {0};
+        if (describe_loss(run, &out->fault, &why) != TD_OK)
+            td_run_fail(run, &why);
+        if (ended)
+            td_run_drop_open(run);
+    }
+    if (run->failed) {
         if (err)
-            *err = run.error;
-        rc = run.error.code;
+            *err = run->error;
+        rc = run->error.code;
     } else if (out->stopped) {
         rc = td_run_stopped_error(err);
     }
     td_progress_tick(progress,
-                     rc == TD_OK          ? "done"
-                     : rc == TD_E_STOPPED ? "stopped"
-                                          : "failed",
+                     rc == TD_OK              ? "done"
+                     : rc == TD_E_STOPPED     ? "stopped"
+                     : rc == TD_E_DEVICE_LOST ? "device_lost"
+                                              : "failed",
                      true);
 quit:
     if (rc != TD_OK && out->groups == NULL)
         td_progress_tick(progress, "failed", true);
-    announce(&run, TD_PHASE_QUIT);
-    for (int32_t g = 0; g < n_threads; g++)
-        pthread_join(run.groups[g].thread, NULL);
+    end_groups(run, n_threads, out);
 done:
     td_progress_free(progress);
-    free_state(&run);
+    if (out->abandoned)
+        g_abandoned = run;
+    else
+        free_state(run);
     return rc;
 }
 
 void td_run_summary_free(td_run_summary *s) {
     free(s->groups);
     s->groups = NULL;
+    free(s->devices);
+    s->devices = NULL;
+    td_fault_free(&s->fault);
 }

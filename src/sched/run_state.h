@@ -25,6 +25,8 @@ typedef struct td_work {
 
 typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
 
+#define TD_SUBMIT_GONE (-2)
+
 typedef struct td_group {
     struct td_run_state *run;
     uint32_t id;
@@ -35,8 +37,23 @@ typedef struct td_group {
     /* Progress, written by the group's thread, read by main. */
     _Atomic int64_t n_tokens, n_rows, n_samples, n_batches;
     _Atomic int64_t wait_us;
+    /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
+     * session's slot i, and `oldest` the slot of the oldest. Written by the group's thread. A
+     * work is taken out before it is done, so what is seen here is in an open shard. */
+    _Atomic(struct td_work *) *in_flight; /* [limits.n_slots] */
+    _Atomic int32_t oldest;
+    /* For the watch on a thread that does not come back from enqueueing: odd while it is inside.
+     * The thread leaves with a compare-and-swap, and the watch gives it up with one, to
+     * SUBMIT_GONE: a thread that lost its work this way touches nothing any more. */
+    _Atomic int64_t n_submits;
+    _Atomic int64_t patience_ms; /* without a sign of life: the device hangs */
+    /* The watch's own. */
+    int64_t seen_submits;
+    double stuck_s;
     /* Final, protected by run->lock. */
     bool ended, retired;
+    bool hung;  /* the session must not be touched any more */
+    bool stuck; /* hung, and so does the thread: it cannot be joined */
     double finished_s;
     char retired_why[256];
 } td_group;
@@ -53,6 +70,7 @@ typedef struct td_run_state {
     double start_s;
 
     _Atomic bool stop; /* claim nothing more; set on failure and by signals */
+    _Atomic bool lost; /* a device was lost: leave at once, keep nothing; set with stop */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* any change of the fields below */
@@ -61,12 +79,14 @@ typedef struct td_run_state {
     int32_t n_acked;      /* groups that finished the phase */
     td_error phase_error; /* first failure in the phase */
     bool failed;
-    td_error error;      /* first failure of the run */
+    td_error error;       /* first failure of the run */
+    td_group *lost_group; /* where TD_E_DEVICE_LOST was met first */
+    td_error lost_error;
     td_open_shard *open; /* [max_open] */
     int32_t max_open, n_open;
     td_open_shard *commit_head, *commit_tail;
     bool feeder_ended, writer_ended;
-    int32_t n_groups_ended, n_retired;
+    int32_t n_groups_ended, n_retired, n_hung;
 
     _Atomic int64_t n_shards_written, n_shards_kept, n_bad, n_overflow_rows;
     _Atomic int64_t n_tokens_idle, n_samples_idle; /* without a target: nothing to compute */
@@ -79,6 +99,17 @@ static inline bool td_run_stopping(const td_run_state *run) {
     /* relaxed: a hint; what it protects is ordered by the lock or the queue */
     return atomic_load_explicit(&((td_run_state *)run)->stop, memory_order_relaxed);
 }
+static inline bool td_run_is_lost(const td_run_state *run) {
+    /* acquire: a group that was last asked before the loss shows what it had in flight then */
+    return atomic_load_explicit(&((td_run_state *)run)->lost, memory_order_acquire);
+}
+/* TD_E_DEVICE_LOST was met, on behalf of a group or (NULL) of none. Any thread. */
+void td_run_lost(td_run_state *run, td_group *g, const td_error *err);
+/* Marks the group retired with its reason. True when no other is left. Any thread. */
+bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why);
+/* Drops every shard that is not committed. After all threads that could touch them ended. */
+void td_run_drop_open(td_run_state *run);
+
 /* Queues a complete shard for the writer. Any thread. */
 void td_run_shard_complete(td_run_state *run, td_open_shard *o);
 
@@ -89,8 +120,10 @@ void *td_group_main(void *group);
 /* progress.c */
 typedef struct td_progress td_progress;
 td_progress *td_progress_create(td_run_state *run); /* NULL when out of memory */
-/* Called often; shows what is due. state: "running", "done", "stopped", "failed". */
+/* Called often; shows what is due. state: "running", "stopping", "done", "stopped",
+ * "device_lost" (the program starts anew), "failed". */
 void td_progress_tick(td_progress *p, const char *state, bool final);
+void td_progress_devices(const td_progress *p, td_run_summary *out); /* what sensors said */
 void td_progress_free(td_progress *p);
 
 #endif
