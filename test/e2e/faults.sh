@@ -7,6 +7,7 @@
 for _ in $(seq 4); do cat demo/demo.jsonl; done >"$TMP/long.jsonl"
 config "$TMP/run.ini" '[data]' "path = $TMP/long.jsonl" '[devices]' 'gpus_per_model = 1'
 sed -i '/^path = demo\/demo.jsonl/d; /^gpus = cpu$/d; s/^batch_tokens.*/batch_tokens = 512/' "$TMP/run.ini"
+# shellcheck disable=SC2317 # through expect
 tdgen() { "$TDGEN" -c "$TMP/run.ini" "$@"; }
 expect 0 'Done in' tdgen devices.gpus=cpu*3
 ref="$TMP/run-out"
