@@ -332,6 +332,8 @@ static void work_loop(loop *l) {
             continue;
         if (device_failed && rc == TD_E_DEVICE_LOST)
             td_run_lost(run, g, &err);
+        else if (td_run_is_lost(run))
+            return; /* whatever it is, it came of that */
         else if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
             retire(l, hung, &err);
         else

@@ -324,3 +324,34 @@ Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
     remove_dir(f.dir);
     remove_dir(ref);
 }
+
+/* A device that takes no more work keeps the thread that gives it some. */
+static td_status blocking_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    while (atomic_fetch_sub(&g_calls_left, 1) <= 0)
+        pause();
+    return g_real->gemm(s, a, err);
+}
+
+Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    td_run_summary s;
+    td_error err = {0};
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "3", 1);
+    setup(&g_lost, "stuck", "cpu*2", 2, "512");
+    static td_device_ops ops; /* its thread outlives this function */
+    ops = *(g_real = g_lost.devices[1]->ops);
+    ops.gemm = blocking_gemm;
+    g_lost.devices[1]->ops = &ops;
+    atomic_store(&g_calls_left, 40);
+    OK(run(&g_lost, &s, &err));
+    cr_assert(s.abandoned);
+    cr_assert_eq(s.n_hung, 1);
+    cr_assert_eq(s.n_retired, 1);
+    cr_assert(s.groups[1].hung && strstr(s.groups[1].retired_why, "has taken no more work"));
+    assert_same_shards(ref, g_lost.dir);
+    td_run_summary_free(&s);
+    td_output_close(g_lost.output);
+    remove_dir(g_lost.dir);
+    remove_dir(ref);
+}
