@@ -13,12 +13,40 @@ static const char HELP[] =
     "Lists what this machine offers to a run: each device's name as used in [devices] gpus, its\n"
     "memory, and the compute modes of its matrix products. The last column is the device kind "
     "that\n"
-    "records carry: output is byte-identical between runs on one kind.\n"
+    "records carry: output is byte-identical between runs on one kind. Of GPUs the second line "
+    "has\n"
+    "the UUID, the PCI id and the other GPUs whose memory is reached without the host.\n"
     "\n"
+    "  devices.gpus = 1,3     these GPUs and no others, as CUDA numbers them\n"
     "  devices.gpus = cpu     one CPU device with all cores\n"
     "  devices.gpus = cpu*4   four CPU devices that split the cores\n"
     "\n"
     "exit codes: 0 done, 2 usage, 5 a device could not be asked\n";
+
+/* The GPUs that this one reaches directly, as "0,2-3"; "-" for none. */
+static const char *peers_of(const td_device_info *d, char *buf, size_t size) {
+    size_t at = 0;
+    snprintf(buf, size, "-");
+    for (int i = 0; i < 64 && at < size; i++) {
+        if (!(d->peers >> i & 1))
+            continue;
+        int last = i;
+        while (last < 63 && d->peers >> (last + 1) & 1)
+            last++;
+        at += (size_t)snprintf(buf + at, size - at, "%s%d", at ? "," : "", i);
+        if (last > i && at < size)
+            at += (size_t)snprintf(buf + at, size - at, "-%d", last);
+        i = last;
+    }
+    return buf;
+}
+
+static void print_gpu(const td_device_info *d) {
+    char peers[128];
+    printf("         %s  PCI %s  compute capability %d.%d  %d multiprocessors  peers %s\n", d->uuid,
+           d->pci, d->compute_capability / 10, d->compute_capability % 10, d->n_multiprocessors,
+           peers_of(d, peers, sizeof peers));
+}
 
 static void print_device(const td_device_info *d) {
     char total[32], free_[32], modes[32];
@@ -27,6 +55,8 @@ static void print_device(const td_device_info *d) {
     printf("%-8s %-42.42s %10s %10s  %-13s %s\n", d->name, d->model,
            td_human_bytes(d->memory_total_bytes, total, sizeof total),
            td_human_bytes(d->memory_free_bytes, free_, sizeof free_), modes, d->kind);
+    if (d->uuid[0])
+        print_gpu(d);
 }
 
 int td_cmd_devices(int argc, char **argv) {

@@ -311,6 +311,33 @@ static td_status open_devices(job *j, td_error *err) {
     return TD_OK;
 }
 
+/* The plan's memory of each device in one piece, before anything else is allocated there. Less than
+ * planned is not the end: sessions take smaller micro-batches then. */
+static td_status reserve_memory(job *j, td_error *err) {
+    const td_plan *p = &j->plan;
+    for (int32_t i = 0; i < p->n_domains; i++) {
+        const td_plan_domain *d = &p->domains[i];
+        td_device *dev = NULL;
+        for (int32_t k = 0; !dev && k < p->inventory.n_devices; k++)
+            if (p->inventory.devices[k].domain == d->domain)
+                dev = j->devices[k];
+        if (!dev || !dev->ops->reserve)
+            continue;
+        /* Allocations are rounded up to what the device aligns to: a few hundred bytes each. */
+        uint64_t need = d->weight_bytes + d->activation_bytes + d->workspace_bytes, got;
+        need += need / 1024 + ((uint64_t)64 << 20);
+        td_status rc = dev->ops->reserve(dev, need, &got, err);
+        if (rc != TD_OK)
+            return rc;
+        char want[32], have[32];
+        if (got < need)
+            td_log_warn("%s: %s of the planned %s are there; another program may be using the card",
+                        dev->info.name, td_human_bytes(got, have, sizeof have),
+                        td_human_bytes(need, want, sizeof want));
+    }
+    return TD_OK;
+}
+
 static td_status load_weights(job *j, td_error *err) {
     const td_plan *p = &j->plan;
     int32_t n = 0, at = 0;
@@ -324,17 +351,20 @@ static td_status load_weights(job *j, td_error *err) {
             stages[at++] = (td_stage){.device = j->devices[p->groups[g].stages[s].device],
                                       .item_begin = p->groups[g].stages[s].item_begin,
                                       .item_end = p->groups[g].stages[s].item_end};
-    uint64_t n_bytes = 0;
-    double t0 = td_time_s();
-    td_status rc = td_weights_load(j->weights, stages, n, p->compute, &n_bytes, err);
+    td_load_stats stats;
+    td_status rc = td_weights_load(j->weights, stages, n, p->compute, &stats, err);
     free(stages);
     if (rc != TD_OK)
         return rc;
-    double dt = td_time_s() - t0;
-    char size[32];
-    td_log_info("Weights: %s read once in %.1f s (%.2f GB/s) for %d group%s",
-                td_human_bytes(n_bytes, size, sizeof size), dt,
-                dt > 0 ? 1e-9 * (double)n_bytes / dt : 0.0, p->n_groups,
+    char size[32], sent[32], line[128] = "";
+    double dt = stats.seconds > 0 ? stats.seconds : 1e-9;
+    if (stats.bytes_sent)
+        snprintf(line, sizeof line, ", %s sent to %d device%s (%.2f GB/s)",
+                 td_human_bytes(stats.bytes_sent, sent, sizeof sent), stats.n_domains,
+                 stats.n_domains == 1 ? "" : "s", 1e-9 * (double)stats.bytes_sent / dt);
+    td_log_info("Weights: %s read once in %.1f s (%.2f GB/s)%s for %d group%s",
+                td_human_bytes(stats.bytes_read, size, sizeof size), dt,
+                1e-9 * (double)stats.bytes_read / dt, line, p->n_groups,
                 p->n_groups == 1 ? "" : "s");
     return TD_OK;
 }
@@ -382,7 +412,8 @@ static td_status bind_weights(job *j, td_error *err) {
  * an earlier run committed is untouched. */
 static td_status prepare(job *j, td_error *err) {
     static td_status (*const step[])(job *, td_error *) = {
-        open_source, open_weights, open_output, open_devices, load_weights, bind_weights};
+        open_source,    open_weights, open_output, open_devices,
+        reserve_memory, load_weights, bind_weights};
     td_status rc = TD_OK;
     for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(step); i++)
         rc = td_run_stop_requested() ? td_run_stopped_error(err) : step[i](j, err);

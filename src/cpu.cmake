@@ -1,6 +1,6 @@
 # The CPU device and the registry. The inner loops are compiled once per instruction-set level; which
 # one runs is chosen when a device is opened, so the program runs on any x86-64.
-add_library(td_device STATIC device.c device_speed.c cpu/cpu_device.c cpu/cpu_memory.c cpu/cpu_pool.c
+add_library(td_device STATIC device.c device_check.c device_speed.c cpu/cpu_device.c cpu/cpu_memory.c cpu/cpu_pool.c
                              cpu/cpu_stream.c cpu/cpu_gemm.c cpu/cpu_ops.c cpu/cpu_moe.c)
 target_link_libraries(td_device PUBLIC td_common PRIVATE DNNL::dnnl OpenMP::OpenMP_C)
 

@@ -62,6 +62,8 @@ typedef struct td_device_info {
     char pci[20];               /* "0000:3b:00.0" */
     int32_t compute_capability; /* 80 for 8.0 */
     int32_t n_multiprocessors;
+    /* From its clocks and units, nothing measured: dense 16-bit and f32 products, memory. */
+    double peak_tflops, peak_tflops_f32, peak_mem_gbs;
     bool narrow_attention; /* in a 16-bit compute mode attention reads q, k and v in that type */
     uint64_t peers; /* bit i: memory of the backend's device i < 64 can be reached directly */
 } td_device_info;
@@ -121,7 +123,6 @@ typedef struct td_gemm_args {
     int32_t n_rows;    /* M */
     float scale;       /* 1 = none (Granite: residual_multiplier); 0 is refused */
     bool accumulate;   /* out += : the residual connection */
-    bool is_lm_head;   /* for profiles only */
 } td_gemm_args;
 
 /* Rotary embedding, HF half-rotation layout, in place on the first rotary_dim elements of each
@@ -195,13 +196,15 @@ typedef struct td_moe_args {
 } td_moe_args;
 
 /* Bytes of td_moe_args.scratch for up to n_tokens rows, on every device kind (pure: the planner
- * asks too): router logits and choices, then per chosen (token, expert) pair one row each of the
- * input and of the activation in the compute dtype, of gate and up and of the result in f32. */
+ * asks too): router logits and choices, two pointers per expert, then per chosen (token, expert)
+ * pair one row each of the input and of the activation in the compute dtype, of gate and up and of
+ * the result in f32. */
 static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, int32_t n_ffn,
                                             int32_t n_experts, int32_t top_k, td_dtype compute) {
     uint64_t T = (uint64_t)n_tokens, P = T * (uint64_t)top_k, c = td_dtype_size(compute);
     uint64_t C = (uint64_t)n_cols, F = (uint64_t)n_ffn, E = (uint64_t)n_experts;
-    return T * E * 4 + P * 16 + (E + 1) * 8 + P * (C * c + F * c + 2 * F * 4 + C * 4) + 64 * 8;
+    return T * E * 4 + P * 16 + (E + 1) * 8 + E * 16 + P * (C * c + F * c + 2 * F * 4 + C * 4) +
+           64 * 8;
 }
 
 /* Capture over a chunk of rows of logits, one pass for the sums, one for the selection.
@@ -248,10 +251,15 @@ typedef enum td_op {
     TD_OP_ATTENTION,
     TD_OP_ACT,
     TD_OP_MOE,
-    TD_OP_LM_HEAD, /* gemm with is_lm_head */
     TD_OP_CAPTURE,
     TD_OP_COUNT
 } td_op;
+
+static inline const char *td_op_name(td_op op) {
+    static const char *const name[TD_OP_COUNT] = {"copy",      "embed", "norm", "gemm",   "rope",
+                                                  "attention", "act",   "moe",  "capture"};
+    return name[op];
+}
 
 /* Sensors of a GPU, from NVML; a value that the card does not tell is -1. */
 typedef struct td_device_health {

@@ -139,12 +139,21 @@ typedef struct td_stage {
     int32_t item_begin, item_end;
 } td_stage;
 
-/* Prepares the items of all given stages (of all groups) in `compute`. Each tensor is read from the
- * mapping once, and its pages are given back; stages whose devices share a domain share the
- * prepared weight. Call once, before any session; after a failure it may be called again.
- * bytes_read (may be NULL) counts file bytes touched. The devices outlive w. */
+typedef struct td_load_stats {
+    uint64_t bytes_read; /* of the files; each tensor counts once */
+    uint64_t bytes_sent; /* copied to devices that have memory of their own */
+    int32_t n_domains;   /* that hold weights */
+    double seconds;
+} td_load_stats;
+
+/* Prepares the items of all given stages (of all groups) in `compute`. Each tensor is read once and
+ * goes to every domain that needs it; stages whose devices share a domain share the prepared
+ * weight. Host memory stays bounded by a staging area and about one layer. A finite value that
+ * `compute` cannot hold is refused (TD_E_MODEL). Call once, before any session; after a failure it
+ * may be called again. stats may be NULL. Starts threads of its own and joins them. The devices
+ * outlive w. */
 td_status td_weights_load(td_weights *w, const td_stage *stages, int32_t n_stages, td_dtype compute,
-                          uint64_t *bytes_read, td_error *err);
+                          td_load_stats *stats, td_error *err);
 
 /* --- sessions ----------------------------------------------------------------------------------
  */
@@ -158,6 +167,10 @@ typedef struct td_session_limits {
     int32_t top_k, n_temperatures;
     float temperatures[16];
     int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
+    /* The devices' info.narrow_attention: with 16-bit compute, q, k and v get a buffer in that
+     * type.
+     */
+    bool narrow_attention;
 } td_session_limits;
 
 /* Bytes that a session needs on the device of stage i beside the weights: activations (boundary
@@ -208,5 +221,8 @@ td_status td_session_wait(td_session *s, int32_t slot, double timeout_s, td_capt
                           td_error *err);
 /* Busy seconds of the stage's stream since creation. */
 double td_session_stage_busy_s(const td_session *s, int32_t stage);
+/* Adds the seconds of each operation over all stages; nothing unless TDGEN_PROFILE=1 was in the
+ * environment when the session was made. */
+void td_session_profile(const td_session *s, double seconds[TD_OP_COUNT]);
 
 #endif

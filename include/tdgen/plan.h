@@ -61,7 +61,9 @@ typedef struct td_inventory {
  * link_gbs, compute_capability ("8.0"). Devices are numbered through the file. TD_E_CONFIG names
  * file, line and key. */
 td_status td_inventory_load(const char *path, td_inventory *out, td_error *err);
-/* From the machine's own devices. Speeds are unknown until the caller fills in measured ones. */
+/* From the machine's own devices. Speeds are the GPUs' own peak rates, scaled in the same way, so
+ * that a dry run and the run make the same plan; of CPU devices the caller fills in measured ones.
+ */
 td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool is_cpu,
                                     td_inventory *out, td_error *err);
 void td_inventory_free(td_inventory *inv);

@@ -43,10 +43,21 @@ typedef struct td_group_summary {
     double wait_s;     /* nothing to claim */
     double finished_s; /* after the start of the run */
     double stage_busy_s[64];
+    double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;
     bool retired, hung;
     char retired_why[256];
 } td_group_summary;
+
+/* What the sensors of a device said during the run. */
+typedef struct td_device_summary {
+    char name[32], model[128];
+    double mean_utilization, mean_power_w; /* percent, watts; -1: not told */
+    int32_t max_temperature_c;             /* 0: not told */
+    double throttled_share;                /* of the samples, with clocks held down */
+    char throttle[64];                     /* why, the latest */
+    int64_t new_ecc_errors, last_xid;
+} td_device_summary;
 
 typedef struct td_run_summary {
     double wall_s;
@@ -56,6 +67,8 @@ typedef struct td_run_summary {
     int64_t n_overflow_rows;
     int32_t n_groups, n_retired, n_hung; /* those that hung are retired, too */
     td_group_summary *groups;            /* freed by td_run_summary_free */
+    td_device_summary *devices;          /* [n_devices] those with sensors; freed likewise */
+    int32_t n_devices;
     bool stopped;                        /* by a signal */
     td_fault fault; /* with TD_E_DEVICE_LOST: what failed, and what was in flight there */
     /* A device hangs or was lost: sessions, weights and devices were left alone and must stay so;

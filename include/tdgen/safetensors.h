@@ -17,6 +17,8 @@
 
 #define TD_ST_MAX_DIMS 8
 
+typedef struct td_safetensors td_safetensors;
+
 typedef struct td_st_tensor {
     const char *name;    /* owned by the file */
     char dtype_name[12]; /* as in the header: "BF16", "F8_E4M3", ... */
@@ -28,9 +30,8 @@ typedef struct td_st_tensor {
     const void *data; /* into the mapping; alignment is only that of the file's layout */
     size_t size_bytes;
     uint64_t data_begin; /* offset within the data part */
+    const td_safetensors *file;
 } td_st_tensor;
-
-typedef struct td_safetensors td_safetensors;
 
 /* `code` is the status that failures report (TD_E_MODEL, TD_E_DATA, TD_E_VERIFY). */
 td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out,
@@ -44,6 +45,11 @@ const td_st_tensor *td_safetensors_find(const td_safetensors *st, const char *na
 /* A string of __metadata__, or NULL. */
 const char *td_safetensors_meta(const td_safetensors *st, const char *key);
 const char *td_safetensors_path(const td_safetensors *st);
+/* Bytes [offset, offset + n) of the tensor, which must be within it, by a read of the file instead
+ * of the mapping: no page of it becomes resident, and a disk's error or a file that was cut since
+ * it was opened is an error, not a signal. */
+td_status td_safetensors_read(const td_st_tensor *t, size_t offset, void *dst, size_t n,
+                              td_error *err);
 /* The data part of the file, for hashing. */
 const void *td_safetensors_data(const td_safetensors *st, size_t *size_bytes);
 

@@ -72,6 +72,14 @@ double td_time_s(void);
 
 /* xxh3-64 of a block, and its 16 lower-case hex digits + NUL. */
 uint64_t td_hash64(const void *data, size_t size_bytes);
+/* The same hash of bytes that come in pieces: reset, update ..., digest. One thread at a time. NULL
+ * when out of memory. */
+typedef struct td_hasher td_hasher;
+td_hasher *td_hasher_create(void);
+void td_hasher_destroy(td_hasher *h); /* NULL allowed */
+void td_hasher_reset(td_hasher *h);
+void td_hasher_update(td_hasher *h, const void *data, size_t size_bytes);
+uint64_t td_hasher_digest(const td_hasher *h);
 void td_hash_hex(uint64_t hash, char out[17]);
 
 /* "1.5 GiB", "12.3k", "1h02m" into a caller's buffer; return it. */

@@ -96,6 +96,7 @@ td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *e
 td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err);
 void td_cpu_stream_destroy(td_stream *s);
 double td_cpu_stream_busy_s(const td_stream *s);
+void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]);
 td_status td_cpu_event_create(td_device *dev, td_event **out, td_error *err);
 void td_cpu_event_destroy(td_event *e);
 td_status td_cpu_event_record(td_event *e, td_stream *s, td_error *err);

@@ -1,7 +1,6 @@
 /* cpu_device.c - enumeration, opening, and the table of the CPU backend. */
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <sched.h>
 #include <stdio.h>
@@ -9,6 +8,7 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "tdgen/device_check.h"
 #include "tdgen/util.h"
 
 enum { CPU_DOMAIN = 0, MAX_CPU_DEVICES = 1024 };
@@ -123,102 +123,68 @@ static td_status refuse(td_stream *s, const char *op, const char *why, td_error 
     return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", td_cpu_stream_device_name(s), op, why);
 }
 
-static bool is_activation(td_dtype t) {
+/* CPU devices compute in f32 and bf16. */
+static bool offers(td_dtype t) {
     return t == TD_F32 || t == TD_BF16;
 }
 
-/* A factor that a caller forgot to set is 0. */
-static bool is_factor(float f) {
-    return isfinite(f) && f != 0;
-}
-
 static td_status cpu_embed(td_stream *s, const td_embed_args *a, td_error *err) {
-    if (a->n_tokens < 0 || a->n_cols < 1 ||
-        (!is_activation(a->table_dtype) && a->table_dtype != TD_F16))
-        return refuse(s, "embed", "bad shape or table type", err);
-    if (!is_factor(a->scale))
-        return refuse(s, "embed", "scale is 0 or not finite (1 = none)", err);
-    return td_cpu_enqueue(s, "embed", td_cpu_exec_embed, a, sizeof(*a), err);
+    const char *why = td_embed_check(a);
+    return why ? refuse(s, "embed", why, err)
+               : td_cpu_enqueue(s, "embed", td_cpu_exec_embed, a, sizeof(*a), err);
 }
 
 static td_status cpu_norm(td_stream *s, const td_norm_args *a, td_error *err) {
-    if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || a->kind < TD_NORM_RMS ||
-        a->kind > TD_NORM_NONE)
-        return refuse(s, "norm", "bad shape, kind or result type", err);
-    if (a->n_rows > 0 && (a->kind == TD_NORM_NONE ? a->weight || a->bias : !a->weight))
-        return refuse(s, "norm", "a norm needs a weight, a mere conversion has none", err);
-    if (a->in == a->out && (a->out_dtype != TD_F32 || a->row_index))
-        return refuse(s, "norm", "in place needs an f32 result and no row_index", err);
-    if (a->accumulate && (a->out_dtype != TD_F32 || !is_factor(a->scale)))
-        return refuse(s, "norm",
-                      "accumulate needs an f32 result and a finite scale above or below 0", err);
-    return td_cpu_enqueue(s, "norm", td_cpu_exec_norm, a, sizeof(*a), err);
+    const char *why = td_norm_check(a);
+    if (!why && !offers(a->out_dtype))
+        why = "CPU devices write f32 and bf16";
+    return why ? refuse(s, "norm", why, err)
+               : td_cpu_enqueue(s, "norm", td_cpu_exec_norm, a, sizeof(*a), err);
 }
 
 static td_status cpu_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
-    if (a->n_rows < 0 || !a->weight || !is_factor(a->scale))
-        return refuse(s, "gemm", "no weight, or scale is 0 or not finite (1 = none)", err);
-    return td_cpu_enqueue(s, "gemm", td_cpu_exec_gemm, a, sizeof(*a), err);
+    const char *why = td_gemm_check(a);
+    return why ? refuse(s, "gemm", why, err)
+               : td_cpu_enqueue(s, "gemm", td_cpu_exec_gemm, a, sizeof(*a), err);
 }
 
 static td_status cpu_rope(td_stream *s, const td_rope_args *a, td_error *err) {
-    if (a->n_tokens < 0 || a->n_heads < 1 || a->rotary_dim < 0 || a->rotary_dim % 2 ||
-        a->rotary_dim > a->head_dim)
-        return refuse(s, "rope", "bad shape", err);
-    if (a->out)
-        return refuse(s, "rope", "CPU devices turn in place", err);
-    return td_cpu_enqueue(s, "rope", td_cpu_exec_rope, a, sizeof(*a), err);
+    const char *why = td_rope_check(a);
+    if (!why && a->out)
+        why = "CPU devices turn in place";
+    return why ? refuse(s, "rope", why, err)
+               : td_cpu_enqueue(s, "rope", td_cpu_exec_rope, a, sizeof(*a), err);
 }
 
 static td_status cpu_attention(td_stream *s, const td_attention_args *a, td_error *err) {
-    if (a->n_seqs < 0 || a->n_heads < 1 || a->n_kv_heads < 1 || a->n_heads % a->n_kv_heads ||
-        a->head_dim < 1 || a->window < 0 || !(a->softcap >= 0) || !is_activation(a->out_dtype))
-        return refuse(s, "attention", "bad shape or result type", err);
-    if (a->in_dtype != TD_F32)
-        return refuse(s, "attention", "CPU devices read q, k and v in f32", err);
-    return td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
+    const char *why = td_attention_check(a);
+    if (!why && (a->in_dtype != TD_F32 || !offers(a->out_dtype)))
+        why = "CPU devices read q, k and v in f32 and write f32 and bf16";
+    return why ? refuse(s, "attention", why, err)
+               : td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
 }
 
 static td_status cpu_act(td_stream *s, const td_act_args *a, td_error *err) {
-    if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || a->act < TD_ACT_SILU ||
-        a->act > TD_ACT_GELU_TANH)
-        return refuse(s, "act", "bad shape, function or result type", err);
-    return td_cpu_enqueue(s, "act", td_cpu_exec_act, a, sizeof(*a), err);
-}
-
-static bool is_shape(const td_weight *w, int64_t n, int64_t k, td_dtype compute) {
-    return w && w->n_rows == n && w->n_cols == k && w->compute == compute;
+    const char *why = td_act_check(a);
+    if (!why && !offers(a->out_dtype))
+        why = "CPU devices write f32 and bf16";
+    return why ? refuse(s, "act", why, err)
+               : td_cpu_enqueue(s, "act", td_cpu_exec_act, a, sizeof(*a), err);
 }
 
 static td_status cpu_moe(td_stream *s, const td_moe_args *a, td_error *err) {
-    const int32_t n_ffn = a->n_ffn, c = a->n_cols;
-    if (a->n_tokens < 0 || c < 1 || n_ffn < 1 || n_ffn > INT32_MAX / 2 || a->n_experts < 1 ||
-        a->top_k < 1 || a->top_k > a->n_experts || a->n_tokens > INT32_MAX / a->top_k)
-        return refuse(s, "moe", "bad shape", err);
-    if (a->act < TD_ACT_SILU || a->act > TD_ACT_GELU_TANH || !is_factor(a->scale))
-        return refuse(s, "moe", "bad function, or scale is 0 or not finite (1 = none)", err);
-    if (!a->router || !is_shape(a->router, a->n_experts, c, a->router->compute))
-        return refuse(s, "moe", "the router is not [experts, columns]", err);
-    for (int32_t e = 0; e < a->n_experts; e++)
-        if (!is_shape(a->gate_up[e], 2 * n_ffn, c, a->router->compute) ||
-            !is_shape(a->down[e], c, n_ffn, a->router->compute))
-            return refuse(s, "moe", "an expert's weights do not go with the router's", err);
-    return td_cpu_enqueue(s, "moe", td_cpu_exec_moe, a, sizeof(*a), err);
+    const char *why = td_moe_check(a);
+    return why ? refuse(s, "moe", why, err)
+               : td_cpu_enqueue(s, "moe", td_cpu_exec_moe, a, sizeof(*a), err);
 }
 
 static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *err) {
     td_cpu_capture_cmd c = {.a = *a};
-    if (a->n_rows < 0 || a->n_vocab < 1 || a->top_k < 0 || a->n_temperatures < 0 ||
-        a->n_temperatures > (int32_t)TD_ARRAY_LEN(c.temperatures))
-        return refuse(s, "capture", "bad shape, or more than 16 temperatures", err);
-    if (a->n_valid < 1 || a->n_valid > a->n_vocab || !(a->divisor > 0) || !(a->softcap >= 0))
-        return refuse(s, "capture", "n_valid is not in [1, n_vocab], or bad divisor or softcap",
-                      err);
-    for (int32_t i = 0; i < a->n_temperatures; i++) {
-        if (!(a->temperatures[i] > 0))
-            return refuse(s, "capture", "temperatures must be above 0", err);
+    const char *why = td_capture_check(a);
+    if (why)
+        return refuse(s, "capture", why, err);
+    for (int32_t i = 0; i < a->n_temperatures; i++)
         c.temperatures[i] = a->temperatures[i];
-    }
     c.a.temperatures = NULL; /* the caller's array may go away */
     return td_cpu_enqueue(s, "capture", td_cpu_exec_capture, &c, sizeof(c), err);
 }
@@ -257,6 +223,7 @@ static const td_device_ops cpu_ops = {
     .moe = cpu_moe,
     .capture = cpu_capture,
     .stream_busy_s = td_cpu_stream_busy_s,
+    .stream_profile = td_cpu_stream_profile,
     .faulted = td_cpu_faulted,
 };
 

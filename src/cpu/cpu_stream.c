@@ -49,6 +49,8 @@ struct td_stream {
     uint64_t head, tail; /* Protected by lock: executed up to head, enqueued up to tail */
     bool stop;           /* Protected by lock */
     atomic_uint_least64_t busy_ns;
+    bool profile; /* TDGEN_PROFILE=1 */
+    atomic_uint_least64_t op_ns[TD_OP_COUNT];
     td_error failure; /* the stream's thread only */
     pthread_t thread;
     bool started;
@@ -174,6 +176,13 @@ static td_status injected_failure(td_cpu_device *d, const command *c, td_error *
     return TD_OK;
 }
 
+static td_op op_of(const command *c) {
+    for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
+        if (!strcmp(c->op, td_op_name(op)))
+            return op;
+    return TD_OP_COPY; /* copy_in, copy_out, copy_peer */
+}
+
 static void execute(td_stream *s, command *c) {
     const char *name = s->x.dev->base.info.name;
     td_error err = {0};
@@ -206,8 +215,10 @@ static void execute(td_stream *s, command *c) {
         s->failure = err;
         td_error_prefix(&s->failure, "%s: %s", name, c->op);
     }
-    atomic_fetch_add_explicit(&s->busy_ns, (uint64_t)((td_time_s() - t0) * 1e9),
-                              memory_order_relaxed);
+    const uint64_t ns = (uint64_t)((td_time_s() - t0) * 1e9);
+    atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
+    if (s->profile)
+        atomic_fetch_add_explicit(&s->op_ns[op_of(c)], ns, memory_order_relaxed);
 }
 
 static void *stream_main(void *arg) {
@@ -327,6 +338,8 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     pthread_cond_init(&s->not_full, NULL);
     s->x.dev = (td_cpu_device *)dev;
     s->x.n_threads = n;
+    const char *profile = getenv("TDGEN_PROFILE");
+    s->profile = profile && !strcmp(profile, "1");
     s->x.scratch = td_calloc((size_t)n, sizeof(*s->x.scratch));
     s->x.gemm_streams = td_calloc((size_t)n, sizeof(*s->x.gemm_streams));
     td_status st = TD_OK;
@@ -349,6 +362,11 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     s->started = true;
     *out = s;
     return TD_OK;
+}
+
+void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]) {
+    for (int i = 0; i < TD_OP_COUNT; i++)
+        seconds[i] = (double)atomic_load_explicit(&s->op_ns[i], memory_order_relaxed) * 1e-9;
 }
 
 double td_cpu_stream_busy_s(const td_stream *s) {

@@ -71,4 +71,25 @@ template <> struct td_type<__nv_bfloat16> {
     }
 };
 
+/* Four neighbours as f32 from or to memory that is aligned to four of them. */
+static __device__ __forceinline__ void td_store4(float *p, const float x[4]) {
+    *reinterpret_cast<float4 *>(p) = make_float4(x[0], x[1], x[2], x[3]);
+}
+template <class T> static __device__ __forceinline__ void td_store4(T *p, const float x[4]) {
+    __align__(8) T y[4] = {td_type<T>::from_f32(x[0]), td_type<T>::from_f32(x[1]),
+                           td_type<T>::from_f32(x[2]), td_type<T>::from_f32(x[3])};
+    *reinterpret_cast<uint2 *>(p) = *reinterpret_cast<const uint2 *>(y);
+}
+static __device__ __forceinline__ void td_load4(float x[4], const float *p) {
+    const float4 v = *reinterpret_cast<const float4 *>(p);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+}
+
+#ifndef __CUDACC_RTC__
+/* May 16 bytes be read there at once? */
+static inline bool td_is_aligned(const void *p) {
+    return (uintptr_t)p % 16 == 0;
+}
+#endif
+
 #endif

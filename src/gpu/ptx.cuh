@@ -118,4 +118,14 @@ static __device__ __forceinline__ float td_exp2_approx(float x) {
 }
 
 #endif
+
+/* x, as a value that the compiler knows nothing of: what is computed from it inside a loop stays
+ * there, where hoisting it would take registers for the loop's whole length. */
+static __device__ __forceinline__ int td_opaque(int x) {
+#ifdef __CUDA_ARCH__
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 #endif

@@ -486,25 +486,29 @@ const td_st_tensor *td_checkpoint_shadow_head(const td_checkpoint *ck) {
 
 /* --- reading ---------------------------------------------------------------------------------- */
 
-/* Advice on the pages that hold the tensor. Pages that it shares with a neighbour are covered too:
- * both kinds of advice cost at most another fault there. */
-static void advise(const td_st_tensor *t, int advice) {
+/* Advice on the pages that hold bytes [offset, offset + n) of the tensor. Pages that it shares with
+ * a neighbour are covered too: both kinds of advice cost at most another fault there. */
+static void advise(const td_st_tensor *t, size_t offset, size_t n, int advice) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = (uintptr_t)t->data & ~(page - 1);
-    uintptr_t end = ((uintptr_t)t->data + t->size_bytes + page - 1) & ~(page - 1);
-    if (t->size_bytes)
+    uintptr_t begin = ((uintptr_t)t->data + offset) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)t->data + offset + n + page - 1) & ~(page - 1);
+    if (n)
         madvise((void *)begin, end - begin, advice); /* only advice: failure changes nothing */
 }
 
+void td_checkpoint_prefetch_range(const td_ckpt_entry *e, size_t offset, size_t n) {
+    if (e->tensor && offset < e->tensor->size_bytes)
+        advise(e->tensor, offset, TD_MIN(n, e->tensor->size_bytes - offset), MADV_WILLNEED);
+}
+
 void td_checkpoint_prefetch(const td_ckpt_entry *e) {
-    if (e->tensor)
-        advise(e->tensor, MADV_WILLNEED);
+    td_checkpoint_prefetch_range(e, 0, SIZE_MAX);
     if (e->scale)
         td_checkpoint_prefetch(e->scale);
 }
 
 void td_checkpoint_drop_pages(const td_st_tensor *t) {
-    advise(t, MADV_DONTNEED);
+    advise(t, 0, t->size_bytes, MADV_DONTNEED);
 }
 
 void td_checkpoint_touch(td_ckpt_entry *e, uint64_t *bytes_read) {

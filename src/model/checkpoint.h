@@ -37,6 +37,8 @@ const td_st_tensor *td_checkpoint_shadow_head(const td_checkpoint *ck);
 
 /* Starts reading the tensor's pages, without waiting. No-op for an entry without tensor. */
 void td_checkpoint_prefetch(const td_ckpt_entry *e);
+/* The same for bytes [offset, offset + n) of it, cut to what it has, without its scale. */
+void td_checkpoint_prefetch_range(const td_ckpt_entry *e, size_t offset, size_t n);
 /* Hashes the tensor's bytes, and its scale's, when this is the first touch; adds their size to
  * *bytes_read then. */
 void td_checkpoint_touch(td_ckpt_entry *e, uint64_t *bytes_read);

@@ -30,6 +30,7 @@ typedef struct pass {
     float *x;               /* [T, C] */
     void *narrow, *narrow2; /* TD_BUF_NARROW, TD_BUF_NARROW2 */
     float *wide;            /* TD_BUF_WIDE */
+    void *qkv;              /* TD_BUF_QKV, or NULL: attention reads wide */
     void *experts;          /* TD_BUF_EXPERTS */
     const float *cos_table, *sin_table;
     td_error *err;
@@ -126,20 +127,24 @@ static td_status attend(const pass *p, const td_layer_weights *l, int32_t layer,
     int32_t H = c->n_heads, Hkv = c->n_kv_heads, D = c->head_dim, table = c->rope_of[layer];
     int64_t stride = (int64_t)(H + 2 * Hkv) * D;
     float scale = c->attention_scale / (c->attention_scale_by_layer ? (float)(layer + 1) : 1.0f);
-    float *q = p->wide, *k = q + (int64_t)H * D, *v = k + (int64_t)Hkv * D;
+    float *q = p->wide, *k = q + (int64_t)H * D;
     td_status rc = project(p, in, l->mat[TD_LM_QKV], l->vec[TD_LV_QKV_BIAS]);
     if (rc != TD_OK)
         return rc;
     if (c->qk_norm && ((rc = qk_norm(p, q, H, l->vec[TD_LV_Q_NORM], stride)) != TD_OK ||
                        (rc = qk_norm(p, k, Hkv, l->vec[TD_LV_K_NORM], stride)) != TD_OK))
         return rc;
-    /* k follows q in the row: one call turns the heads of both. */
-    if (table >= 0)
+    /* k follows q in the row: one call turns the heads of both, and takes v along where attention
+     * reads all three in the compute dtype. */
+    if (table >= 0 || p->qkv)
         rc = p->ops->rope(p->stream,
                           &(td_rope_args){.x = q,
-                                          .positions = p->rope_rows[table],
-                                          .cos_table = p->cos_table,
-                                          .sin_table = p->sin_table,
+                                          .out = p->qkv,
+                                          .out_dtype = p->compute,
+                                          .n_plain_heads = p->qkv ? Hkv : 0,
+                                          .positions = table >= 0 ? p->rope_rows[table] : NULL,
+                                          .cos_table = table >= 0 ? p->cos_table : NULL,
+                                          .sin_table = table >= 0 ? p->sin_table : NULL,
                                           .n_tokens = p->n_tokens,
                                           .n_heads = H + Hkv,
                                           .head_dim = D,
@@ -148,10 +153,13 @@ static td_status attend(const pass *p, const td_layer_weights *l, int32_t layer,
                           p->err);
     if (rc != TD_OK)
         return rc;
+    size_t elem = td_dtype_size(p->qkv ? p->compute : TD_F32);
+    const char *heads = p->qkv ? p->qkv : q;
     return p->ops->attention(p->stream,
-                             &(td_attention_args){.q = q,
-                                                  .k = k,
-                                                  .v = v,
+                             &(td_attention_args){.q = heads,
+                                                  .k = heads + (size_t)H * (size_t)D * elem,
+                                                  .v = heads + (size_t)(H + Hkv) * (size_t)D * elem,
+                                                  .in_dtype = p->qkv ? p->compute : TD_F32,
                                                   .stride = stride,
                                                   .out = p->narrow,
                                                   .out_dtype = p->compute,
@@ -369,6 +377,7 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
               .narrow = stage->buf[TD_BUF_NARROW],
               .narrow2 = stage->buf[TD_BUF_NARROW2],
               .wide = stage->buf[TD_BUF_WIDE],
+              .qkv = stage->buf[TD_BUF_QKV],
               .experts = stage->buf[TD_BUF_EXPERTS],
               .cos_table = stage->buf[TD_BUF_COS],
               .sin_table = stage->buf[TD_BUF_SIN],

@@ -89,6 +89,8 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
             size_bytes[TD_BUF_NARROW2] = T * C * cs;
         size_bytes[TD_BUF_WIDE] =
             T * TD_MAX(TD_MAX(q + 2 * kv, cfg->gated ? 2 * F : F), cfg->post_norm ? C : 0) * 4;
+        if (lim->narrow_attention && compute != TD_F32)
+            size_bytes[TD_BUF_QKV] = T * (q + 2 * kv) * cs;
         uint64_t n_rows = (uint64_t)td_rope_layout_of(cfg, lim->max_tokens).n_rows;
         size_bytes[TD_BUF_COS] = size_bytes[TD_BUF_SIN] =
             n_rows * (uint64_t)(cfg->rotary_dim / 2) * 4;

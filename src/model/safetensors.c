@@ -7,7 +7,8 @@
  * names, and data that the tensors cover from the first byte to the last without gap or overlap.
  *
  * The mapping is private and read-only. A file that another process truncates while it is mapped
- * raises SIGBUS at the next touch; checkpoints and finished shards are not rewritten in place.
+ * raises SIGBUS at the next touch; checkpoints and finished shards are not rewritten in place. The
+ * descriptor stays open for td_safetensors_read.
  */
 #include "tdgen/safetensors.h"
 
@@ -28,6 +29,8 @@ static const uint64_t max_header_bytes = 100u * 1000 * 1000;
 
 struct td_safetensors {
     char *path;
+    td_status code; /* of failures */
+    int fd;         /* -1: not open */
     json_t *header; /* owns the tensors' names */
     const uint8_t *map;
     size_t map_bytes;
@@ -126,6 +129,7 @@ static td_status parse_tensor(const td_safetensors *st, const char *name, const 
         return td_error_set(err, code,
                             "%s: tensor %s has %" PRId64 " bytes, its shape and dtype need %zu",
                             path, name, end - begin, t->size_bytes);
+    t->file = st;
     t->data_begin = (uint64_t)begin;
     t->data = st->data + begin;
     return TD_OK;
@@ -216,7 +220,7 @@ static td_status parse_header(td_safetensors *st, td_status code, td_error *err)
 }
 
 static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
-    int fd = open(st->path, O_RDONLY | O_CLOEXEC);
+    int fd = st->fd = open(st->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return td_error_errno(err, code, errno, "%s: cannot open", st->path);
     td_status rc = TD_OK;
@@ -235,7 +239,6 @@ static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
             st->map_bytes = (size_t)sb.st_size;
         }
     }
-    close(fd);
     return rc;
 }
 
@@ -246,6 +249,7 @@ td_status td_safetensors_open(const char *path, td_status code, td_safetensors *
         free(st);
         return td_error_nomem(err, "safetensors file", sizeof *st);
     }
+    st->code = code;
     td_status rc = map_file(st, code, err);
     if (rc == TD_OK)
         rc = parse_header(st, code, err);
@@ -262,6 +266,8 @@ void td_safetensors_close(td_safetensors *st) {
         return;
     if (st->map)
         munmap((void *)st->map, st->map_bytes);
+    if (st->fd >= 0)
+        close(st->fd);
     json_decref(st->header);
     free(st->by_name);
     free(st->tensors);
@@ -294,4 +300,19 @@ const char *td_safetensors_path(const td_safetensors *st) {
 const void *td_safetensors_data(const td_safetensors *st, size_t *size_bytes) {
     *size_bytes = st->data_bytes;
     return st->data;
+}
+
+td_status td_safetensors_read(const td_st_tensor *t, size_t offset, void *dst, size_t n,
+                              td_error *err) {
+    const td_safetensors *st = t->file;
+    if (offset > t->size_bytes || n > t->size_bytes - offset)
+        return td_error_set(err, TD_E_INTERNAL, "bytes [%zu, +%zu) of tensor %s, which has %zu",
+                            offset, n, t->name, t->size_bytes);
+    uint64_t at = (uint64_t)((const uint8_t *)t->data - st->map) + offset;
+    td_status rc = td_pread_all(st->fd, dst, n, at, st->path, err);
+    if (rc == TD_OK)
+        return TD_OK;
+    if (err)
+        err->code = st->code;
+    return st->code;
 }

@@ -65,6 +65,10 @@ static td_status check_arguments(const td_weights *w, const td_stage *stages, in
                                 stages[i].item_begin, stages[i].item_end, next);
         next = stages[i].item_end;
         const td_domain_weights *d = td_weights_of(w, stages[i].device);
+        if (stages[i].device->info.narrow_attention != lim->narrow_attention)
+            return td_error_set(err, TD_E_INTERNAL, "%s %s q, k and v in the compute type",
+                                stages[i].device->info.name,
+                                lim->narrow_attention ? "does not take" : "takes only");
         for (int32_t k = stages[i].item_begin; k < next; k++)
             if (!d || k > c->n_layers + 1 || !d->has_item[k])
                 return td_error_set(err, TD_E_INTERNAL, "item %d was not loaded for %s", k,
@@ -365,6 +369,17 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
                          .entropy = (const float *)(p + l.entropy),
                          .target_rank = (const int32_t *)(p + l.target_rank)};
     return TD_OK;
+}
+
+void td_session_profile(const td_session *s, double seconds[TD_OP_COUNT]) {
+    for (int32_t i = 0; i < s->n_stages; i++) {
+        const td_device_ops *ops = s->stages[i].device->ops;
+        double stage[TD_OP_COUNT] = {0};
+        if (ops->stream_profile)
+            ops->stream_profile(s->stages[i].stream, stage);
+        for (int op = 0; op < TD_OP_COUNT; op++)
+            seconds[op] += stage[op];
+    }
 }
 
 double td_session_stage_busy_s(const td_session *s, int32_t stage) {

@@ -18,7 +18,8 @@ typedef enum td_stage_buffer {
     TD_BUF_NARROW2, /* compute dtype [T, C]: the MLP's input, with a parallel residual */
     TD_BUF_WIDE,    /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up; [T, C] before post
                        norms */
-    TD_BUF_COS,     /* F32 [rows, rotary_dim / 2], td_rope_layout */
+    TD_BUF_QKV, /* compute dtype [T, (H + 2 Hkv) * D], with narrow_attention and 16-bit compute */
+    TD_BUF_COS, /* F32 [rows, rotary_dim / 2], td_rope_layout */
     TD_BUF_SIN,
     TD_BUF_EXPERTS, /* scratch of the experts, if a layer has them */
     /* capture workspace, last stage only */

@@ -7,7 +7,9 @@
  */
 #include "model/tensor.h"
 
+#include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,20 +26,101 @@ float td_tensor_load(const void *src, td_dtype dtype, size_t i) {
     return dtype == TD_BF16 ? td_bf16_to_f32(h) : td_f16_to_f32(h);
 }
 
-static void store(void *dst, td_dtype dtype, size_t i, float v) {
-    if (dtype == TD_F32)
-        ((float *)dst)[i] = v;
-    else
-        ((uint16_t *)dst)[i] = dtype == TD_BF16 ? td_f32_to_bf16(v) : td_f32_to_f16(v);
+/* --- conversion -------------------------------------------------------------------------------
+ * One loop, made for each pair of types, and again for AVX2: what a loader on the way to a fast
+ * device waits for. */
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE float load(const char *src, td_dtype dtype, size_t i) {
+    return td_tensor_load(src, dtype, i);
 }
 
-void td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n) {
+/* The largest magnitude met among the results; of a finite value it is infinity's only where the
+ * value did not fit. */
+ALWAYS_INLINE uint32_t convert_loop(const char *src, td_dtype from, void *dst, td_dtype to,
+                                    size_t n) {
+    uint32_t largest = 0;
+    if (to == TD_F32) {
+        for (size_t i = 0; i < n; i++)
+            ((float *)dst)[i] = load(src, from, i);
+        return 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        float v = load(src, from, i);
+        uint16_t h = to == TD_BF16 ? td_f32_to_bf16(v) : td_f32_to_f16(v);
+        uint32_t a = h & 0x7fffu;
+        ((uint16_t *)dst)[i] = h;
+        largest = a > largest ? a : largest;
+    }
+    return largest;
+}
+
+ALWAYS_INLINE uint32_t convert_pair(const char *src, td_dtype from, void *dst, td_dtype to,
+                                    size_t n) {
+    if (from == TD_F32)
+        return to == TD_BF16 ? convert_loop(src, TD_F32, dst, TD_BF16, n)
+                             : convert_loop(src, TD_F32, dst, TD_F16, n);
+    if (from == TD_BF16)
+        return to == TD_F32 ? convert_loop(src, TD_BF16, dst, TD_F32, n)
+                            : convert_loop(src, TD_BF16, dst, TD_F16, n);
+    return to == TD_F32 ? convert_loop(src, TD_F16, dst, TD_F32, n)
+                        : convert_loop(src, TD_F16, dst, TD_BF16, n);
+}
+
+static uint32_t convert_plain(const char *src, td_dtype from, void *dst, td_dtype to, size_t n) {
+    return convert_pair(src, from, dst, to, n);
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx2"))) static uint32_t convert_avx2(const char *src, td_dtype from,
+                                                             void *dst, td_dtype to, size_t n) {
+    return convert_pair(src, from, dst, to, n);
+}
+#endif
+
+bool td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n) {
     if (from == to) {
         memcpy(dst, src, n * td_dtype_size(to));
-        return;
+        return true;
     }
-    for (size_t i = 0; i < n; i++)
-        store(dst, to, i, td_tensor_load(src, from, i));
+    uint32_t largest;
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2"))
+        largest = convert_avx2(src, from, dst, to, n);
+    else
+#endif
+        largest = convert_plain(src, from, dst, to, n);
+    /* An infinity or a NaN among the results: it may have been one before. */
+    if (to == TD_F32 || largest < (to == TD_BF16 ? 0x7f80u : 0x7c00u))
+        return true;
+    return td_tensor_overflow(src, from, to, n) == n;
+}
+
+size_t td_tensor_overflow(const void *src, td_dtype from, td_dtype to, size_t n) {
+    for (size_t i = 0; to != TD_F32 && i < n; i++) {
+        float v = td_tensor_load(src, from, i);
+        if (isfinite(v) && (to == TD_BF16 ? (td_f32_to_bf16(v) & 0x7fffu) == 0x7f80u
+                                          : (td_f32_to_f16(v) & 0x7fffu) == 0x7c00u))
+            return i;
+    }
+    return n;
+}
+
+td_status td_tensor_refuse(const td_ckpt_entry *e, int64_t i, float value, td_dtype to,
+                           const char *device_name, td_error *err) {
+    char at[64];
+    int64_t cols = e->tensor->n_dims == 2 ? e->tensor->shape[1] : 0;
+    if (cols)
+        snprintf(at, sizeof at, "[%" PRId64 ", %" PRId64 "]", i / cols, i % cols);
+    else
+        snprintf(at, sizeof at, "[%" PRId64 "]", i);
+    return td_error_set(
+        err, TD_E_MODEL,
+        "tensor %s: element %s is %g, beyond the range of %s, in which %s computes; "
+        "set model.compute = f32%s",
+        e->name, at, (double)value, td_dtype_name(to), device_name,
+        to == TD_F16 ? ", or bf16 where every device has it" : "");
 }
 
 float td_e4m3_to_f32(uint8_t b) {
@@ -58,26 +141,25 @@ static float round_to(float v, td_dtype dtype) {
                              : v;
 }
 
-static void dequantise(const td_ckpt_entry *e, const td_model_config *cfg, float *dst) {
+void td_tensor_dequantise(const td_ckpt_entry *e, const td_model_config *cfg, const uint8_t *q,
+                          int64_t first, int64_t n, float *dst) {
     const td_st_tensor *t = e->tensor, *s = e->scale->tensor;
-    int64_t rows = t->shape[0], cols = t->shape[1], br = e->scale_block[0], bc = e->scale_block[1];
+    int64_t cols = t->shape[1], br = e->scale_block[0], bc = e->scale_block[1];
     int64_t scales_per_row = (cols + bc - 1) / bc;
     td_dtype scale_dtype = (td_dtype)s->dtype;
-    const uint8_t *q = t->data;
     float values[256];
     for (int i = 0; i < 256; i++)
         values[i] = td_e4m3_to_f32((uint8_t)i);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c0 = 0; c0 < cols; c0 += bc) {
-            float scale =
-                td_tensor_load(s->data, scale_dtype, (size_t)(r / br * scales_per_row + c0 / bc));
-            for (int64_t c = c0; c < TD_MIN(c0 + bc, cols); c++) {
-                float v = values[q[r * cols + c]] * scale;
-                if (cfg->fp8_scale_first)
-                    v = round_to(v, scale_dtype);
-                dst[r * cols + c] = v;
-            }
+    for (int64_t i = 0; i < n;) { /* what is left of the row's block of columns */
+        int64_t r = (first + i) / cols, c = (first + i) % cols;
+        int64_t end = i + TD_MIN(TD_MIN((c / bc + 1) * bc, cols) - c, n - i);
+        float scale =
+            td_tensor_load(s->data, scale_dtype, (size_t)(r / br * scales_per_row + c / bc));
+        for (; i < end; i++) {
+            float v = values[q[i]] * scale;
+            dst[i] = cfg->fp8_scale_first ? round_to(v, scale_dtype) : v;
         }
+    }
 }
 
 /* dst [cols, rows] of src [rows, cols], elements of size_bytes. Blocks keep both sides in cache. */
@@ -106,7 +188,7 @@ td_status td_tensor_open(const td_ckpt_entry *e, const td_model_config *cfg, td_
     if (!p)
         return td_error_nomem(err, e->name, t->size_bytes);
     if (e->scale)
-        dequantise(e, cfg, p);
+        td_tensor_dequantise(e, cfg, t->data, 0, t->n_elems, p);
     else if (!e->transposed)
         memcpy(p, t->data, size_bytes);
     if (e->transposed) {

@@ -18,8 +18,17 @@ void td_tensor_release(td_tensor_view *v);
 
 /* Element i of an array that need not be aligned. */
 float td_tensor_load(const void *src, td_dtype dtype, size_t i);
-/* n elements of any of the three dtypes to another. src need not be aligned. */
-void td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n);
+/* n elements of any of the three dtypes to another. src need not be aligned. False when a finite
+ * value became an infinity: td_tensor_overflow finds it. */
+bool td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n);
+/* The first element whose conversion is such, or n. */
+size_t td_tensor_overflow(const void *src, td_dtype from, td_dtype to, size_t n);
+/* The refusal of element `i` of the entry's tensor (as stored) for that reason. */
+td_status td_tensor_refuse(const td_ckpt_entry *e, int64_t i, float value, td_dtype to,
+                           const char *device_name, td_error *err);
+/* Elements [first, first + n) of an F8_E4M3 matrix, of which q are the bytes, with its scale. */
+void td_tensor_dequantise(const td_ckpt_entry *e, const td_model_config *cfg, const uint8_t *q,
+                          int64_t first, int64_t n, float *dst);
 /* An e4m3 (no infinities, NaN 0x7f and 0xff). */
 float td_e4m3_to_f32(uint8_t b);
 

@@ -314,6 +314,10 @@ td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool 
         d->memory_bytes = info[i].memory_total_bytes == 0 ? TD_PLAN_MEMORY_UNKNOWN
                           : mem > reserve                 ? mem - reserve
                                                           : 0;
+        d->tflops = info[i].peak_tflops * TD_PLAN_PEAK_SHARE;
+        d->tflops_f32 = info[i].peak_tflops_f32 * TD_PLAN_PEAK_SHARE;
+        d->mem_gbs = info[i].peak_mem_gbs;
+        d->compute_capability = info[i].compute_capability;
         d->has_f32 = info[i].has_f32;
         d->has_bf16 = info[i].has_bf16;
         d->has_f16 = info[i].has_f16;

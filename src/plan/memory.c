@@ -30,6 +30,7 @@ void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {
         .n_slots = TD_MIN(width, pl->n_items) + 1,
         .top_k = pl->cfg->capture.top_k,
         .n_temperatures = pl->cfg->capture.n_temperatures,
+        .narrow_attention = !pl->plan->inventory.is_cpu,
     };
     for (int32_t i = 0; i < lim->n_temperatures; i++)
         lim->temperatures[i] = (float)pl->cfg->capture.temperatures[i];

@@ -1,6 +1,7 @@
 /* What a person watching sees: a live line on a terminal, a plain line in the log every half
  * minute, status.json every second. All from counters that the threads bump; nothing here holds
  * them up. */
+#include "sched/health.h"
 #include "sched/run_state.h"
 
 #include <jansson.h>
@@ -20,6 +21,7 @@
 struct td_progress {
     td_run_state *run;
     char *status_path;
+    td_health *health; /* NULL: no sensors */
     time_t started;
     double next_line_s, next_status_s, next_log_s;
     /* The rate shown is that of about the last RATE_WINDOW_S: two marks, moved in turn. */
@@ -37,21 +39,24 @@ td_progress *td_progress_create(td_run_state *run) {
     if (!p)
         return NULL;
     p->run = run;
+    p->health = td_health_create(run->in);
     p->started = time(NULL);
     p->status_path = td_asprintf("%s/status.json", run->in->cfg->output.dir);
     double now = td_time_s();
     p->next_log_s = now + LOG_EVERY_S;
     p->mark_s[0] = p->mark_s[1] = now;
     if (!p->status_path) {
-        free(p);
+        td_progress_free(p);
         return NULL;
     }
     return p;
 }
 
 void td_progress_free(td_progress *p) {
-    if (p)
+    if (p) {
         free(p->status_path);
+        td_health_free(p->health);
+    }
     free(p);
 }
 
@@ -101,8 +106,9 @@ static void group_shares(const td_run_state *run, int64_t total, char *buf, size
         snprintf(buf + at, n - at, "/..");
 }
 
-static void compose_line(const td_run_state *run, const view *v, bool final, char *line, size_t n) {
-    char samples[16], tokens[16], rate[16], eta[32] = "", shares[128], percent[16] = "";
+static void compose_line(const td_progress *p, const view *v, bool final, char *line, size_t n) {
+    const td_run_state *run = p->run;
+    char samples[16], tokens[16], rate[16], eta[32] = "", shares[128], percent[16] = "", gpus[64];
     double mean = v->elapsed_s > 0 ? (double)v->n_tokens / v->elapsed_s : 0;
     td_human_count((double)v->n_all_samples, samples, sizeof samples);
     td_human_count((double)v->n_all_tokens, tokens, sizeof tokens);
@@ -114,11 +120,12 @@ static void compose_line(const td_run_state *run, const view *v, bool final, cha
         char s[24];
         snprintf(eta, sizeof eta, " · ETA %s", td_human_seconds(v->eta_s, s, sizeof s));
     }
+    td_health_line(p->health, gpus, sizeof gpus);
     /* The group shares last: they are what a narrow terminal cuts. */
-    snprintf(line, n, "%s%s samples · %s tokens · %s tokens/s · %lld shards%s%s", percent, samples,
-             tokens, rate,
+    snprintf(line, n, "%s%s samples · %s tokens · %s tokens/s · %lld shards%s%s%s", percent,
+             samples, tokens, rate,
              (long long)(atomic_load(&run->n_shards_written) + atomic_load(&run->n_shards_kept)),
-             eta, shares);
+             eta, gpus, shares);
 }
 
 static void stamp(time_t t, char *buf, size_t n) {
@@ -166,6 +173,9 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     if (f && f->n_reexec)
         json_object_set_new(j, "reexecutions", json_integer(f->n_reexec));
     bool done = strcmp(state, "done") == 0;
+    json_t *devices = td_health_json(p->health);
+    if (devices)
+        json_object_set_new(j, "devices", devices);
     if (v->fraction >= 0)
         json_object_set_new(j, "fraction", json_real(done ? 1.0 : v->fraction));
     if (v->eta_s >= 0)
@@ -185,9 +195,11 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
     bool status_due = now >= p->next_status_s, log_due = now >= p->next_log_s;
     if (!final && !line_due && !status_due && !log_due)
         return;
+    if (status_due && !final)
+        td_health_sample(p->health);
     view v = look(p, now);
-    char line[320];
-    compose_line(p->run, &v, final, line, sizeof line);
+    char line[384];
+    compose_line(p, &v, final, line, sizeof line);
     if (final) {
         td_log_progress("");
         td_log_file_only(line);
@@ -206,4 +218,8 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
         td_log_file_only(line);
         p->next_log_s = now + LOG_EVERY_S;
     }
+}
+
+void td_progress_devices(const td_progress *p, td_run_summary *out) {
+    out->devices = td_health_summary(p->health, &out->n_devices);
 }

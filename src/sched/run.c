@@ -358,6 +358,8 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
         for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
+        if (grp->session)
+            td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
         out->n_samples += s.n_samples;
@@ -452,6 +454,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
         pthread_join(writer, NULL);
     out->output_busy = !ended;
     summarise(run, !td_run_is_lost(run), out);
+    td_progress_devices(progress, out);
     if (td_run_is_lost(run)) {
         td_error why = {0};
         if (describe_loss(run, &out->fault, &why) != TD_OK)
@@ -488,5 +491,7 @@ done:
 void td_run_summary_free(td_run_summary *s) {
     free(s->groups);
     s->groups = NULL;
+    free(s->devices);
+    s->devices = NULL;
     td_fault_free(&s->fault);
 }

@@ -123,6 +123,7 @@ td_progress *td_progress_create(td_run_state *run); /* NULL when out of memory *
 /* Called often; shows what is due. state: "running", "stopping", "done", "stopped",
  * "device_lost" (the program starts anew), "failed". */
 void td_progress_tick(td_progress *p, const char *state, bool final);
+void td_progress_devices(const td_progress *p, td_run_summary *out); /* what sensors said */
 void td_progress_free(td_progress *p);
 
 #endif

@@ -4,6 +4,20 @@
 #include <stdio.h>
 #include "tdgen/util.h"
 
+/* Shares of the devices' busy time; nothing without TDGEN_PROFILE=1. */
+static void print_profile(const double op_s[TD_OP_COUNT], FILE *out) {
+    double sum = 0;
+    for (int op = 0; op < TD_OP_COUNT; op++)
+        sum += op_s[op];
+    if (sum <= 0)
+        return;
+    fprintf(out, "    profile  ");
+    for (int op = 0; op < TD_OP_COUNT; op++)
+        if (op_s[op] > 0)
+            fprintf(out, " %s %.1f%%", td_op_name((td_op)op), 100 * op_s[op] / sum);
+    fputc('\n', out);
+}
+
 static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g, FILE *out) {
     const td_group_summary *grp = &s->groups[g];
     const td_plan_group *pg = &plan->groups[g];
@@ -22,8 +36,27 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
     for (int32_t i = 0; i < grp->n_stages; i++)
         fprintf(out, " %.0f%%", s->wall_s > 0 ? 100 * grp->stage_busy_s[i] / s->wall_s : 0.0);
     fputc('\n', out);
+    print_profile(grp->op_s, out);
     if (grp->retired)
         fprintf(out, "    retired: %s\n", grp->retired_why);
+}
+
+static void print_device(const td_device_summary *d, FILE *out) {
+    fprintf(out, "  %-9s %s", d->name, d->model);
+    if (d->mean_utilization >= 0)
+        fprintf(out, " · mean use %.0f%%", d->mean_utilization);
+    if (d->max_temperature_c > 0)
+        fprintf(out, " · up to %d C", d->max_temperature_c);
+    if (d->mean_power_w >= 0)
+        fprintf(out, " · mean %.0f W", d->mean_power_w);
+    if (d->throttled_share > 0)
+        fprintf(out, " · clocks held down %.0f%% of the time (%s)", 100 * d->throttled_share,
+                d->throttle);
+    if (d->new_ecc_errors > 0)
+        fprintf(out, " · %lld uncorrectable memory errors", (long long)d->new_ecc_errors);
+    if (d->last_xid > 0)
+        fprintf(out, " · Xid %lld", (long long)d->last_xid);
+    fputc('\n', out);
 }
 
 void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
@@ -39,6 +72,8 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
             td_human_count(s->wall_s > 0 ? (double)s->n_tokens / s->wall_s : 0, (char[16]){0}, 16));
     for (int32_t g = 0; g < s->n_groups; g++)
         print_group(s, plan, g, out);
+    for (int32_t i = 0; i < s->n_devices; i++)
+        print_device(&s->devices[i], out);
     fprintf(out,
             "Shards: %lld written, %lld already there; the folder holds %lld shards, %s, "
             "%.1f bytes per token\n",

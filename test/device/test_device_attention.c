@@ -54,21 +54,20 @@ Test(device_attention, follows_the_formula) {
         float *out = malloc(sizeof(float) * (size_t)(total * h * d));
         uint16_t *out16 = malloc(sizeof(uint16_t) * (size_t)(total * h * d));
         double *want = malloc(sizeof(double) * (size_t)d);
-        td_attention_args a = {qkv,
-                               qkv + h * d,
-                               qkv + (h + hkv) * d,
-                               stride,
-                               out,
-                               TD_F32,
-                               offsets,
-                               offsets,
-                               n_seqs,
-                               h,
-                               hkv,
-                               d,
-                               cases[c].window,
-                               2.0f * cases[c].sharp / sqrtf((float)d),
-                               cases[c].softcap};
+        td_attention_args a = {.q = qkv,
+                               .k = qkv + h * d,
+                               .v = qkv + (h + hkv) * d,
+                               .stride = stride,
+                               .out = out,
+                               .seq_offsets = offsets,
+                               .seq_offsets_host = offsets,
+                               .n_seqs = n_seqs,
+                               .n_heads = h,
+                               .n_kv_heads = hkv,
+                               .head_dim = d,
+                               .window = cases[c].window,
+                               .scale = 2.0f * cases[c].sharp / sqrtf((float)d),
+                               .softcap = cases[c].softcap};
         MUST(f.ops->attention(f.s, &a, &err));
         a.out = out16;
         a.out_dtype = TD_BF16;
@@ -109,11 +108,20 @@ Test(device_attention, rows_keep_their_bits) {
         const int32_t window = v % 3 * 35;
         const float softcap = v < 3 ? 0 : 2.5f;
         int32_t offsets[8] = {0, LEN};
-        td_attention_args a = {seq,     seq + H * D, seq + (H + HKV) * D,
-                               STRIDE,  first,       TD_F32,
-                               offsets, offsets,     1,
-                               H,       HKV,         D,
-                               window,  0.25f,       softcap};
+        td_attention_args a = {.q = seq,
+                               .k = seq + H * D,
+                               .v = seq + (H + HKV) * D,
+                               .stride = STRIDE,
+                               .out = first,
+                               .seq_offsets = offsets,
+                               .seq_offsets_host = offsets,
+                               .n_seqs = 1,
+                               .n_heads = H,
+                               .n_kv_heads = HKV,
+                               .head_dim = D,
+                               .window = window,
+                               .scale = 0.25f,
+                               .softcap = softcap};
         MUST(f[0].ops->attention(f[0].s, &a, &err));
         fixture_sync(&f[0]);
         for (int round = 0; round < 25; round++) {
@@ -133,11 +141,12 @@ Test(device_attention, rows_keep_their_bits) {
             o[n++] = before + keep + after;
             if (last)
                 o[n++] = total;
-            a = (td_attention_args){x,      x + H * D, x + (H + HKV) * D,
-                                    STRIDE, out,       TD_F32,
-                                    o,      o,         n - 1,
-                                    H,      HKV,       D,
-                                    window, 0.25f,     softcap};
+            a.q = x;
+            a.k = x + H * D;
+            a.v = x + (H + HKV) * D;
+            a.out = out;
+            a.seq_offsets = a.seq_offsets_host = o;
+            a.n_seqs = n - 1;
             MUST(f[t].ops->attention(f[t].s, &a, &err));
             fixture_sync(&f[t]);
             cr_assert_arr_eq(out + before * H * D, first, sizeof(float) * (size_t)(keep * H * D),

@@ -175,7 +175,15 @@ Test(device_ops, rope_turns_halves) {
         for (int i = 0; i < T; i++)
             pos[i] = rng_below(&r, P);
         memcpy(y, x, sizeof(float) * T * STRIDE);
-        td_rope_args a = {y, pos, cs, sn, T, H, D, rot, STRIDE};
+        td_rope_args a = {.x = y,
+                          .positions = pos,
+                          .cos_table = cs,
+                          .sin_table = sn,
+                          .n_tokens = T,
+                          .n_heads = H,
+                          .head_dim = D,
+                          .rotary_dim = rot,
+                          .stride = STRIDE};
         MUST(f.ops->rope(f.s, &a, &err));
         fixture_sync(&f);
         for (int t = 0; t < T; t++)

@@ -1,4 +1,7 @@
-/* harness.h - runs samples through a session and collects the captured rows in sample order. */
+/* harness.h - runs samples through a session and collects the captured rows in sample order.
+ *
+ * The suites that use it run on CPU devices, or with TDGEN_TEST_DEVICE=cuda on GPUs, with the same
+ * fixtures and the same tolerances. Without such a device they exit 77, SKIPPED. */
 #ifndef TDGEN_TEST_MODEL_HARNESS_H
 #define TDGEN_TEST_MODEL_HARNESS_H
 
@@ -31,7 +34,7 @@ bool hs_rows_equal(const hs_rows *a, int32_t a0, const hs_rows *b, int32_t b0, i
 typedef struct hs_setup {
     const char *dir;
     td_dtype compute;
-    int32_t n_stages;     /* as many CPU devices */
+    int32_t n_stages;     /* as many devices */
     int32_t max_tokens;   /* 0: enough for all samples at once */
     int32_t capture_rows; /* 0: 64 */
     int32_t top_k;
@@ -43,9 +46,10 @@ typedef struct hs_setup {
 /* Runs the samples in order, as many whole samples per micro-batch as fit, slots always full. */
 hs_rows hs_run(const hs_setup *setup, const hs_samples *s);
 
-/* False, after saying so loudly, when this CPU (or ONEDNN_MAX_CPU_ISA) has no such compute mode. */
+/* False, after saying so loudly, when the device (a CPU under ONEDNN_MAX_CPU_ISA, a V100 for bf16)
+ * has no such compute mode. */
 bool hs_can_compute(td_dtype compute);
-/* Opens n CPU devices. */
+/* Opens n devices. */
 void hs_devices_open(td_device **devices, int32_t n);
 void hs_devices_close(td_device **devices, int32_t n);
 /* Splits the items of the model over the devices. */

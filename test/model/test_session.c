@@ -198,7 +198,8 @@ Test(session, many_micro_batches_in_flight_stay_apart) {
 /* A device whose allocations are counted, and can be made to fail. */
 static td_device_ops counting_ops;
 static const td_device_ops *real_ops;
-static uint64_t allocated_bytes[8];
+static const td_device *counted[2];
+static uint64_t allocated_bytes[2]; /* of counted[i] */
 static int32_t n_live, fail_after = -1;
 
 static td_status counting_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
@@ -206,7 +207,7 @@ static td_status counting_alloc(td_device *dev, size_t size_bytes, void **out, t
         return td_error_set(err, TD_E_DEVICE_OOM, "%s: no memory for the test", dev->info.name);
     td_status rc = real_ops->alloc(dev, size_bytes, out, err);
     if (rc == TD_OK) {
-        allocated_bytes[dev->info.index] += size_bytes;
+        allocated_bytes[dev == counted[1]] += size_bytes;
         n_live++;
         fail_after -= fail_after > 0;
     }
@@ -216,6 +217,18 @@ static td_status counting_alloc(td_device *dev, size_t size_bytes, void **out, t
 static void counting_free(td_device *dev, void *ptr) {
     n_live -= ptr != NULL;
     real_ops->free(dev, ptr);
+}
+
+static void count_allocations(td_device *const devices[2]) {
+    real_ops = devices[0]->ops;
+    counting_ops = *real_ops;
+    counting_ops.alloc = counting_alloc;
+    counting_ops.free = counting_free;
+    for (int i = 0; i < 2; i++) {
+        devices[i]->ops = &counting_ops;
+        counted[i] = devices[i];
+        allocated_bytes[i] = 0;
+    }
 }
 
 typedef struct rig {
@@ -230,7 +243,8 @@ typedef struct rig {
 static void rig_open(rig *r) {
     td_error e;
     fx_model m = write_model(&base, TD_BF16, "", &r->dir);
-    uint64_t file_bytes = 0, bytes_read = 0;
+    uint64_t file_bytes = 0;
+    td_load_stats stats;
     for (size_t i = 0; i < m.n; i++)
         file_bytes += (uint64_t)(m.tensors[i].rows * TD_MAX(m.tensors[i].cols, 1)) * 2;
     fx_model_free(&m);
@@ -238,9 +252,10 @@ static void rig_open(rig *r) {
     cr_assert_eq(td_weights_open(r->dir, &r->cfg, &r->w, &e), TD_OK, "%s", e.text);
     hs_devices_open(r->devices, 2);
     hs_stages(&r->cfg, r->devices, 2, r->stages);
-    cr_assert_eq(td_weights_load(r->w, r->stages, 2, TD_F32, &bytes_read, &e), TD_OK, "%s", e.text);
-    cr_expect_eq(bytes_read, file_bytes, "each tensor is read once");
-    r->lim = (td_session_limits){.max_tokens = 50,
+    cr_assert_eq(td_weights_load(r->w, r->stages, 2, TD_F32, &stats, &e), TD_OK, "%s", e.text);
+    cr_expect_eq(stats.bytes_read, file_bytes, "each tensor is read once");
+    r->lim = (td_session_limits){.narrow_attention = r->devices[0]->info.narrow_attention,
+                                 .max_tokens = 50,
                                  .max_seqs = 7,
                                  .max_rows = 45,
                                  .n_slots = 3,
@@ -260,19 +275,13 @@ Test(session, the_memory_estimate_is_what_is_allocated) {
     td_error e;
     td_session *s;
     rig_open(&r);
-    real_ops = r.devices[0]->ops;
-    counting_ops = *real_ops;
-    counting_ops.alloc = counting_alloc;
-    counting_ops.free = counting_free;
-    for (int i = 0; i < 2; i++)
-        r.devices[i]->ops = &counting_ops;
+    count_allocations(r.devices);
     cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &s, &e), TD_OK, "%s", e.text);
     for (int i = 0; i < 2; i++) {
         td_stage_memory m;
         td_stage_memory_estimate(&r.cfg, TD_F32, &r.lim, r.stages[i].item_begin,
                                  r.stages[i].item_end, &m);
-        cr_expect_eq(allocated_bytes[r.devices[i]->info.index],
-                     m.activation_bytes + m.workspace_bytes);
+        cr_expect_eq(allocated_bytes[i], m.activation_bytes + m.workspace_bytes);
         cr_expect_gt(m.activation_bytes, 0);
         /* One chunk of hidden rows and of logits, never all rows; then the captured values: top-k
          * ids and log-probs, one temperature, and five numbers per row, each from 64 bytes. */
@@ -326,27 +335,22 @@ Test(session, the_memory_estimate_holds_for_every_family) {
         hs_stages(&cfg, devices, 2, stages);
         cr_assert_eq(td_weights_load(w, stages, 2, TD_F32, NULL, &e), TD_OK, "%s", e.text);
         /* Above every limit of these models, so that ropes have their long sections. */
-        td_session_limits lim = {.max_tokens = 1500,
+        td_session_limits lim = {.narrow_attention = devices[0]->info.narrow_attention,
+                                 .max_tokens = 1500,
                                  .max_seqs = 9,
                                  .max_rows = 30,
                                  .n_slots = 3,
                                  .capture_rows = 8,
                                  .top_k = 4};
-        real_ops = devices[0]->ops;
-        counting_ops = *real_ops;
-        counting_ops.alloc = counting_alloc;
-        counting_ops.free = counting_free;
-        memset(allocated_bytes, 0, sizeof allocated_bytes);
-        for (int i = 0; i < 2; i++)
-            devices[i]->ops = &counting_ops;
+        count_allocations(devices);
         cr_assert_eq(td_session_create(w, stages, 2, &lim, &s, &e), TD_OK, "%s", e.text);
         uint64_t weight_bytes = 0;
         for (int i = 0; i < 2; i++) {
             td_stage_memory m;
             td_stage_memory_estimate(&cfg, TD_F32, &lim, stages[i].item_begin, stages[i].item_end,
                                      &m);
-            cr_expect_eq(allocated_bytes[devices[i]->info.index],
-                         m.activation_bytes + m.workspace_bytes, "%s, stage %d", names[f], i);
+            cr_expect_eq(allocated_bytes[i], m.activation_bytes + m.workspace_bytes, "%s, stage %d",
+                         names[f], i);
             weight_bytes += m.weight_bytes;
         }
         uint64_t tied = cfg.tied_embeddings ? (uint64_t)cfg.n_vocab * (uint64_t)cfg.n_hidden : 0;
@@ -402,7 +406,8 @@ Test(session, refuses_samples_beyond_learned_positions) {
     hs_stages(&cfg, &device, 1, &stage);
     cr_assert_eq(td_weights_load(w, &stage, 1, TD_F32, NULL, &e), TD_OK, "%s", e.text);
     int32_t P = cfg.max_positions, *ids = td_calloc((size_t)P + 1, sizeof *ids);
-    td_session_limits lim = {.max_tokens = P + 1,
+    td_session_limits lim = {.narrow_attention = device->info.narrow_attention,
+                             .max_tokens = P + 1,
                              .max_seqs = 2,
                              .max_rows = 1,
                              .n_slots = 2,

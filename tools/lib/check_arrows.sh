@@ -15,8 +15,8 @@ declare -A allowed=(
     [data]="config|data|tokenizer|safetensors"
     [record]="config|data|device|model|record|safetensors|tokenizer"
     [model]="device|model|safetensors|tokenizer"
-    [cpu]="device"
-    [gpu]="device"
+    [cpu]="device|device_check"
+    [gpu]="device|device_check"
     [sched]="config|data|device|model|plan|record|run|tokenizer"
 )
 # Headers of one room only.

@@ -1,0 +1,15 @@
+# The CUDA device; the top CMakeLists.txt says when and for which chips. cuBLASLt is opened at run
+# time and the CUDA runtime is linked statically, so the program starts on machines that have neither.
+if(NOT TDGEN_WITH_CUDA)
+  return()
+endif()
+file(GLOB gpu_sources CONFIGURE_DEPENDS gpu/*.c gpu/*.cu)
+add_library(td_gpu STATIC ${gpu_sources})
+set_target_properties(td_gpu PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
+                                        CUDA_RUNTIME_LIBRARY Static)
+target_include_directories(td_gpu PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+target_compile_options(td_gpu PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+target_link_libraries(td_gpu PUBLIC td_common CUDA::cudart_static ${CMAKE_DL_LIBS})
+target_link_libraries(td_device PUBLIC td_gpu)
+# Only the registry asks whether CUDA was compiled in.
+set_property(SOURCE device.c APPEND PROPERTY COMPILE_DEFINITIONS TDGEN_CUDA)

@@ -1,0 +1,422 @@
+/* gpu_gemm.c - matrix products through cuBLASLt.
+ *
+ * out[M, N] = in[M, K] W[N, K]^T, all row-major, is for cuBLAS (column-major) the product
+ * D[N, M] = W^T[N, K] in[K, M]: the "TN" layout that every chip has its best kernels for.
+ *
+ * A row's bits must not depend on M (DESIGN section 2). So the algorithm is chosen once per (N, K,
+ * dtype, epilogue) from the library's heuristic at one nominal M, never by timing; candidates that
+ * split K, or that the library does not accept for every M that can come, are passed over. Within
+ * one algorithm a row of the result is one tile row's sum over K in tile order, whatever M is;
+ * test_gpu_gemm checks that on the card, for many M and places. Because the algorithm is fixed, M
+ * itself needs no rounding up to buckets.
+ *
+ * f32 products are f32 throughout: TF32 is a compute type of its own in cuBLAS and never asked for.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/gpu.h"
+#include "gpu/gpu_blas.h"
+#include "tdgen/util.h"
+
+enum { NOMINAL_ROWS = 4096, MAX_CANDIDATES = 64 };
+
+/* How one kind of product is computed; made once, read by all streams. */
+struct td_gpu_plan {
+    int64_t n, k;
+    td_dtype dtype;
+    bool has_bias, accumulate; /* what was asked for */
+    bool bias_in_epilogue;     /* else td_gpu_bias follows */
+    cublasLtMatmulAlgo_t algo;
+    struct td_gpu_plan *next;
+};
+
+static cudaDataType_t data_type(td_dtype t) {
+    return t == TD_BF16 ? CUDA_R_16BF : t == TD_F16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+/* --- opening ------------------------------------------------------------------------------------
+ */
+
+td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const char *call,
+                            td_error *err) {
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        return TD_OK;
+    /* What broke may be the device: then that is the news. */
+    td_status st = td_gpu_check(cudaPeekAtLastError(), info, call, err);
+    if (st != TD_OK)
+        return st;
+    const td_gpu_blas *blas = td_gpu_blas_load(NULL);
+    return td_error_set(err, rc == CUBLAS_STATUS_ALLOC_FAILED ? TD_E_DEVICE_OOM : TD_E_DEVICE,
+                        "%s: %s failed: %s", info->name, call,
+                        blas ? blas->GetStatusString(rc) : "cuBLASLt is not there");
+}
+
+td_status td_gpu_blas_open(td_gpu_device *d, td_error *err) {
+    const td_gpu_blas *blas = td_gpu_blas_load(err);
+    if (!blas)
+        return td_error_prefix(err, "%s", d->base.info.name);
+    return td_gpu_check_blas(blas->Create(&d->blas), &d->base.info, "cublasLtCreate", err);
+}
+
+void td_gpu_blas_close(td_gpu_device *d) {
+    for (td_gpu_plan *p = d->plans, *next; p; p = next) {
+        next = p->next;
+        free(p);
+    }
+    d->plans = NULL;
+    const td_gpu_blas *blas = td_gpu_blas_load(NULL);
+    if (d->blas && blas && td_gpu_use(d, NULL) == TD_OK)
+        (void)blas->Destroy(d->blas);
+    d->blas = NULL;
+}
+
+static cublasStatus_t make_product(const td_gpu_blas *blas, bool with_bias,
+                                   cublasLtMatmulDesc_t *out) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const cublasLtEpilogue_t epilogue =
+        with_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const int32_t bias_type = CUDA_R_32F;
+    cublasStatus_t rc = blas->MatmulDescCreate(out, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (!rc)
+        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                          sizeof transposed);
+    if (!rc)
+        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                          sizeof epilogue);
+    if (!rc && with_bias)
+        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
+                                          sizeof bias_type);
+    return rc;
+}
+
+td_status td_gpu_stream_blas_open(td_stream *s, td_error *err) {
+    const td_gpu_blas *blas = td_gpu_blas_load(err);
+    const td_device_info *info = &s->dev->base.info;
+    if (!blas)
+        return td_error_prefix(err, "%s", info->name);
+    td_status st = td_gpu_check(cudaMalloc(&s->blas_workspace, TD_GPU_BLAS_WORKSPACE_BYTES), info,
+                                "cudaMalloc", err);
+    cublasLtMatrixLayout_t *layouts[] = {&s->layout_w, &s->layout_in, &s->layout_out};
+    for (size_t i = 0; st == TD_OK && i < TD_ARRAY_LEN(layouts); i++)
+        st = td_gpu_check_blas(blas->MatrixLayoutCreate(layouts[i], CUDA_R_32F, 1, 1, 1), info,
+                               "cublasLtMatrixLayoutCreate", err);
+    for (int i = 0; st == TD_OK && i < 2; i++)
+        st = td_gpu_check_blas(make_product(blas, i == 1, &s->product[i]), info,
+                               "cublasLtMatmulDescCreate", err);
+    return st;
+}
+
+void td_gpu_stream_blas_close(td_stream *s) {
+    const td_gpu_blas *blas = td_gpu_blas_load(NULL);
+    cublasLtMatrixLayout_t layouts[] = {s->layout_w, s->layout_in, s->layout_out};
+    for (size_t i = 0; blas && i < TD_ARRAY_LEN(layouts); i++)
+        if (layouts[i])
+            (void)blas->MatrixLayoutDestroy(layouts[i]);
+    for (int i = 0; blas && i < 2; i++)
+        if (s->product[i])
+            (void)blas->MatmulDescDestroy(s->product[i]);
+    if (s->blas_workspace && td_gpu_use(s->dev, NULL) == TD_OK)
+        (void)cudaFree(s->blas_workspace);
+}
+
+/* --- plans --------------------------------------------------------------------------------------
+ */
+
+static cublasStatus_t set_layout(const td_gpu_blas *blas, cublasLtMatrixLayout_t l, td_dtype t,
+                                 int64_t rows, int64_t cols) {
+    const uint32_t type = (uint32_t)data_type(t);
+    const uint64_t r = (uint64_t)rows, c = (uint64_t)cols;
+    cublasStatus_t rc;
+    if ((rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_TYPE, &type, sizeof type)) ||
+        (rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_ROWS, &r, sizeof r)) ||
+        (rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_COLS, &c, sizeof c)))
+        return rc;
+    return blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_LD, &rows, sizeof rows);
+}
+
+/* The stream's three layouts for a product of m rows. */
+static cublasStatus_t set_layouts(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
+                                  int64_t m) {
+    cublasStatus_t rc;
+    if ((rc = set_layout(blas, s->layout_w, p->dtype, p->k, p->n)) ||
+        (rc = set_layout(blas, s->layout_in, p->dtype, p->k, m)))
+        return rc;
+    return set_layout(blas, s->layout_out, TD_F32, p->n, m);
+}
+
+/* The stream's description of a product, with the bias in the epilogue or without. */
+static cublasStatus_t describe(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
+                               const float *bias, cublasLtMatmulDesc_t *out) {
+    *out = s->product[p->bias_in_epilogue];
+    return p->bias_in_epilogue ? blas->MatmulDescSetAttribute(
+                                     *out, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias)
+                               : CUBLAS_STATUS_SUCCESS;
+}
+
+/* Does the candidate keep the sum over K in one piece, and take every number of rows? */
+static bool is_fit(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
+                   cublasLtMatmulDesc_t desc, const cublasLtMatmulAlgo_t *algo) {
+    static const int64_t rows[] = {1, 2, 7, 8, 16, 100, 129, 1024, 8192, 65536};
+    int32_t split_k = 0;
+    uint32_t reduction = 0;
+    size_t n_written;
+    if (blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split_k,
+                                           sizeof split_k, &n_written) ||
+        blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                           sizeof reduction, &n_written) ||
+        (split_k != 0 && split_k != 1) || reduction != CUBLASLT_REDUCTION_SCHEME_NONE)
+        return false;
+    for (size_t i = 0; i < TD_ARRAY_LEN(rows); i++) {
+        cublasLtMatmulHeuristicResult_t r;
+        memset(&r, 0, sizeof r);
+        if (set_layouts(blas, s, p, rows[i]) ||
+            blas->MatmulAlgoCheck(s->dev->blas, desc, s->layout_w, s->layout_in, s->layout_out,
+                                  s->layout_out, algo, &r) ||
+            r.state != CUBLAS_STATUS_SUCCESS || r.workspaceSize > TD_GPU_BLAS_WORKSPACE_BYTES)
+            return false;
+    }
+    return true;
+}
+
+static cublasStatus_t make_preference(const td_gpu_blas *blas, const td_gpu_plan *p,
+                                      cublasLtMatmulPreference_t *out) {
+    cublasLtMatmulPreference_t pref;
+    const uint64_t workspace = TD_GPU_BLAS_WORKSPACE_BYTES;
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+    /* Rows begin where the row before ends: K and N decide what all of them are aligned to, and a
+     * chunk of rows may begin at any of them. */
+    const uint64_t k_bytes = (uint64_t)p->k * td_dtype_size(p->dtype), n_bytes = (uint64_t)p->n * 4;
+    const uint32_t in_align = (uint32_t)TD_MIN(k_bytes & (~k_bytes + 1), (uint64_t)256);
+    const uint32_t out_align = (uint32_t)TD_MIN(n_bytes & (~n_bytes + 1), (uint64_t)256);
+    const struct {
+        cublasLtMatmulPreferenceAttributes_t key;
+        const void *value;
+        size_t size_bytes;
+    } settings[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &in_align, sizeof in_align},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &in_align, sizeof in_align},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out_align, sizeof out_align},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out_align, sizeof out_align},
+    };
+    cublasStatus_t rc = blas->MatmulPreferenceCreate(&pref);
+    if (rc)
+        return rc;
+    for (size_t i = 0; !rc && i < TD_ARRAY_LEN(settings); i++)
+        rc = blas->MatmulPreferenceSetAttribute(pref, settings[i].key, settings[i].value,
+                                                settings[i].size_bytes);
+    if (rc)
+        (void)blas->MatmulPreferenceDestroy(pref);
+    else
+        *out = pref;
+    return rc;
+}
+
+/* The first fit candidate in the heuristic's order. CUBLAS_STATUS_NOT_SUPPORTED: there is none. */
+static cublasStatus_t choose_algorithm(const td_gpu_blas *blas, td_stream *s, td_gpu_plan *p,
+                                       const float *bias) {
+    cublasLtMatmulHeuristicResult_t found[MAX_CANDIDATES];
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatmulPreference_t pref = NULL;
+    int n_found = 0;
+    memset(found, 0, sizeof found);
+    cublasStatus_t rc = describe(blas, s, p, bias, &desc);
+    if (!rc && !(rc = make_preference(blas, p, &pref)) &&
+        !(rc = set_layouts(blas, s, p, NOMINAL_ROWS)))
+        rc = blas->MatmulAlgoGetHeuristic(s->dev->blas, desc, s->layout_w, s->layout_in,
+                                          s->layout_out, s->layout_out, pref, MAX_CANDIDATES, found,
+                                          &n_found);
+    if (!rc) {
+        rc = CUBLAS_STATUS_NOT_SUPPORTED;
+        for (int i = 0; rc && i < n_found; i++)
+            if (found[i].state == CUBLAS_STATUS_SUCCESS &&
+                is_fit(blas, s, p, desc, &found[i].algo)) {
+                p->algo = found[i].algo;
+                rc = CUBLAS_STATUS_SUCCESS;
+            }
+    }
+    if (pref)
+        (void)blas->MatmulPreferenceDestroy(pref);
+    return rc;
+}
+
+/* The plan of the product, made at its first use. A scaled bias is added behind the product: the
+ * epilogue would not scale it. */
+static td_status find_plan(const td_gpu_blas *blas, td_stream *s, const td_gemm_args *a,
+                           const td_gpu_plan **out, td_error *err) {
+    td_gpu_device *d = s->dev;
+    const td_weight *w = a->weight;
+    const bool has_bias = a->bias && a->scale == 1.0f;
+    td_status st = TD_OK;
+    pthread_mutex_lock(&d->lock);
+    td_gpu_plan *p = d->plans;
+    while (p && !(p->n == w->n_rows && p->k == w->n_cols && p->dtype == w->compute &&
+                  p->has_bias == has_bias && p->accumulate == a->accumulate))
+        p = p->next;
+    if (!p && !(p = td_calloc(1, sizeof *p)))
+        st = td_error_nomem(err, "plan of a product", sizeof *p);
+    if (st == TD_OK && p->k == 0) {
+        *p = (td_gpu_plan){.n = w->n_rows,
+                           .k = w->n_cols,
+                           .dtype = w->compute,
+                           .has_bias = has_bias,
+                           .accumulate = a->accumulate,
+                           .bias_in_epilogue = has_bias};
+        cublasStatus_t rc = choose_algorithm(blas, s, p, a->bias);
+        if (rc == CUBLAS_STATUS_NOT_SUPPORTED && has_bias) {
+            p->bias_in_epilogue = false;
+            rc = choose_algorithm(blas, s, p, NULL);
+        }
+        if (rc) {
+            st = td_gpu_check_blas(rc, &d->base.info, "cublasLtMatmulAlgoGetHeuristic", err);
+            td_error_prefix(err, "a product [rows, %lld] x [%lld, %lld]^T in %s", (long long)p->k,
+                            (long long)p->n, (long long)p->k, td_dtype_name(p->dtype));
+            free(p);
+        } else {
+            p->next = d->plans;
+            d->plans = p;
+        }
+    }
+    pthread_mutex_unlock(&d->lock);
+    if (st == TD_OK)
+        *out = p;
+    return st;
+}
+
+/* --- products -----------------------------------------------------------------------------------
+ */
+
+td_status td_gpu_gemm_enqueue(td_stream *s, const td_gemm_args *a, td_error *err) {
+    const td_gpu_blas *blas = td_gpu_blas_load(err);
+    const td_device_info *info = &s->dev->base.info;
+    const td_gpu_weight *w = (const td_gpu_weight *)a->weight;
+    const td_gpu_plan *p;
+    if (!blas)
+        return td_error_prefix(err, "%s", info->name);
+    td_status st = find_plan(blas, s, a, &p, err);
+    if (st != TD_OK)
+        return st;
+    cublasLtMatmulDesc_t desc;
+    const float alpha = a->scale, beta = a->accumulate ? 1.0f : 0.0f;
+    cublasStatus_t rc = describe(blas, s, p, a->bias, &desc);
+    if (!rc)
+        rc = set_layouts(blas, s, p, a->n_rows);
+    if (!rc)
+        rc = blas->Matmul(s->dev->blas, desc, &alpha, w->data, s->layout_w, a->in, s->layout_in,
+                          &beta, a->out, s->layout_out, a->out, s->layout_out, &p->algo,
+                          s->blas_workspace, TD_GPU_BLAS_WORKSPACE_BYTES, s->cuda);
+    if (rc) {
+        st = td_gpu_check_blas(rc, info, "cublasLtMatmul", &s->failure);
+        if (err)
+            *err = s->failure;
+        return st;
+    }
+    if (a->bias && !p->bias_in_epilogue)
+        return td_gpu_end(
+            s, td_gpu_bias(a->out, NULL, a->bias, a->n_rows, p->n, a->scale, true, s->cuda),
+            "td_gpu_bias", err);
+    return TD_OK;
+}
+
+/* --- weights ------------------------------------------------------------------------------------
+ */
+
+td_status td_gpu_weight_create(td_device *dev, int64_t n_rows, int64_t n_cols, td_dtype compute,
+                               td_weight **out, void **data, td_error *err) {
+    const td_device_info *info = &dev->info;
+    size_t n, n_bytes;
+    if (n_rows < 1 || n_cols < 1 || n_rows > INT32_MAX || n_cols > INT32_MAX ||
+        !(compute == TD_F32 || (compute == TD_BF16 && info->has_bf16) ||
+          (compute == TD_F16 && info->has_f16)))
+        return td_error_set(err, TD_E_DEVICE, "%s: no weights of [%lld, %lld] in %s", info->name,
+                            (long long)n_rows, (long long)n_cols, td_dtype_name(compute));
+    if (!td_mul_size((size_t)n_rows, (size_t)n_cols, &n) ||
+        !td_mul_size(n, td_dtype_size(compute), &n_bytes))
+        return td_error_set(err, TD_E_DEVICE_OOM, "%s: a weight of [%lld, %lld] is too large",
+                            info->name, (long long)n_rows, (long long)n_cols);
+    td_gpu_weight *w = td_calloc(1, sizeof *w);
+    if (!w)
+        return td_error_nomem(err, "weight", sizeof *w);
+    td_status st = dev->ops->alloc(dev, n_bytes, &w->data, err);
+    if (st != TD_OK) {
+        free(w);
+        return st;
+    }
+    w->base = (td_weight){.ops = dev->ops,
+                          .n_rows = n_rows,
+                          .n_cols = n_cols,
+                          .compute = compute,
+                          .size_bytes = n_bytes};
+    w->dev = (td_gpu_device *)dev;
+    *out = &w->base;
+    *data = w->data;
+    return TD_OK;
+}
+
+void td_gpu_weight_destroy(td_weight *weight) {
+    td_gpu_weight *w = (td_gpu_weight *)weight;
+    if (!w)
+        return;
+    td_gpu_free(&w->dev->base, w->data);
+    free(w);
+}
+
+static float load_element(const void *src, td_dtype from, size_t i) {
+    return from == TD_F32    ? ((const float *)src)[i]
+           : from == TD_BF16 ? td_bf16_to_f32(((const uint16_t *)src)[i])
+                             : td_f16_to_f32(((const uint16_t *)src)[i]);
+}
+
+static void convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n) {
+    if (to == from) {
+        memcpy(dst, src, n * td_dtype_size(to));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const float x = load_element(src, from, i);
+        if (to == TD_F32)
+            ((float *)dst)[i] = x;
+        else
+            ((uint16_t *)dst)[i] = to == TD_BF16 ? td_f32_to_bf16(x) : td_f32_to_f16(x);
+    }
+}
+
+/* The simple way, for tests and measurements; checkpoints go through weight_create. */
+td_status td_gpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
+                                td_dtype compute, td_weight **out, td_error *err) {
+    int64_t n_rows = 0;
+    size_t most = 0, elem = td_dtype_size(compute);
+    td_weight *w = NULL;
+    void *data, *host = NULL;
+    for (int32_t i = 0; i < n_parts; i++) {
+        if (parts[i].n_rows < 1 || parts[i].n_cols < 1 || parts[i].n_cols != parts[0].n_cols ||
+            parts[i].dtype > TD_F16)
+            return td_error_set(err, TD_E_INTERNAL, "%s: parts of a weight do not go together",
+                                dev->info.name);
+        n_rows += parts[i].n_rows;
+        most = TD_MAX(most, (size_t)parts[i].n_rows * (size_t)parts[i].n_cols);
+    }
+    if (n_parts < 1)
+        return td_error_set(err, TD_E_INTERNAL, "%s: a weight without parts", dev->info.name);
+    td_status st = td_gpu_weight_create(dev, n_rows, parts[0].n_cols, compute, &w, &data, err);
+    if (st != TD_OK)
+        return st;
+    if (!(host = td_calloc(most, elem)))
+        st = td_error_nomem(err, "weight", most * elem);
+    for (int32_t i = 0; st == TD_OK && i < n_parts; i++) {
+        const size_t n = (size_t)parts[i].n_rows * (size_t)parts[i].n_cols;
+        convert(host, compute, parts[i].data, parts[i].dtype, n);
+        if ((st = td_gpu_use((td_gpu_device *)dev, err)) == TD_OK)
+            st = td_gpu_check(cudaMemcpy(data, host, n * elem, cudaMemcpyHostToDevice), &dev->info,
+                              "cudaMemcpy", err);
+        data = (char *)data + n * elem;
+    }
+    free(host);
+    if (st != TD_OK)
+        td_gpu_weight_destroy(w);
+    else
+        *out = w;
+    return st;
+}

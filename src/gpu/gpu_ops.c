@@ -1,0 +1,257 @@
+/* gpu_ops.c - the operations of the table: checks at the call, then onto the stream. */
+#include <stdlib.h>
+
+#include "gpu/gpu.h"
+#include "tdgen/device_check.h"
+#include "tdgen/util.h"
+
+enum { MAX_EXPERTS = 512, HOP_BYTES = 4 << 20 };
+
+/* `why` is NULL or what is wrong with the arguments; then the stream is made ready. */
+static td_status begin(td_stream *s, td_op op, const char *name, const char *why, td_error *err) {
+    if (why)
+        return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", s->dev->base.info.name, name, why);
+    return td_gpu_begin(s, op, err);
+}
+
+td_status td_gpu_op_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_EMBED, "embed", td_embed_check(a), err);
+    if (st != TD_OK || a->n_tokens == 0)
+        return st;
+    return td_gpu_end(s, td_gpu_embed(a, s->cuda), "embed", err);
+}
+
+td_status td_gpu_op_norm(td_stream *s, const td_norm_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_NORM, "norm", td_norm_check(a), err);
+    if (st != TD_OK || a->n_rows == 0)
+        return st;
+    td_norm_args n = *a;
+    n.n_inner = TD_MAX(n.n_inner, 1);
+    return td_gpu_end(s, td_gpu_norm(&n, s->cuda), "norm", err);
+}
+
+td_status td_gpu_op_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_GEMM, "gemm", td_gemm_check(a), err);
+    if (st != TD_OK || a->n_rows == 0)
+        return st;
+    return td_gpu_gemm_enqueue(s, a, err);
+}
+
+td_status td_gpu_op_rope(td_stream *s, const td_rope_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_ROPE, "rope", td_rope_check(a), err);
+    if (st != TD_OK || a->n_tokens == 0 || (a->rotary_dim == 0 && !a->out))
+        return st;
+    return td_gpu_end(s, td_gpu_rope(a, s->cuda), "rope", err);
+}
+
+td_status td_gpu_op_attention(td_stream *s, const td_attention_args *a, td_error *err) {
+    const char *why = td_attention_check(a);
+    if (!why && a->head_dim > 256)
+        why = "head_dim above 256";
+    if (!why && a->in_dtype == TD_F32 && a->out_dtype != TD_F32)
+        why = "a 16-bit result needs q, k and v in that type";
+    if (!why && ((a->in_dtype == TD_BF16 && !s->dev->base.info.has_bf16) ||
+                 (a->in_dtype == TD_F16 && !s->dev->base.info.has_f16)))
+        why = "the chip has no products of this type";
+    td_status st = begin(s, TD_OP_ATTENTION, "attention", why, err);
+    if (st != TD_OK || a->n_seqs == 0 || a->seq_offsets_host[a->n_seqs] == 0)
+        return st;
+    return td_gpu_end(s, td_gpu_attention(a, &s->dev->chip, s->cuda), "attention", err);
+}
+
+td_status td_gpu_op_act(td_stream *s, const td_act_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_ACT, "act", td_act_check(a), err);
+    if (st != TD_OK || a->n_tokens == 0)
+        return st;
+    return td_gpu_end(s, td_gpu_act(a, s->cuda), "act", err);
+}
+
+/* The router's product puts its logits where td_gpu_moe expects them: at the start of scratch. */
+td_status td_gpu_op_moe(td_stream *s, const td_moe_args *a, td_error *err) {
+    const void *gate_up[MAX_EXPERTS], *down[MAX_EXPERTS];
+    const char *why = td_moe_check(a);
+    if (!why && a->n_experts > MAX_EXPERTS)
+        why = "more than 512 experts";
+    td_status st = begin(s, TD_OP_MOE, "moe", why, err);
+    if (st != TD_OK || a->n_tokens == 0)
+        return st;
+    for (int32_t e = 0; e < a->n_experts; e++) {
+        gate_up[e] = ((const td_gpu_weight *)a->gate_up[e])->data;
+        down[e] = ((const td_gpu_weight *)a->down[e])->data;
+    }
+    const td_gemm_args router = {
+        .weight = a->router, .in = a->in, .out = a->scratch, .n_rows = a->n_tokens, .scale = 1};
+    if ((st = td_gpu_gemm_enqueue(s, &router, err)) != TD_OK)
+        return st;
+    return td_gpu_end(s, td_gpu_moe(a, a->router->compute, gate_up, down, &s->dev->chip, s->cuda),
+                      "moe", err);
+}
+
+td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_CAPTURE, "capture", td_capture_check(a), err);
+    if (st != TD_OK || a->n_rows == 0)
+        return st;
+    /* The first chunk is the largest: this happens once. */
+    const size_t need = td_gpu_capture_scratch_bytes(a, &s->dev->chip);
+    if (need > s->capture_scratch_bytes) {
+        void *p = NULL;
+        if (s->capture_scratch && (st = td_gpu_end(s, cudaStreamSynchronize(s->cuda),
+                                                   "cudaStreamSynchronize", err)) != TD_OK)
+            return st;
+        if ((st = td_gpu_end(s, cudaMalloc(&p, need), "cudaMalloc", err)) != TD_OK)
+            return st;
+        (void)cudaFree(s->capture_scratch);
+        s->capture_scratch = p;
+        s->capture_scratch_bytes = need;
+    }
+    return td_gpu_end(s, td_gpu_capture(a, &s->dev->chip, s->capture_scratch, s->cuda), "capture",
+                      err);
+}
+
+/* --- copies -------------------------------------------------------------------------------------
+ */
+
+static td_status copy(td_stream *s, void *dst, const void *src, size_t n, enum cudaMemcpyKind kind,
+                      td_error *err) {
+    if (n == 0 || dst == src)
+        return TD_OK;
+    td_status st = td_gpu_begin(s, TD_OP_COPY, err);
+    return st != TD_OK
+               ? st
+               : td_gpu_end(s, cudaMemcpyAsync(dst, src, n, kind, s->cuda), "cudaMemcpyAsync", err);
+}
+
+td_status td_gpu_copy_in(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
+    return copy(s, dst, src, n, cudaMemcpyHostToDevice, err);
+}
+
+td_status td_gpu_copy_out(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
+    return copy(s, dst, src, n, cudaMemcpyDeviceToHost, err);
+}
+
+/* Access from our device to the other's memory, asked for once; false when there is none. */
+static bool reaches(td_gpu_device *d, const td_gpu_device *src) {
+    const int32_t i = src->base.info.index;
+    if (i >= 64 || !(d->base.info.peers >> i & 1))
+        return false;
+    pthread_mutex_lock(&d->lock);
+    bool ok = d->peers_open >> i & 1;
+    if (!ok) {
+        const cudaError_t rc = cudaDeviceEnablePeerAccess(i, 0);
+        ok = rc == cudaSuccess || rc == cudaErrorPeerAccessAlreadyEnabled;
+        (void)cudaGetLastError(); /* the other way is open */
+        if (ok)
+            d->peers_open |= (uint64_t)1 << i;
+        else
+            d->base.info.peers &= ~((uint64_t)1 << i);
+    }
+    pthread_mutex_unlock(&d->lock);
+    return ok;
+}
+
+static td_status make_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td_error *err) {
+    for (td_gpu_hop *h = s->hops; h; h = h->next)
+        if (h->src == src) {
+            *out = h;
+            return TD_OK;
+        }
+    td_gpu_hop *h = td_calloc(1, sizeof *h);
+    if (!h)
+        return td_error_nomem(err, "a copy between devices", sizeof *h);
+    h->src = src;
+    h->next = s->hops;
+    s->hops = h; /* from here on td_gpu_hops_close frees what there is of it */
+    const td_device_info *from = &src->base.info, *to = &s->dev->base.info;
+    td_status st = td_gpu_use(src, err);
+    if (st == TD_OK)
+        st = td_gpu_check(cudaStreamCreateWithFlags(&h->stream, cudaStreamNonBlocking), from,
+                          "cudaStreamCreateWithFlags", err);
+    for (int i = 0; st == TD_OK && i < 2; i++) {
+        st = td_gpu_check(cudaHostAlloc(&h->block[i], HOP_BYTES, cudaHostAllocPortable), from,
+                          "cudaHostAlloc", err);
+        if (st == TD_OK)
+            st = td_gpu_check(cudaEventCreateWithFlags(&h->filled[i], cudaEventDisableTiming), from,
+                              "cudaEventCreateWithFlags", err);
+    }
+    if (st == TD_OK)
+        st = td_gpu_use(s->dev, err);
+    for (int i = 0; st == TD_OK && i < 2; i++)
+        st = td_gpu_check(cudaEventCreateWithFlags(&h->emptied[i], cudaEventDisableTiming), to,
+                          "cudaEventCreateWithFlags", err);
+    if (st == TD_OK)
+        st = td_gpu_check(cudaEventCreateWithFlags(&h->start, cudaEventDisableTiming), to,
+                          "cudaEventCreateWithFlags", err);
+    *out = h;
+    return st;
+}
+
+/* The source's stream begins where ours stands, which is behind the event that says that src is
+ * written, and behind the last use of the blocks by an earlier copy. */
+static td_status copy_by_host(td_stream *s, void *dst, td_gpu_device *src_dev, const void *src,
+                              size_t n, td_error *err) {
+    td_gpu_hop *h = NULL;
+    td_status st = make_hop(s, src_dev, &h, err);
+    if (st != TD_OK)
+        return st;
+    cudaError_t rc = cudaEventRecord(h->start, s->cuda);
+    if (!rc)
+        rc = cudaStreamWaitEvent(h->stream, h->start, 0);
+    for (size_t at = 0, i = 0; !rc && at < n; at += HOP_BYTES, i++) {
+        const size_t m = TD_MIN(n - at, (size_t)HOP_BYTES);
+        const int b = (int)(i % 2);
+        if (i >= 2 && (rc = cudaStreamWaitEvent(h->stream, h->emptied[b], 0)))
+            break;
+        if ((st = td_gpu_use(src_dev, err)) != TD_OK)
+            return st;
+        rc = cudaMemcpyAsync(h->block[b], (const char *)src + at, m, cudaMemcpyDeviceToHost,
+                             h->stream);
+        if (!rc)
+            rc = cudaEventRecord(h->filled[b], h->stream);
+        if ((st = td_gpu_use(s->dev, err)) != TD_OK)
+            return st;
+        if (!rc)
+            rc = cudaStreamWaitEvent(s->cuda, h->filled[b], 0);
+        if (!rc)
+            rc = cudaMemcpyAsync((char *)dst + at, h->block[b], m, cudaMemcpyHostToDevice, s->cuda);
+        if (!rc)
+            rc = cudaEventRecord(h->emptied[b], s->cuda);
+    }
+    return td_gpu_end(s, rc, "a copy between devices through the host", err);
+}
+
+td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t n,
+                           td_error *err) {
+    td_gpu_device *from = (td_gpu_device *)src_dev;
+    if (n == 0 || dst == src)
+        return TD_OK;
+    if (from == s->dev)
+        return copy(s, dst, src, n, cudaMemcpyDeviceToDevice, err);
+    td_status st = td_gpu_begin(s, TD_OP_COPY, err);
+    if (st != TD_OK)
+        return st;
+    if (!reaches(s->dev, from))
+        return copy_by_host(s, dst, from, src, n, err);
+    return td_gpu_end(
+        s,
+        cudaMemcpyPeerAsync(dst, s->dev->base.info.index, src, from->base.info.index, n, s->cuda),
+        "cudaMemcpyPeerAsync", err);
+}
+
+/* The streams are idle: the caller has waited for its own, and the hop's last copy is before that.
+ */
+void td_gpu_hops_close(td_stream *s) {
+    for (td_gpu_hop *h = s->hops, *next; h; h = next) {
+        next = h->next;
+        cudaEvent_t events[] = {h->filled[0], h->filled[1], h->emptied[0], h->emptied[1], h->start};
+        for (size_t i = 0; i < TD_ARRAY_LEN(events); i++)
+            if (events[i])
+                (void)cudaEventDestroy(events[i]);
+        if (h->stream)
+            (void)cudaStreamDestroy(h->stream);
+        for (int i = 0; i < 2; i++)
+            if (h->block[i])
+                (void)cudaFreeHost(h->block[i]);
+        free(h);
+    }
+    s->hops = NULL;
+}
