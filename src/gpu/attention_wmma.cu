@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(W_THREADS)
     load_rows<W_ROWS, D>(sq, q, a.stride, t.q0, t.len, a.head_dim, aligned, false);
 #pragma unroll 1
     for (int32_t k0 = t.k_begin; k0 < t.k_end; k0 += W_KEYS) {
-        __syncthreads();
+        __syncthreads(); /* behind all reads of the previous tile and of the warp's own parts */
         load_rows<W_KEYS, D>(sk, k, a.stride, k0, t.len, a.head_dim, aligned, false);
         poisoned |=
             __syncthreads_or(load_rows<W_KEYS, D>(sv, v, a.stride, k0, t.len, a.head_dim, aligned,
@@ -191,7 +191,6 @@ __global__ void __launch_bounds__(W_THREADS)
                 nvcuda::wmma::mma_sync(o[n], fp, fv, o[n]);
             }
         }
-        __syncwarp(); /* before the next tile's scores, factors and P */
     }
     if (w0 >= t.len)
         return;

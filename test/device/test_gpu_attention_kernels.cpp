@@ -1,9 +1,8 @@
 /* test_gpu_attention_kernels.cpp - the attention kernels through their launchers, against a
  * reference in f64 on the host. Runs on the CUDA-on-CPU layer and on a GPU.
  *
- *   test_gpu_attention_kernels          every kernel that the device can run; exit status 1 on
- * failure test_gpu_attention_kernels bench    TFLOP/s of long and ragged batches (a GPU, not the
- * layer)
+ * Without an argument: every kernel that the device can run; the exit status is 1 on failure and 77
+ * without a device. With `bench`: TFLOP/s of long and ragged batches, for a GPU.
  *
  * Checked: values for packed sequences of awkward lengths, head dims, head groups, windows and soft
  * caps; that a sequence gives the same bytes wherever it stands in a batch and whatever follows
