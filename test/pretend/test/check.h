@@ -68,8 +68,9 @@ void test_planted_memory();
 void test_streams();
 void test_runtime_errors();
 void test_products();
-/* `program overrun WHICH` is run as a child: AddressSanitizer shall stop it. */
-int run_overrun(const char *which);
-void test_overruns(const char *program);
+/* `program planted WHICH` is run as a child, which a sanitizer shall stop. */
+int run_planted(const char *which);
+int run_race();
+void test_under_sanitizers(const char *program);
 
 #endif

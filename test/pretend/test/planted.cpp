@@ -250,7 +250,9 @@ void test_planted_memory() {
         CHECK(isnan(x), "shared memory of a fresh block holds %g", (double)x);
 }
 
-int run_overrun(const char *which) {
+int run_planted(const char *which) {
+    if (!strcmp(which, "race"))
+        return run_race();
     device_array<float> in(32), out(32);
     MUST(cudaMemset(in.data, 0, 128));
     const bool shared = !strcmp(which, "shared"), none = !strcmp(which, "none");
@@ -259,16 +261,21 @@ int run_overrun(const char *which) {
     return cudaStreamSynchronize(nullptr) != cudaSuccess;
 }
 
-/* The child's words are read here and not shown: CTest looks for AddressSanitizer's banner. */
-void test_overruns(const char *program) {
+/* The child's words are read here and not shown: CTest looks for the sanitizers' banners. */
+void test_under_sanitizers(const char *program) {
+    struct {
+        const char *which, *banner;
+    } cases[] = {
+        {"none", nullptr},
 #if defined(__SANITIZE_ADDRESS__)
-    const bool finds = true;
-#else
-    const bool finds = false;
+        {"shared", "heap-buffer-overflow"},
+        {"global", "heap-buffer-overflow"},
 #endif
-    for (const char *which : {"none", "shared", "global"}) {
-        if (!finds && strcmp(which, "none"))
-            continue;
+#if defined(__SANITIZE_THREAD__)
+        {"race", "data race"},
+#endif
+    };
+    for (const auto &c : cases) {
         int ends[2];
         if (pipe(ends))
             exit(1);
@@ -278,7 +285,7 @@ void test_overruns(const char *program) {
             dup2(ends[1], 2);
             close(ends[0]);
             close(ends[1]);
-            execl(program, program, "overrun", which, (char *)nullptr);
+            execl(program, program, "planted", c.which, (char *)nullptr);
             _exit(127);
         }
         close(ends[1]);
@@ -290,10 +297,10 @@ void test_overruns(const char *program) {
         int status;
         waitpid(child, &status, 0);
         const bool fine = WIFEXITED(status) && WEXITSTATUS(status) == 0;
-        if (!strcmp(which, "none"))
-            CHECK(fine, "no overrun, yet: %.500s", said.c_str());
+        if (!c.banner)
+            CHECK(fine, "nothing is wrong, yet: %.500s", said.c_str());
         else
-            CHECK(!fine && said.find("heap-buffer-overflow") != std::string::npos,
-                  "an overrun of %s memory hides: %.500s", which, said.c_str());
+            CHECK(!fine && said.find(c.banner) != std::string::npos, "'%s' hides: %.500s", c.which,
+                  said.c_str());
     }
 }
