@@ -19,8 +19,10 @@ target_include_directories(td_pretend_base BEFORE INTERFACE
   ${CMAKE_CURRENT_SOURCE_DIR}/pretend/include)
 target_compile_options(td_pretend_base INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing
-                            -fno-math-errno>
-  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${TDGEN_SANITIZE}>>:-O1>)
+                            -fno-math-errno>)
+if(TDGEN_SANITIZE)
+  target_compile_options(td_pretend_base INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
+endif()
 target_link_libraries(td_pretend_base INTERFACE td_base)
 
 # The layer alone: for tests that launch kernels themselves.
