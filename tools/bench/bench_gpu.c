@@ -22,8 +22,8 @@
 #include "tdgen/device.h"
 #include "tdgen/util.h"
 #ifdef TD_BENCH_CUDA
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
+#include "gpu/gpu_blas.h"
 #endif
 
 enum { POOL = 1 << 24 };
@@ -140,9 +140,9 @@ static void must_cuda(int rc, const char *what) {
 #define CUDA(call) must_cuda((int)(call), #call)
 
 /* D[M, N] = A[M, K] W[N, K]^T, all row-major, as tdgen computes it: cuBLASLt's column-major D^T. */
-static void ceiling_of(cublasLtHandle_t lt, cudaStream_t cs, const void *w, const void *a, void *d,
-                       void *workspace, size_t workspace_bytes, int n, cudaDataType_t out_type,
-                       const char *name) {
+static void ceiling_of(const td_gpu_blas *blas, cublasLtHandle_t lt, cudaStream_t cs, const void *w,
+                       const void *a, void *d, void *workspace, size_t workspace_bytes, int n,
+                       cudaDataType_t out_type, const char *name) {
     enum { TRIED = 8 };
     cublasLtMatmulDesc_t op;
     cublasLtMatrixLayout_t lw, la, ld;
@@ -155,23 +155,22 @@ static void ceiling_of(cublasLtHandle_t lt, cudaStream_t cs, const void *w, cons
     cudaEvent_t e0, e1;
     CUDA(cudaEventCreate(&e0));
     CUDA(cudaEventCreate(&e1));
-    CUDA(cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    CUDA(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                        sizeof transposed));
-    CUDA(cublasLtMatrixLayoutCreate(&lw, CUDA_R_16BF, (uint64_t)n, (uint64_t)n, n));
-    CUDA(cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)n, (uint64_t)n, n));
-    CUDA(cublasLtMatrixLayoutCreate(&ld, out_type, (uint64_t)n, (uint64_t)n, n));
-    CUDA(cublasLtMatmulPreferenceCreate(&preference));
-    CUDA(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                              &workspace_bytes, sizeof workspace_bytes));
-    CUDA(
-        cublasLtMatmulAlgoGetHeuristic(lt, op, lw, la, ld, ld, preference, TRIED, found, &n_found));
+    CUDA(blas->MatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUDA(blas->MatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                      sizeof transposed));
+    CUDA(blas->MatrixLayoutCreate(&lw, CUDA_R_16BF, (uint64_t)n, (uint64_t)n, n));
+    CUDA(blas->MatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)n, (uint64_t)n, n));
+    CUDA(blas->MatrixLayoutCreate(&ld, out_type, (uint64_t)n, (uint64_t)n, n));
+    CUDA(blas->MatmulPreferenceCreate(&preference));
+    CUDA(blas->MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                            &workspace_bytes, sizeof workspace_bytes));
+    CUDA(blas->MatmulAlgoGetHeuristic(lt, op, lw, la, ld, ld, preference, TRIED, found, &n_found));
     for (int i = 0; i < n_found; i++) {
         for (int turn = 0; turn < 4; turn++) { /* the first is a warm-up */
             if (turn == 1)
                 CUDA(cudaEventRecord(e0, cs));
-            CUDA(cublasLtMatmul(lt, op, &one, w, lw, a, la, &zero, d, ld, d, ld, &found[i].algo,
-                                workspace, workspace_bytes, cs));
+            CUDA(blas->Matmul(lt, op, &one, w, lw, a, la, &zero, d, ld, d, ld, &found[i].algo,
+                              workspace, workspace_bytes, cs));
         }
         CUDA(cudaEventRecord(e1, cs));
         CUDA(cudaEventSynchronize(e1));
@@ -188,17 +187,17 @@ static void ceiling_of(cublasLtHandle_t lt, cudaStream_t cs, const void *w, cons
     n_runs = (int)TD_MAX(1000.0f / (best_ms / 3), 3.0f);
     CUDA(cudaEventRecord(e0, cs));
     for (int i = 0; i < n_runs; i++)
-        CUDA(cublasLtMatmul(lt, op, &one, w, lw, a, la, &zero, d, ld, d, ld, &found[best].algo,
-                            workspace, workspace_bytes, cs));
+        CUDA(blas->Matmul(lt, op, &one, w, lw, a, la, &zero, d, ld, d, ld, &found[best].algo,
+                          workspace, workspace_bytes, cs));
     CUDA(cudaEventRecord(e1, cs));
     CUDA(cudaEventSynchronize(e1));
     CUDA(cudaEventElapsedTime(&ms, e0, e1));
     result(name, 2.0 * n * n * (double)n, 1e-12, "TFLOP/s", 1e-3 * ms / n_runs);
-    cublasLtMatmulPreferenceDestroy(preference);
-    cublasLtMatrixLayoutDestroy(lw);
-    cublasLtMatrixLayoutDestroy(la);
-    cublasLtMatrixLayoutDestroy(ld);
-    cublasLtMatmulDescDestroy(op);
+    blas->MatmulPreferenceDestroy(preference);
+    blas->MatrixLayoutDestroy(lw);
+    blas->MatrixLayoutDestroy(la);
+    blas->MatrixLayoutDestroy(ld);
+    blas->MatmulDescDestroy(op);
     cudaEventDestroy(e0);
     cudaEventDestroy(e1);
 }
@@ -209,9 +208,12 @@ static void ceiling(int32_t index) {
     void *w, *a, *d, *workspace;
     cublasLtHandle_t lt;
     cudaStream_t cs;
+    const td_gpu_blas *blas = td_gpu_blas_load(&err);
+    if (!blas)
+        check(TD_E_DEVICE, "cuBLASLt");
     CUDA(cudaSetDevice(index));
     CUDA(cudaStreamCreate(&cs));
-    CUDA(cublasLtCreate(&lt));
+    CUDA(blas->Create(&lt));
     CUDA(cudaMalloc(&w, n_elements * 2));
     CUDA(cudaMalloc(&a, n_elements * 2));
     CUDA(cudaMalloc(&d, n_elements * 4));
@@ -221,13 +223,15 @@ static void ceiling(int32_t index) {
         CUDA(cudaMemcpy(i ? a : w, host, n_elements * 2, cudaMemcpyHostToDevice));
         free(host);
     }
-    ceiling_of(lt, cs, w, a, d, workspace, workspace_bytes, n, CUDA_R_16BF, "ceiling.bf16_to_bf16");
-    ceiling_of(lt, cs, w, a, d, workspace, workspace_bytes, n, CUDA_R_32F, "ceiling.bf16_to_f32");
+    ceiling_of(blas, lt, cs, w, a, d, workspace, workspace_bytes, n, CUDA_R_16BF,
+               "ceiling.bf16_to_bf16");
+    ceiling_of(blas, lt, cs, w, a, d, workspace, workspace_bytes, n, CUDA_R_32F,
+               "ceiling.bf16_to_f32");
     CUDA(cudaFree(w));
     CUDA(cudaFree(a));
     CUDA(cudaFree(d));
     CUDA(cudaFree(workspace));
-    cublasLtDestroy(lt);
+    blas->Destroy(lt);
     cudaStreamDestroy(cs);
 }
 #else

@@ -2,15 +2,17 @@
 """Compiles the device code of CUDA files with NVRTC 12 from PyPI: nvrtc_compile.py ARCHS FILE...
 
 ARCHS is like 70,75,90: real machine code is made for each (the compiler's back end sees the inline
-PTX too). A file passes when it compiles and at least one kernel comes out: a template that nothing
-instantiates outside of `#ifndef __CUDACC_RTC__` would not be compiled at all. The C headers come
+PTX too). A file passes when it compiles and, with a `__global__` in it, at least one kernel comes out: a
+template that nothing instantiates outside of `#ifndef __CUDACC_RTC__` would not be compiled at all. The C headers come
 from here, since NVRTC has none; the host's are not looked at.
 
-Prints a line per file and architecture, the compiler's words below it. Exit 1 when one failed, 3
+Files are compiled side by side, one per core. Prints a line per file and architecture, the compiler's words below it. Exit 1 when one failed, 3
 when NVRTC is not there.
 """
 
 import ctypes
+import multiprocessing
+import os
 import re
 import sys
 import time
@@ -107,6 +109,18 @@ class Nvrtc:
         return rc == 0, kernels, words
 
 
+def compile_one(job: tuple[Path, str, str]) -> tuple[str, bool, str]:
+    site, name, arch = job
+    begin = time.monotonic()
+    good, kernels, words = Nvrtc(site).compile(Path(name).resolve(), arch)
+    took = time.monotonic() - begin
+    words = "\n".join(w for w in words.splitlines() if w and "are deprecated and may be removed" not in w)
+    if good and kernels == 0 and "__global__" in Path(name).read_text():
+        good, words = False, words + "\nno kernel came out: instantiate the templates outside of " \
+            "#ifndef __CUDACC_RTC__"
+    return f"{name}: sm_{arch} {'ok' if good else 'FAILED'}, {kernels} kernels, {took:.1f} s", good, words
+
+
 def main() -> int:
     if len(sys.argv) < 3:
         sys.exit(__doc__)
@@ -118,22 +132,15 @@ def main() -> int:
     else:
         print("the package nvidia-cuda-nvrtc-cu12 is not in this Python")
         return 3
-    nvrtc = Nvrtc(site)
     passed = failed = 0
-    for arch in sys.argv[1].split(","):
-        for name in sys.argv[2:]:
-            begin = time.monotonic()
-            good, kernels, words = nvrtc.compile(Path(name).resolve(), arch)
-            took = time.monotonic() - begin
-            if good and kernels == 0:
-                good, words = False, words + "\nno kernel came out: instantiate the templates " \
-                    "outside of #ifndef __CUDACC_RTC__"
-            print(f"{name}: sm_{arch} {'ok' if good else 'FAILED'}, {kernels} kernels, {took:.1f} s",
-                  flush=True)
-            if words:
-                print("\n".join("    " + line for line in words.splitlines()), flush=True)
+    # The longest first, by size.
+    work = [(site, name, arch) for name in sorted(sys.argv[2:], key=os.path.getsize, reverse=True)
+            for arch in sys.argv[1].split(",")]
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        for line, good, words in pool.imap_unordered(compile_one, work):
+            print("\n    ".join([line, *words.splitlines()]), flush=True)
             passed, failed = passed + good, failed + (not good)
-    print(f"NVRTC {nvrtc.version()}: {passed} passed, {failed} failed")
+    print(f"NVRTC {Nvrtc(site).version()}: {passed} passed, {failed} failed")
     return 1 if failed else 0
 
 
