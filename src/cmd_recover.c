@@ -1,6 +1,7 @@
 /* See cmd_recover.h and tdgen/faults.h. */
 #include "cmd_recover.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,13 +14,51 @@
 
 #define REEXEC_ENV "TDGEN_REEXEC"
 
+/* Descriptors that were there before this program opened any go on to the next execution, the
+ * others do not: a driver's would keep the old execution's device memory alive. Returns those above
+ * 2 that are open now, -1 terminated, NULL when they cannot be told. */
+static int *open_descriptors(void) {
+    DIR *d = opendir("/proc/self/fd");
+    int *list = NULL;
+    size_t n = 0, cap = 0;
+    struct dirent *e;
+    while (d && (e = readdir(d))) {
+        int fd = atoi(e->d_name);
+        if (fd <= 2 || fd == dirfd(d))
+            continue;
+        if (!td_grow((void **)&list, &cap, n + 2, sizeof *list))
+            break;
+        list[n++] = fd;
+        list[n] = -1;
+    }
+    if (d)
+        closedir(d);
+    return list;
+}
+
+static bool contains(const int *list, int fd) {
+    while (list && *list >= 0 && *list != fd)
+        list++;
+    return list && *list == fd;
+}
+
+static void close_on_exec(const int *keep) {
+    int *now = open_descriptors();
+    for (int *p = now; p && *p >= 0; p++) {
+        int flags = contains(keep, *p) ? -1 : fcntl(*p, F_GETFD);
+        if (flags >= 0)
+            fcntl(*p, F_SETFD, flags | FD_CLOEXEC);
+    }
+    free(now);
+}
+
 /* --- the new execution --------------------------------------------------------------------------
  */
 
 void td_recover_begin(const char *dir, td_recovery *out) {
     td_error err = {0};
     int fd = -1, number = 0;
-    *out = (td_recovery){.lock_fd = -1};
+    *out = (td_recovery){.lock_fd = -1, .inherited = open_descriptors()};
     if (td_faults_load(dir, &out->faults, &err) != TD_OK)
         td_log_warn("%s; it is ignored: samples that made a device fail are not known", err.text);
     const char *env = getenv(REEXEC_ENV);
@@ -40,6 +79,8 @@ void td_recover_begin(const char *dir, td_recovery *out) {
 
 void td_recover_end(td_recovery *r) {
     td_faults_free(&r->faults);
+    free(r->inherited);
+    r->inherited = NULL;
 }
 
 static td_status note_machine(td_faults *f, const td_device_info *info, int32_t n, td_error *err) {
@@ -122,6 +163,7 @@ static td_status execute_anew(const td_recovery *r, const td_loss *loss, td_erro
     snprintf(text, sizeof text, "%d,%d", fd, r->faults.n_reexec);
     if (setenv(REEXEC_ENV, text, 1) != 0)
         return td_error_errno(err, TD_E_INTERNAL, errno, "cannot set %s", REEXEC_ENV);
+    close_on_exec(r->inherited);
     if (fd >= 0 && fcntl(fd, F_SETFD, 0) != 0)
         return td_error_errno(err, TD_E_OUTPUT, errno, "cannot keep the lock of %s",
                               loss->cfg->output.dir);

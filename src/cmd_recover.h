@@ -26,6 +26,7 @@ typedef struct td_recovery {
     td_faults faults;
     bool reexecuted; /* this is not the execution that the user started */
     int lock_fd;     /* inherited, or -1 */
+    int *inherited;  /* descriptors that were open before the program opened any; owned */
 } td_recovery;
 
 /* Reads what an earlier execution left in `dir`. Never fails: what cannot be used is warned of. */

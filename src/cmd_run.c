@@ -464,7 +464,7 @@ static int run(job *j, bool quiet, char *const *argv, td_error *err) {
     j->abandoned = summary.abandoned;
     if (rc == TD_E_DEVICE_LOST)
         code = after_loss(j, &summary.fault, argv, err);
-    else if (rc != TD_OK && summary.n_hung && summary.n_hung == summary.n_retired)
+    else if (rc == TD_E_DEVICE && summary.n_hung && summary.n_hung == summary.n_retired)
         code = TD_EXIT_HUNG;
     const td_faults *faults = &j->recovery.faults;
     if (rc == TD_OK || rc == TD_E_STOPPED) {

@@ -69,7 +69,7 @@ typedef struct td_run_summary {
     td_group_summary *groups;            /* freed by td_run_summary_free */
     td_device_summary *devices;          /* [n_devices] those with sensors; freed likewise */
     int32_t n_devices;
-    bool stopped;                        /* by a signal */
+    bool stopped;   /* by a signal */
     td_fault fault; /* with TD_E_DEVICE_LOST: what failed, and what was in flight there */
     /* A device hangs or was lost: sessions, weights and devices were left alone and must stay so;
      * the process is to end with _exit, or to be replaced. */

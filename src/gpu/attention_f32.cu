@@ -30,8 +30,9 @@ __device__ __forceinline__ void load_slice(float *dst, const float *src, int64_t
                                            int32_t n_rows, int32_t c0, int32_t n_cols, float scale,
                                            bool aligned) {
     static_assert(ROWS * COLS / 4 % THREADS == 0, "every thread moves the same number");
-#pragma unroll 4
-    for (int i = threadIdx.x; i < ROWS * COLS / 4; i += THREADS) {
+    const int tid = td_opaque((int)threadIdx.x); /* or the offsets would live in registers */
+#pragma unroll 2
+    for (int i = tid; i < ROWS * COLS / 4; i += THREADS) {
         const int r = i / (COLS / 4), c = i % (COLS / 4) * 4;
         const float *from = src + (r0 + r) * stride + c0 + c;
         const bool row = r0 + r < n_rows;
@@ -55,7 +56,7 @@ __device__ __forceinline__ void load_slice(float *dst, const float *src, int64_t
 template <bool EDGE, int W, int LD>
 __device__ __forceinline__ void add_values(float (&o)[4][W], const float *p, const float *v,
                                            int32_t row0, int32_t k0, int32_t window) {
-#pragma unroll 4
+#pragma unroll 2
     for (int j = 0; j < F32_KEYS; j += 4) {
         float pj[4][4];
 #pragma unroll
@@ -89,7 +90,7 @@ __device__ __forceinline__ void add_values(float (&o)[4][W], const float *p, con
 
 /* Blocks of 4 BM threads; grid and rows as attention.cuh describes. */
 template <int D, int BM>
-__global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 4)
+__global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
     td_attention_f32_kernel(td_attention_args a, int32_t n_slots, bool aligned) {
     constexpr int DC = f32_slice(D), N_SLICES = D / DC, W = DC / 16, LD = DC + 4, THREADS = 4 * BM;
     TD_DYNAMIC_SHARED(float, shared);

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(W_THREADS)
     const __half *const v =
         static_cast<const __half *>(a.v) + origin + (int64_t)t.kv_head * a.head_dim;
     const int32_t w0 = t.q0 + warp * 16;
-    const int r = lane >> 1, half = lane & 1; /* the lane's row of the warp and its odd columns */
+    const int r = lane >> 1, odd = lane & 1; /* the lane's row of the warp and its odd columns */
     const int32_t row = w0 + r;
     const float inv_softcap = a.softcap > 0 ? 1.0f / a.softcap : 0.0f;
 
@@ -146,10 +146,10 @@ __global__ void __launch_bounds__(W_THREADS)
         float x[W_KEYS / 2], top = td_att_ninf();
 #pragma unroll
         for (int j = 0; j < W_KEYS / 2; j++) {
-            x[j] = own->s[r * W_S_LD + 2 * j + half] * a.scale;
+            x[j] = own->s[r * W_S_LD + 2 * j + odd] * a.scale;
             if (a.softcap > 0)
                 x[j] = td_att_softcap(x[j], a.softcap, inv_softcap);
-            if (!td_att_sees(row, k0 + 2 * j + half, a.window))
+            if (!td_att_sees(row, k0 + 2 * j + odd, a.window))
                 x[j] = td_att_ninf();
             top = fmaxf(top, x[j]);
         }
@@ -165,14 +165,14 @@ __global__ void __launch_bounds__(W_THREADS)
         for (int j = 0; j < W_KEYS / 2; j++) {
             const float p = td_exp2_approx(fmaf(x[j], TD_LOG2E, -shift));
             sum += p;
-            own->p[r * W_P_LD + 2 * j + half] = __float2half_rn(p);
+            own->p[r * W_P_LD + 2 * j + odd] = __float2half_rn(p);
         }
         sum += __shfl_xor_sync(TD_FULL_MASK, sum, 1);
         l_row = l_row * corr + sum;
         if (moved)
 #pragma unroll
             for (int j = 0; j < 8; j++)
-                own->corr[r * 16 + half * 8 + j] = corr;
+                own->corr[r * 16 + odd * 8 + j] = corr;
         __syncwarp();
 
         if (moved) { /* else all factors are 1 */
@@ -208,10 +208,10 @@ __global__ void __launch_bounds__(W_THREADS)
         __syncwarp();
 #pragma unroll 1
         for (int e = 0; e < 8; e++) {
-            const int col = n * 16 + half * 8 + e;
+            const int col = n * 16 + odd * 8 + e;
             if (row >= t.len || col >= a.head_dim)
                 break;
-            float x = own->s[r * W_S_LD + half * 8 + e];
+            float x = own->s[r * W_S_LD + odd * 8 + e];
             if (poisoned)
                 for (int32_t j = t.k_begin; j < t.k_end; j++) {
                     const float y = __half2float(v[j * a.stride + col]);

@@ -25,14 +25,37 @@ static __device__ __forceinline__ void td_moe_wmma_gate(td_moe_wmma_acc &gate,
         gate.x[i] = td_moe_act_16<ACT>(gate.x[i]) * up.x[i];
 }
 
-/* Piece c (of 8 elements) of the k tile at k of a row; zeros past n and in rows not valid. */
+/* What a thread copies from one k tile to the next: the same piece (of 8 elements) of two rows of A
+ * and of two of B; zeros past n and in rows not valid. */
+struct td_moe_wmma_source {
+    const __half *row[2][2]; /* A, B; r, r + 64 */
+    bool valid[2][2];
+};
+/* To be in flight while the tile before is computed. */
+static __device__ __forceinline__ void
+td_moe_wmma_read(uint4 (&next)[2][2], const td_moe_wmma_source &from, int k, int n) {
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            next[m][i] = from.valid[m][i] && k < n
+                             ? *reinterpret_cast<const uint4 *>(from.row[m][i] + k)
+                             : make_uint4(0, 0, 0, 0);
+}
 template <bool ALIGNED>
-static __device__ __forceinline__ uint4 td_moe_read_8(const __half *row, int k, int n, bool valid) {
-    if (ALIGNED)
-        return valid && k < n ? *reinterpret_cast<const uint4 *>(row + k) : make_uint4(0, 0, 0, 0);
-    __align__(16) __half piece[8];
-    td_moe_copy_8(piece, row, k, n, valid);
-    return *reinterpret_cast<const uint4 *>(piece);
+static __device__ __forceinline__ void
+td_moe_wmma_put(__half (&tiles)[2][TD_MOE_WMMA_TILE], int r, int c, const uint4 (&next)[2][2],
+                const td_moe_wmma_source &from, int k, int n) {
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            __half *to = &tiles[m][(r + i * 64) * TD_MOE_WMMA_LD + c * 8];
+            if (ALIGNED)
+                *reinterpret_cast<uint4 *>(to) = next[m][i];
+            else
+                td_moe_copy_8(to, from.row[m][i], k, n, from.valid[m][i]);
+        }
 }
 
 template <bool GATED, bool ALIGNED>
@@ -48,20 +71,19 @@ __global__ void __launch_bounds__(256, 1) td_moe_gemm_wmma_kernel(td_moe_gemm_ar
 
     /* Copies piece c of rows r and r + 64 of both. */
     const int r = tid >> 2, c = tid & 3;
-    const __half *from[2][2]; /* A, B; r, r + 64 */
-    bool valid[2][2];
+    td_moe_wmma_source from;
     const __half *weight = static_cast<const __half *>(a.weight[tile.expert]);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int b = r + i * 64; /* row of the tile's B */
         const int col = tile.col + (GATED ? (b >> 5) * 16 + (b & 15) : b);
-        valid[0][i] = r + i * 64 < tile.n_rows;
-        valid[1][i] = col < a.n_out;
-        const int slot = tile.slot + (valid[0][i] ? r + i * 64 : 0);
-        const int w = valid[1][i] ? (GATED && (b & 16) ? a.n_out + col : col) : 0;
-        from[0][i] = static_cast<const __half *>(a.in) +
-                     (int64_t)(a.row != NULL ? a.row[slot] : slot) * a.n_in;
-        from[1][i] = weight + (int64_t)w * a.n_in;
+        from.valid[0][i] = r + i * 64 < tile.n_rows;
+        from.valid[1][i] = col < a.n_out;
+        const int slot = tile.slot + (from.valid[0][i] ? r + i * 64 : 0);
+        const int w = from.valid[1][i] ? (GATED && (b & 16) ? a.n_out + col : col) : 0;
+        from.row[0][i] = static_cast<const __half *>(a.in) +
+                         (int64_t)(a.row != NULL ? a.row[slot] : slot) * a.n_in;
+        from.row[1][i] = weight + (int64_t)w * a.n_in;
     }
 
     const int row0 = (warp >> 2) * 64, b_row0 = (warp & 3) * 32;
@@ -74,21 +96,15 @@ __global__ void __launch_bounds__(256, 1) td_moe_gemm_wmma_kernel(td_moe_gemm_ar
             wmma::fill_fragment(acc[i][j], 0.0f);
 
     const int n_k = (a.n_in + TD_MOE_WMMA_K - 1) / TD_MOE_WMMA_K;
-    uint4 next[2][2];
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            *reinterpret_cast<uint4 *>(&tiles[0][m][(r + i * 64) * TD_MOE_WMMA_LD + c * 8]) =
-                td_moe_read_8<ALIGNED>(from[m][i], c * 8, a.n_in, valid[m][i]);
+    uint4 next[2][2] = {};
+    if (ALIGNED)
+        td_moe_wmma_read(next, from, c * 8, a.n_in);
+    td_moe_wmma_put<ALIGNED>(tiles[0], r, c, next, from, c * 8, a.n_in);
     __syncthreads();
     for (int t = 0; t < n_k; t++) {
-#pragma unroll
-        for (int m = 0; m < 2; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                next[m][i] = td_moe_read_8<ALIGNED>(from[m][i], (t + 1) * TD_MOE_WMMA_K + c * 8,
-                                                    a.n_in, valid[m][i]);
+        const int k_next = (t + 1) * TD_MOE_WMMA_K + c * 8;
+        if (ALIGNED)
+            td_moe_wmma_read(next, from, k_next, a.n_in);
         if (busy) {
             const __half *at = tiles[t & 1][0] + row0 * TD_MOE_WMMA_LD;
             const __half *bt = tiles[t & 1][1] + b_row0 * TD_MOE_WMMA_LD;
@@ -110,12 +126,7 @@ __global__ void __launch_bounds__(256, 1) td_moe_gemm_wmma_kernel(td_moe_gemm_ar
             }
         }
         /* The other buffer held tile t - 1, which everyone left before the last barrier. */
-#pragma unroll
-        for (int m = 0; m < 2; m++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                *reinterpret_cast<uint4 *>(
-                    &tiles[~t & 1][m][(r + i * 64) * TD_MOE_WMMA_LD + c * 8]) = next[m][i];
+        td_moe_wmma_put<ALIGNED>(tiles[~t & 1], r, c, next, from, k_next, a.n_in);
         __syncthreads();
     }
     if (!busy)

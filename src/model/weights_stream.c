@@ -13,10 +13,10 @@
  *
  * A tensor belongs to one reader, because its hash is sequential.
  *
- * Blocks. A block is free, in the hands of one reader, or in flight. A reader that needs one takes
- * a free block, else the oldest in flight, and waits for the events of its copies; while it holds
- * one it never waits for another. There are at least as many blocks as readers, so one that is free
- * or in flight always exists, and nobody waits for a reader.
+ * Blocks. A block is in the hands of one reader, or in the ring: in flight, or free. A reader that
+ * needs one takes the ring's oldest and waits for the events of its copies; while it holds one it
+ * never takes another. There are at least as many blocks as readers, so the ring is never empty
+ * then, and nobody waits for a reader.
  *
  * Locks. `mutex` guards the lists of blocks and the first failure. `streams[d].mutex` is held while
  * operations are enqueued on the stream of domain d: one thread at a time. They are never nested.
@@ -59,6 +59,7 @@ typedef struct block {
     char *data;
     td_event **events; /* [n_domains] */
     bool *pending;     /* [n_domains] the event was recorded after a copy out of the block */
+    const job *job;    /* whose tensor it holds; NULL before the first */
 } block;
 
 typedef struct domain_stream {
@@ -85,7 +86,7 @@ struct td_weight_stream {
     atomic_uint_least64_t bytes_read, bytes_sent;
 
     pthread_mutex_t mutex;
-    int32_t ring[MAX_BLOCKS]; /* blocks in flight, oldest first, then free ones: all not held */
+    int32_t ring[MAX_BLOCKS]; /* blocks that nobody holds, the longest unused first */
     int32_t n_ring;
     td_status status; /* the first failure */
     td_error err;
@@ -126,7 +127,7 @@ static td_status create_target(td_weights *w, int32_t domain, const td_target *t
     else
         rc = ops->alloc(d->device, n_bytes, &data, err);
     if (rc != TD_OK)
-        return td_error_prefix(err, "memory of %s on %s", t->parts[0]->name, d->device->info.name);
+        return td_error_prefix(err, "memory of tensor %s", t->parts[0]->name);
     td_target_set(d, t, data, weight);
     *base = data;
     return TD_OK;
@@ -204,10 +205,11 @@ static td_status wait_block(td_weight_stream *s, block *b, td_error *err) {
         b->pending[d] = false;
         td_error e = {0};
         td_status one = s->w->domains[d].device->ops->event_sync(b->events[d], 0, &e);
-        if (one != TD_OK && rc == TD_OK) {
-            rc = one;
-            *err = e;
-        }
+        if (one == TD_OK || rc != TD_OK)
+            continue;
+        rc = one;
+        *err = e;
+        td_error_prefix(err, "sending tensor %s, or one before it", b->job->entry->name);
     }
     return rc;
 }
@@ -233,6 +235,7 @@ static td_status send_block(td_weight_stream *s, const job *j, block *b, int64_t
                             td_error *err) {
     size_t elem = td_dtype_size(j->to);
     td_status rc = TD_OK;
+    b->job = j;
     for (size_t k = 0; rc == TD_OK && k < j->n_destinations; k++) {
         const destination *to = &s->destinations[j->first_destination + k];
         domain_stream *ds = &s->streams[to->domain];
@@ -257,7 +260,7 @@ static td_status send_block(td_weight_stream *s, const job *j, block *b, int64_t
         if (rc == TD_OK)
             atomic_fetch_add(&s->bytes_sent, (uint64_t)n * elem);
     }
-    return rc;
+    return rc == TD_OK ? rc : td_error_prefix(err, "sending tensor %s", j->entry->name);
 }
 
 /* --- reading ---------------------------------------------------------------------------------- */
@@ -328,6 +331,9 @@ static td_status send_tensor(reader *r, const job *j, const source *src, td_erro
                             b->data + (size_t)p * td_dtype_size(j->to), err);
         if (rc == TD_OK)
             rc = send_block(s, j, b, i, n, err);
+        /* After a failed send copies may still read a block that is not marked pending. That is
+         * harmless: the load has failed, and the block's memory lives until the streams are gone.
+         */
         give_block(s, k);
         if (rc != TD_OK)
             return rc;
@@ -368,6 +374,11 @@ static td_status run_job(reader *r, const job *j, td_error *err) {
     return TD_OK;
 }
 
+/* So far ahead of the job that is being taken, the first pages of another are asked for. */
+static size_t jobs_ahead(const td_weight_stream *s) {
+    return 2 * (size_t)s->n_readers;
+}
+
 static void *reader_main(void *arg) {
     td_weight_stream *s = arg;
     reader r = {.s = s,
@@ -380,15 +391,12 @@ static void *reader_main(void *arg) {
         rc = td_error_nomem(&err, "reading weights", (size_t)PIECE_ELEMS * 2 * sizeof(float));
     while (rc == TD_OK && !atomic_load(&s->failed)) {
         size_t k = atomic_fetch_add(&s->next_job, 1), end = atomic_load(&s->end_job);
-        size_t ahead = k + (size_t)s->n_readers;
+        size_t ahead = k + jobs_ahead(s);
         if (k >= end)
             break;
-        if (ahead < end) /* the job that this reader, or one like it, takes next */
+        if (ahead < end) /* a job that will be taken soon */
             td_checkpoint_prefetch_range(s->jobs[ahead].entry, 0, READ_AHEAD_BYTES);
-        const td_target *t = s->jobs[k].target;
         rc = run_job(&r, &s->jobs[k], &err);
-        if (rc != TD_OK && t->layer >= 0)
-            td_error_prefix(&err, "layer %d", t->layer);
     }
     if (rc != TD_OK)
         fail(s, rc, &err);
@@ -407,7 +415,7 @@ td_status td_weight_stream_run(td_weight_stream *s, int32_t step_begin, int32_t 
         end++;
     atomic_store(&s->next_job, begin);
     atomic_store(&s->end_job, end);
-    for (size_t k = begin; k < end && k < begin + (size_t)s->n_readers; k++)
+    for (size_t k = begin; k < end && k < begin + jobs_ahead(s); k++)
         td_checkpoint_prefetch_range(s->jobs[k].entry, 0, READ_AHEAD_BYTES);
     pthread_t threads[MAX_READERS];
     int32_t n_threads = 0;

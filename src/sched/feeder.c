@@ -244,7 +244,10 @@ void *td_writer_main(void *arg) {
         td_run_drop_open(run);
     pthread_mutex_lock(&run->lock);
     run->writer_ended = true;
+    bool hung = run->n_hung > 0;
     pthread_cond_broadcast(&run->changed);
     pthread_mutex_unlock(&run->lock);
+    if (hung) /* all is saved; the main thread may be held by the driver that hangs */
+        td_run_arm_watchdog();
     return NULL;
 }

@@ -225,7 +225,7 @@ static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, t
         td_status rc = td_session_wait(l->g->session, l->head, slice, cap, err);
         double dt = td_time_s() - t0;
         *got = rc == TD_OK;
-        if (rc != TD_E_DEVICE || dt < slice)
+        if (rc != TD_E_DEVICE || dt < 0.9 * slice) /* td_session_wait: no expiry */
             return rc;
         if (td_run_is_lost(l->g->run))
             return TD_OK;
@@ -332,6 +332,8 @@ static void work_loop(loop *l) {
             continue;
         if (device_failed && rc == TD_E_DEVICE_LOST)
             td_run_lost(run, g, &err);
+        else if (td_run_is_lost(run))
+            return; /* whatever it is, it came of that */
         else if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
             retire(l, hung, &err);
         else

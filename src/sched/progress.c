@@ -189,13 +189,21 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     free(text);
 }
 
+/* A driver that hangs can keep whoever asks it: then nothing is asked any more. */
+static bool sensors_answer(td_run_state *run) {
+    pthread_mutex_lock(&run->lock);
+    bool ok = run->n_hung == 0;
+    pthread_mutex_unlock(&run->lock);
+    return ok && !td_run_is_lost(run);
+}
+
 void td_progress_tick(td_progress *p, const char *state, bool final) {
     double now = td_time_s();
     bool line_due = now >= p->next_line_s && td_log_is_live();
     bool status_due = now >= p->next_status_s, log_due = now >= p->next_log_s;
     if (!final && !line_due && !status_due && !log_due)
         return;
-    if (status_due && !final)
+    if (status_due && !final && sensors_answer(p->run))
         td_health_sample(p->health);
     view v = look(p, now);
     char line[384];

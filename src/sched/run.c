@@ -38,9 +38,20 @@ static void request_stop(td_run_state *run) {
     pthread_mutex_unlock(&run->lock);
 }
 
+static bool uses_faulted(const td_group *g) {
+    for (int32_t i = 0; g && i < g->plan->n_stages; i++) {
+        const td_device *d = g->stages[i].device;
+        if (d->ops->faulted && d->ops->faulted(d))
+            return true;
+    }
+    return false;
+}
+
 void td_run_lost(td_run_state *run, td_group *g, const td_error *err) {
     pthread_mutex_lock(&run->lock);
-    if (!td_run_is_lost(run)) {
+    /* What the device itself says is worth more than what those around it say of the process. */
+    bool first = !td_run_is_lost(run);
+    if (first || (g && !uses_faulted(run->lost_group) && uses_faulted(g))) {
         run->lost_group = g;
         run->lost_error = *err;
     }

@@ -7,6 +7,7 @@
 for _ in $(seq 4); do cat demo/demo.jsonl; done >"$TMP/long.jsonl"
 config "$TMP/run.ini" '[data]' "path = $TMP/long.jsonl" '[devices]' 'gpus_per_model = 1'
 sed -i '/^path = demo\/demo.jsonl/d; /^gpus = cpu$/d; s/^batch_tokens.*/batch_tokens = 512/' "$TMP/run.ini"
+# shellcheck disable=SC2317 # through expect
 tdgen() { "$TDGEN" -c "$TMP/run.ini" "$@"; }
 expect 0 'Done in' tdgen devices.gpus=cpu*3
 ref="$TMP/run-out"
@@ -42,6 +43,9 @@ faulty TDGEN_DEBUG_FAIL_OP="cpu:0 gemm 100 lost" 7 'Worker 1: GPUs cpu:3' "$TMP/
 cp "$TMP/out" "$TMP/l4.out"
 same_shards "$ref" "$TMP/l4"
 check "the group that was left out is not named" grep -q 'Group 0 of devices.groups has lost' "$TMP/l4.out"
+# Lost before the first micro-batch, while the session is made.
+faulty TDGEN_DEBUG_FAIL_OP="cpu:1 copy_in 1 lost" 7 'Lost device: cpu:1' "$TMP/l6" devices.gpus=cpu*2
+same_shards "$ref" "$TMP/l6"
 # What is left cannot hold a copy of the model as wide as the user wants it.
 faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 100 lost" 5 'cannot go on without cpu:1.*gpus_per_model = 2' "$TMP/l5" \
     devices.gpus=cpu*2 devices.gpus_per_model=2

@@ -17,6 +17,7 @@ typedef struct fake_device {
 typedef struct fake_weight {
     td_weight base;
     char *data;
+    bool discards;
 } fake_weight;
 
 typedef struct copy {
@@ -75,18 +76,20 @@ static void fake_close(td_device *dev) {
 }
 
 /* Sizes stand in front, so that free can take them off the account. */
-static void *counted(size_t size_bytes) {
+static void *counted(size_t size_bytes, bool untouched) {
     char *p = aligned_alloc(64, (size_bytes + 64 + 63) / 64 * 64);
     memcpy(p, &size_bytes, sizeof size_bytes);
-    memset(p + 64, 0xff, size_bytes); /* NaN in every type */
+    if (!untouched)
+        memset(p + 64, 0xff, size_bytes); /* NaN in every type */
     atomic_fetch_add(&n_live, 1);
     return p + 64;
 }
 
-static size_t uncounted(void *ptr) {
+static size_t uncounted(void *ptr, bool untouched) {
     size_t n;
     memcpy(&n, (char *)ptr - 64, sizeof n);
-    memset(ptr, 0xee, n); /* a copy that still reads it shows */
+    if (!untouched)
+        memset(ptr, 0xee, n); /* a copy that still reads it shows */
     free((char *)ptr - 64);
     atomic_fetch_sub(&n_live, 1);
     return n;
@@ -95,29 +98,27 @@ static size_t uncounted(void *ptr) {
 static td_status fake_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
     td_status rc = gate(dev, "alloc", err);
     if (rc == TD_OK) {
-        *out = counted(size_bytes);
+        *out = counted(size_bytes, ((fake_device *)dev)->opt.discards);
         atomic_fetch_add(&device_bytes, size_bytes);
     }
     return rc;
 }
 
 static void fake_free(td_device *dev, void *ptr) {
-    (void)dev;
     if (ptr)
-        atomic_fetch_sub(&device_bytes, uncounted(ptr));
+        atomic_fetch_sub(&device_bytes, uncounted(ptr, ((fake_device *)dev)->opt.discards));
 }
 
 static td_status fake_host_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
     td_status rc = gate(dev, "host_alloc", err);
     if (rc == TD_OK)
-        *out = counted(size_bytes);
+        *out = counted(size_bytes, ((fake_device *)dev)->opt.discards);
     return rc;
 }
 
 static void fake_host_free(td_device *dev, void *ptr) {
-    (void)dev;
     if (ptr)
-        uncounted(ptr);
+        uncounted(ptr, ((fake_device *)dev)->opt.discards);
 }
 
 static void run_copy(td_stream *s, const copy *c, unsigned delay_us) {
@@ -266,7 +267,8 @@ static td_status fake_weight_create(td_device *dev, int64_t n_rows, int64_t n_co
     fake_weight *w = calloc(1, sizeof *w);
     size_t n = (size_t)n_rows * (size_t)n_cols * td_dtype_size(compute);
     w->base = (td_weight){dev->ops, n_rows, n_cols, compute, n};
-    w->data = counted(n);
+    w->discards = ((fake_device *)dev)->opt.discards;
+    w->data = counted(n, w->discards);
     atomic_fetch_add(&device_bytes, n);
     *out = &w->base;
     *data = w->data;
@@ -275,7 +277,7 @@ static td_status fake_weight_create(td_device *dev, int64_t n_rows, int64_t n_co
 
 static void fake_weight_destroy(td_weight *weight) {
     fake_weight *w = (fake_weight *)weight;
-    atomic_fetch_sub(&device_bytes, uncounted(w->data));
+    atomic_fetch_sub(&device_bytes, uncounted(w->data, w->discards));
     free(w);
 }
 
@@ -288,12 +290,22 @@ static td_status fake_weight_prepare(td_device *dev, const td_host_matrix *parts
     td_status rc = fake_weight_create(dev, n_rows, parts[0].n_cols, compute, out, &data, err);
     if (rc != TD_OK)
         return rc;
-    size_t at = 0;
-    for (int32_t i = 0; i < n_parts && !((fake_device *)dev)->opt.discards; i++) {
+    size_t at = 0, elem = td_dtype_size(compute);
+    enum { SCRATCH_ELEMS = 1 << 20 };
+    bool discards = ((fake_device *)dev)->opt.discards;
+    char *scratch = discards ? counted((size_t)SCRATCH_ELEMS * elem, false) : NULL;
+    for (int32_t i = 0; i < n_parts; i++) {
         size_t n = (size_t)(parts[i].n_rows * parts[i].n_cols);
-        td_tensor_convert(parts[i].data, parts[i].dtype, (char *)data + at, compute, n);
-        at += n * td_dtype_size(compute);
+        const char *src = parts[i].data;
+        for (size_t k = 0, m; k < n; k += m) {
+            m = n - k < SCRATCH_ELEMS ? n - k : SCRATCH_ELEMS;
+            td_tensor_convert(src + k * td_dtype_size(parts[i].dtype), parts[i].dtype,
+                              discards ? scratch : (char *)data + (at + k) * elem, compute, m);
+        }
+        at += n;
     }
+    if (scratch)
+        uncounted(scratch, false);
     return TD_OK;
 }
 

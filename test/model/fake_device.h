@@ -11,8 +11,9 @@
 #include "tdgen/device.h"
 
 typedef struct fake_options {
-    bool packs;           /* no weight_create; weight_prepare stores plain rows */
-    bool discards;        /* copies and weight_prepare move nothing: what a free DMA engine costs */
+    bool packs;    /* no weight_create; weight_prepare stores plain rows */
+    bool discards; /* for measuring: copies move nothing, as if an engine did it; weight_prepare
+                      converts into one small buffer; device memory is never touched */
     int32_t max_delay_us; /* of each copy, random */
 } fake_options;
 

@@ -11,6 +11,7 @@
 
 #include "fake_device.h"
 #include "fixture.h"
+#include "model/tensor.h"
 #include "model/weights.h"
 #include "tdgen/safetensors.h"
 #include "tdgen/util.h"
@@ -297,6 +298,74 @@ Test(weights, three_domains_cost_one_read) {
     fx_model_free(&m);
 }
 
+/* --- pieces of the way ------------------------------------------------------------------------ */
+
+/* The loops over arrays against the functions of one value; odd addresses and lengths. */
+Test(weights, conversion_of_arrays_is_that_of_values) {
+    enum { N = 4099 };
+    static const td_dtype types[] = {TD_F32, TD_BF16, TD_F16};
+    unsigned char *src = malloc(4 * N + 3), *dst = malloc(4 * N);
+    uint64_t seed = 5;
+    for (int round = 0; round < 200; round++)
+        for (size_t f = 0; f < 3; f++)
+            for (size_t t = 0; t < 3; t++) {
+                size_t shift = fx_rand(&seed) % 4, n = fx_rand(&seed) % N, overflow = n;
+                unsigned char *p = src + shift;
+                for (size_t i = 0; i < n;
+                     i++) { /* any bits; exponents near f16's half of the time */
+                    uint32_t u = (uint32_t)fx_rand(&seed);
+                    if (types[f] == TD_F32 && u & 1)
+                        u = (u & 0x80ffffffu) + ((0x36u + (u >> 8) % 20) << 24);
+                    memcpy(p + i * td_dtype_size(types[f]), &u, td_dtype_size(types[f]));
+                }
+                bool fits = td_tensor_convert(p, types[f], dst, types[t], n);
+                for (size_t i = 0; i < n; i++) {
+                    float v = td_tensor_load(p, types[f], i), w = v;
+                    uint16_t h = 0;
+                    if (types[t] == TD_F32) {
+                        cr_assert(!memcmp(&v, dst + 4 * i, 4));
+                        continue;
+                    }
+                    memcpy(&h, dst + 2 * i, 2);
+                    if (types[f] == types[t]) {
+                        cr_assert(!memcmp(&h, p + 2 * i, 2));
+                        continue;
+                    }
+                    cr_assert_eq(h, types[t] == TD_BF16 ? td_f32_to_bf16(v) : td_f32_to_f16(v));
+                    w = types[t] == TD_BF16 ? td_bf16_to_f32(h) : td_f16_to_f32(h);
+                    if (isfinite(v) && isinf(w) && overflow == n)
+                        overflow = i;
+                }
+                cr_expect_eq(fits, overflow == n);
+                cr_expect_eq(td_tensor_overflow(p, types[f], types[t], n), overflow);
+            }
+    free(src);
+    free(dst);
+}
+
+Test(weights, pieces_hash_as_the_whole) {
+    enum { N = 100000 };
+    unsigned char *data = malloc(N);
+    td_hasher *h = td_hasher_create();
+    uint64_t seed = 9;
+    for (size_t i = 0; i < N; i++)
+        data[i] = (unsigned char)fx_rand(&seed);
+    cr_assert(h);
+    for (int round = 0; round < 50; round++) {
+        size_t n = fx_rand(&seed) % N;
+        td_hasher_reset(h);
+        for (size_t i = 0, m; i < n; i += m) {
+            m = fx_rand(&seed) % 5000;
+            m = TD_MIN(m, n - i);
+            td_hasher_update(h, data + i, m);
+        }
+        cr_expect_eq(td_hasher_digest(h), td_hash64(data, n));
+    }
+    td_hasher_destroy(h);
+    td_hasher_destroy(NULL);
+    free(data);
+}
+
 /* --- failures --------------------------------------------------------------------------------- */
 
 Test(weights, a_failure_at_each_call_is_named_and_leaves_nothing) {
@@ -326,7 +395,10 @@ Test(weights, a_failure_at_each_call_is_named_and_leaves_nothing) {
         for (int k = 1; k <= 40; k++) { /* copies that fail when they run */
             fake_fail_copy(k);
             cr_assert_eq(td_weights_load(r.w, r.stages, 3, TD_F32, NULL, &e), TD_E_DEVICE);
-            cr_expect(strstr(e.text, "a copy failed for the test"), "%s", e.text);
+            cr_expect(strstr(e.text, "sending tensor ") &&
+                          strstr(e.text, "or one before it: fake:") &&
+                          strstr(e.text, "a copy failed for the test"),
+                      "%s", e.text);
             cr_expect_eq(fake_live(), 0);
         }
         fake_fail_copy(0);

@@ -61,7 +61,8 @@ __asm__(".text\n"
         "    popq %r12\n"
         "    popq %rbx\n"
         "    popq %rbp\n"
-        "    ret\n"
+        "    popq %rcx\n" /* not ret: it would be predicted by the other stack's calls */
+        "    jmpq *%rcx\n"
         ".size pretend_switch,.-pretend_switch\n");
 
 __thread pretend_thread *pretend_now;
@@ -176,7 +177,7 @@ int take_stack(engine *e) {
 
 /* Leaves `from` (for good when it ends) and continues `to`. */
 __attribute__((no_sanitize("address", "thread"))) void switch_context(context *from, context *to,
-                                                            bool from_ends) {
+                                                                      bool from_ends) {
 #if PRETEND_ASAN
     __sanitizer_start_switch_fiber(from_ends ? nullptr : &from->fake_stack, to->bottom, to->size);
 #endif
@@ -210,10 +211,12 @@ void prepare_stack(engine *e, fiber *f) {
 
 std::string describe(const engine *e) {
     char text[160];
-    snprintf(text, sizeof text, "kernel %s, grid (%u,%u,%u) block (%u,%u,%u) on device %d, block "
-             "(%u,%u,%u)", e->launch->kernel.name, e->launch->grid.x, e->launch->grid.y,
-             e->launch->grid.z, e->launch->block.x, e->launch->block.y, e->launch->block.z,
-             e->launch->device, e->block_index.x, e->block_index.y, e->block_index.z);
+    snprintf(text, sizeof text,
+             "kernel %s, grid (%u,%u,%u) block (%u,%u,%u) on device %d, block "
+             "(%u,%u,%u)",
+             e->launch->kernel.name, e->launch->grid.x, e->launch->grid.y, e->launch->grid.z,
+             e->launch->block.x, e->launch->block.y, e->launch->block.z, e->launch->device,
+             e->block_index.x, e->block_index.y, e->block_index.z);
     return text;
 }
 
@@ -242,18 +245,34 @@ void set_runnable(engine *e, unsigned w, unsigned lanes) {
     e->warps_runnable |= 1u << w;
 }
 
-/* From the running fiber to the next one: of its warp while one can run and `stay`, else through
- * the scheduler. */
+/* Who runs next: of this warp while one can and `stay`, else of a random warp that can. NULL: none
+ * can, the scheduler decides what that means. */
+fiber *pick_next(engine *e, unsigned w, bool stay) {
+    if (!stay || !e->warps[w].runnable) {
+        const unsigned all = e->warps_runnable;
+        if (!all)
+            return nullptr;
+        const unsigned turn = e->random.next() & 31;
+        const unsigned turned = all >> turn | (turn ? all << (32 - turn) : 0);
+        w = ((unsigned)__builtin_ctz(turned) + turn) & 31;
+    }
+    return pick_lane(e, w);
+}
+
 void suspend(engine *e, fiber *f, bool stay) {
-    if (stay && e->warps[f->warp].runnable) {
-        fiber *next = pick_lane(e, f->warp);
+    fiber *next = pick_next(e, f->warp, stay);
+    if (next == f) {
+        set_running(e, f);
+        return;
+    }
+    context *to = &e->scheduler;
+    if (next) {
         if (next->state == FRESH)
             prepare_stack(e, next);
         set_running(e, next);
-        switch_context(&f->at, &next->at, false);
-    } else {
-        switch_context(&f->at, &e->scheduler, false);
+        to = &next->at;
     }
+    switch_context(&f->at, to, false);
 }
 
 /* Completes the collective of these lanes when all of them that have not ended have come: all can
@@ -337,7 +356,7 @@ __attribute__((no_sanitize("address", "thread"))) void fiber_main() {
         fiber *f = current();
         e->launch->kernel.run(e->launch->kernel.arguments);
         end_fiber(e, f);
-        fiber *next = e->warps[f->warp].runnable ? pick_lane(e, f->warp) : nullptr;
+        fiber *next = e->error == cudaSuccess ? pick_next(e, f->warp, true) : nullptr;
         if (next && next->state == FRESH) {
             next->stack = f->stack;
             next->at = f->at;
@@ -405,9 +424,7 @@ void run_block(engine *e) {
             report_deadlock(e);
             break;
         }
-        const unsigned turn = e->random.next() & 31, all = e->warps_runnable;
-        const unsigned turned = all >> turn | (turn ? all << (32 - turn) : 0);
-        fiber *next = pick_lane(e, ((unsigned)__builtin_ctz(turned) + turn) & 31);
+        fiber *next = pick_next(e, 0, false);
         if (next->state == FRESH)
             prepare_stack(e, next);
         set_running(e, next);
@@ -512,8 +529,9 @@ void pretend_collective(unsigned mask, const char *what, int detail, const char 
     fiber *f = current();
     const unsigned bit = 1u << f->now.lane;
     if (!(mask & bit))
-        pretend_fault(cudaErrorLaunchFailure, "%s at %s:%d with mask %08x, which leaves the lane out",
-                      what, file ? file : "?", line, mask);
+        pretend_fault(cudaErrorLaunchFailure,
+                      "%s at %s:%d with mask %08x, which leaves the lane out", what,
+                      file ? file : "?", line, mask);
     f->mask = mask;
     f->what = what;
     f->detail = detail;
@@ -631,9 +649,8 @@ void pretend_cp_async_wait(int n_left) {
 void pretend_combine_shuffle(void *const args[32], unsigned lanes, int) {
     for (unsigned left = lanes; left; left &= left - 1) {
         pretend_shuffle *s = static_cast<pretend_shuffle *>(args[__builtin_ctz(left)]);
-        s->out = lanes >> s->source & 1
-                     ? static_cast<const pretend_shuffle *>(args[s->source])->in
-                     : ~(uint64_t)0;
+        s->out = lanes >> s->source & 1 ? static_cast<const pretend_shuffle *>(args[s->source])->in
+                                        : ~(uint64_t)0;
     }
 }
 void pretend_combine_ballot(void *const args[32], unsigned lanes, int) {

@@ -102,8 +102,8 @@ void read_plan(plan &p) {
             what.error = cudaErrorECCUncorrectable;
         else if (w[4] != "illegal_address")
             bad("TDGEN_PRETEND_FAULT", one);
-        p.faults.push_back({atoi(w[0].c_str()), w[2] == "*" ? "" : w[2],
-                            (uint64_t)atoll(w[3].c_str()), 0, what});
+        p.faults.push_back(
+            {atoi(w[0].c_str()), w[2] == "*" ? "" : w[2], (uint64_t)atoll(w[3].c_str()), 0, what});
     }
     v = getenv("TDGEN_PRETEND_SEED");
     g_seed = v ? strtoull(v, nullptr, 10) : 1;

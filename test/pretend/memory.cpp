@@ -62,8 +62,8 @@ bool get_memory(size_t size, size_t alignment, pretend_block *b) {
     /* One page that cannot be touched on either side. */
     const size_t body = (size + PAGE - 1) / PAGE * PAGE;
     b->map_size = body + 2 * PAGE;
-    void *map = mmap(nullptr, b->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                     -1, 0);
+    void *map =
+        mmap(nullptr, b->map_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
         return false;
     b->map = static_cast<char *>(map);
@@ -158,15 +158,17 @@ cudaError_t copy(const char *name, void *dst, const void *src, size_t size, cuda
             reach = m.devices[(size_t)d.device]->peers.count(f.device) ||
                     m.devices[(size_t)f.device]->peers.count(d.device);
     }
-    const cudaMemcpyKind is = d.on_device
-                                  ? (f.on_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
-                                  : (f.on_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
+    const cudaMemcpyKind is =
+        d.on_device ? (f.on_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
+                    : (f.on_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
     if ((kind != cudaMemcpyDefault && kind != is) ||
-        (dst_peer >= 0 && (is != cudaMemcpyDeviceToDevice || d.device != dst_peer ||
-                           f.device != src_peer))) {
+        (dst_peer >= 0 &&
+         (is != cudaMemcpyDeviceToDevice || d.device != dst_peer || f.device != src_peer))) {
         char text[200];
-        snprintf(text, sizeof text, "%s of %zu bytes from %p (%s %d) to %p (%s %d): wrong direction "
-                 "or device", name, size, src, f.on_device ? "device" : "host", f.device, dst,
+        snprintf(text, sizeof text,
+                 "%s of %zu bytes from %p (%s %d) to %p (%s %d): wrong direction "
+                 "or device",
+                 name, size, src, f.on_device ? "device" : "host", f.device, dst,
                  d.on_device ? "device" : "host", d.device);
         pretend_report(text);
         return pretend_failed(kind > cudaMemcpyDefault ? cudaErrorInvalidMemcpyDirection
@@ -320,11 +322,10 @@ cudaError_t cudaHostRegister(void *ptr, size_t size, unsigned) {
     pretend_state &s = pretend_machine();
     std::lock_guard<std::mutex> hold(s.lock);
     const auto next = s.blocks.lower_bound((uintptr_t)ptr);
-    if (find_block(s, ptr) ||
-        (next != s.blocks.end() && next->first < (uintptr_t)ptr + size))
+    if (find_block(s, ptr) || (next != s.blocks.end() && next->first < (uintptr_t)ptr + size))
         return pretend_failed(cudaErrorHostMemoryAlreadyRegistered);
-    s.blocks[(uintptr_t)ptr] = pretend_block{PRETEND_REGISTERED, pretend_current_device(),
-                                             static_cast<char *>(ptr), size, nullptr, 0};
+    s.blocks[(uintptr_t)ptr] = pretend_block{
+        PRETEND_REGISTERED, pretend_current_device(), static_cast<char *>(ptr), size, nullptr, 0};
     return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void *ptr) {
@@ -342,7 +343,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *out, const void *ptr
     pretend_state &s = pretend_machine();
     std::lock_guard<std::mutex> hold(s.lock);
     const pretend_block *b = find_block(s, ptr);
-    out->type = !b                                ? cudaMemoryTypeUnregistered
+    out->type = !b                                 ? cudaMemoryTypeUnregistered
                 : b->kind == PRETEND_DEVICE_MEMORY ? cudaMemoryTypeDevice
                                                    : cudaMemoryTypeHost;
     out->device = b ? b->device : -1;

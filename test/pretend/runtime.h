@@ -1,5 +1,5 @@
-/* runtime.h - inside the CUDA-on-CPU layer: the state of the pretend machine, shared by machine.cpp,
- * memory.cpp and stream.cpp.
+/* runtime.h - inside the CUDA-on-CPU layer: the state of the pretend machine, shared by
+ * machine.cpp, memory.cpp and stream.cpp.
  *
  * Everything here lives until the process ends and is never destructed: stream threads may still
  * run then. Locks: state().lock guards the tables (devices' used bytes, blocks, streams, events);

@@ -135,8 +135,8 @@ cudaError_t enqueue_kernel(const char *name, cudaStream_t stream, std::function<
         c.hangs = true;
     } else if (fault.kind == PRETEND_FAULT_ERROR) {
         const std::string text = std::string("kernel ") + name + " on device " +
-                                 std::to_string(s->device) + " faults as planned: " +
-                                 cudaGetErrorName(fault.error);
+                                 std::to_string(s->device) +
+                                 " faults as planned: " + cudaGetErrorName(fault.error);
         c.run = [fault, text] {
             pretend_report(text);
             pretend_poison(fault.error);
@@ -214,8 +214,8 @@ cudaError_t pretend_enqueue(const pretend_kernel &kernel, dim3 grid, dim3 block,
     if (capability < 75 && version >= 13000)
         return pretend_failed(cudaErrorNoKernelImageForDevice);
     if (block.x < 1 || block.y < 1 || block.z < 1 || block.x > 1024 || block.y > 1024 ||
-        block.z > 64 || (uint64_t)block.x * block.y * block.z > 1024 || grid.x < 1 ||
-        grid.y < 1 || grid.z < 1 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
+        block.z > 64 || (uint64_t)block.x * block.y * block.z > 1024 || grid.x < 1 || grid.y < 1 ||
+        grid.z < 1 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535)
         return pretend_failed(cudaErrorInvalidConfiguration);
     if (shared_bytes > pretend_max_shared_bytes(capability))
         return pretend_failed(cudaErrorInvalidValue);
@@ -387,9 +387,8 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
 cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute attr, int value) {
     PRETEND_ENTER("cudaFuncSetAttribute", cudaErrorUnknown);
     if (attr == cudaFuncAttributeMaxDynamicSharedMemorySize &&
-        (value < 0 ||
-         (size_t)value >
-             pretend_max_shared_bytes(pretend_device_capability(pretend_current_device()))))
+        (value < 0 || (size_t)value > pretend_max_shared_bytes(
+                                          pretend_device_capability(pretend_current_device()))))
         return pretend_failed(cudaErrorInvalidValue);
     return cudaSuccess;
 }

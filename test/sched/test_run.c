@@ -27,6 +27,7 @@ typedef struct fixture {
     td_weights *weights;
     td_source *source;
     td_output *output;
+    const td_faults *faults;
 } fixture;
 
 #define OK(call) cr_assert_eq((call), TD_OK, "%s: %s", #call, err.text)
@@ -88,7 +89,8 @@ static td_status run(fixture *f, td_run_summary *s, td_error *err) {
                        .weights = f->weights,
                        .devices = f->devices,
                        .source = f->source,
-                       .output = f->output};
+                       .output = f->output,
+                       .faults = f->faults};
     return td_run(&in, s, err);
 }
 
@@ -254,5 +256,102 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     td_run_summary_free(&s);
     teardown(&f, g_real);
     remove_dir(f.dir);
+    remove_dir(ref);
+}
+
+/* The fixture stays reachable: what a lost device leaves behind is left, not leaked. */
+static fixture g_lost;
+
+Test(run, lost_device_ends_the_run_at_once) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    td_run_summary s;
+    td_error err = {0};
+    setenv("TDGEN_DEBUG_FAIL_OP", "cpu:1 gemm 60 lost", 1);
+    setup(&g_lost, "lost", "cpu*2", 2, "512");
+    cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE_LOST);
+    cr_assert(strstr(err.text, "cpu:"), "%s", err.text);
+    cr_assert(s.abandoned);
+    cr_assert(!s.output_busy);
+    cr_assert_str_eq(s.fault.key, "cpu:1");
+    cr_assert_eq(s.n_retired, 0);
+    cr_assert_gt(s.fault.n_samples, 0);
+    cr_assert_leq(s.fault.n_samples, 2 * g_lost.plan.limits.max_seqs);
+    for (int32_t i = 0; i < s.fault.n_samples; i++)
+        cr_assert(s.fault.samples[i].row >= 0 && s.fault.samples[i].row < 60);
+    td_run_summary_free(&s);
+    td_output_close(g_lost.output);
+    remove_dir(g_lost.dir);
+    remove_dir(ref);
+}
+
+Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    td_suspect suspects[] = {
+        {.row = 3, .tries = 1}, {.row = 20, .tries = 1}, {.row = 21, .tries = 2}};
+    td_faults faults = {.suspects = suspects, .n_suspects = 3};
+    setup(&f, "suspects", "cpu*2", 2, "512");
+    f.faults = &faults;
+    OK(run(&f, &s, &err));
+    assert_same_shards(ref, f.dir);
+    cr_assert_eq(s.n_bad_samples, 0);
+    td_run_summary_free(&s);
+    teardown(&f, NULL);
+    remove_dir(f.dir);
+
+    suspects[1].blamed = true;
+    setup(&f, "suspects", "cpu*2", 2, "512");
+    f.faults = &faults;
+    cr_assert_eq(run(&f, &s, &err), TD_E_MODEL);
+    cr_assert(strstr(err.text, "dataset row 20 "), "%s", err.text);
+    td_run_summary_free(&s);
+    teardown(&f, NULL);
+
+    setup(&f, "suspects", "cpu*2", 2, "512");
+    f.faults = &faults;
+    f.cfg.run.on_bad_sample = TD_BAD_SKIP;
+    OK(run(&f, &s, &err));
+    cr_assert_eq(s.n_bad_samples, 1);
+    td_run_summary_free(&s);
+    td_output_totals t;
+    td_output_totals_get(f.output, &t);
+    cr_assert_eq(t.n_skipped, 1);
+    teardown(&f, NULL);
+    remove_dir(f.dir);
+    remove_dir(ref);
+}
+
+/* A device that takes no more work keeps the thread that gives it some. */
+static td_status blocking_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    while (atomic_fetch_sub(&g_calls_left, 1) <= 0)
+        pause();
+    return g_real->gemm(s, a, err);
+}
+
+Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    td_run_summary s;
+    td_error err = {0};
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "3", 1);
+    setup(&g_lost, "stuck", "cpu*2", 2, "512");
+    static td_device_ops ops; /* its thread outlives this function */
+    ops = *(g_real = g_lost.devices[1]->ops);
+    ops.gemm = blocking_gemm;
+    g_lost.devices[1]->ops = &ops;
+    atomic_store(&g_calls_left, 40);
+    OK(run(&g_lost, &s, &err));
+    cr_assert(s.abandoned);
+    cr_assert_eq(s.n_hung, 1);
+    cr_assert_eq(s.n_retired, 1);
+    cr_assert(s.groups[1].hung && strstr(s.groups[1].retired_why, "has taken no more work"));
+    assert_same_shards(ref, g_lost.dir);
+    td_run_summary_free(&s);
+    td_output_close(g_lost.output);
+    remove_dir(g_lost.dir);
     remove_dir(ref);
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "model/fake_device.h"
@@ -210,6 +211,12 @@ static void stress(const char *dir) {
     printf("stress_load: %d rounds, %d failures\n", ROUNDS, n_failed);
 }
 
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* A model of about `mega` MB in bf16, shaped like an 8B one on a smaller scale. */
 static void measure(const char *dir, int mega) {
     td_model_config c = {.architecture = "LlamaForCausalLM",
@@ -233,17 +240,18 @@ static void measure(const char *dir, int mega) {
             td_weights *w;
             td_load_stats s = {0};
             int32_t n = 1 + k % 2;
-            bool packs = k < 4, discards = k / 2 % 2;
-            open_devices(devices, stages, n, (fake_options){.packs = packs, .discards = discards},
+            bool packs = k / 2 % 2 == 0;
+            open_devices(devices, stages, n, (fake_options){.packs = packs, .discards = true},
                          c.n_layers + 2);
             EXPECT(!td_weights_open(dir, &c, &w, &err));
+            double cpu0 = cpu_seconds();
             EXPECT(!td_weights_load(w, stages, n, TD_BF16, &s, &err));
-            printf("%s -> bf16, %s, copies %s, %d device%s: %.2f GB read in %.2f s, %.2f GB/s; "
-                   "sent %.2f GB\n",
-                   td_dtype_name(dtype), packs ? "packing (as before)" : "streaming",
-                   discards ? "free" : "by this CPU", n, n == 1 ? "" : "s",
+            double cpu = cpu_seconds() - cpu0;
+            printf("%s -> bf16, %s, %d device%s: %.2f GB read in %.2f s, %.2f GB/s; %.2f GB per "
+                   "CPU second; sent %.2f GB\n",
+                   td_dtype_name(dtype), packs ? "packing  " : "streaming", n, n == 1 ? " " : "s",
                    1e-9 * (double)s.bytes_read, s.seconds, 1e-9 * (double)s.bytes_read / s.seconds,
-                   1e-9 * (double)s.bytes_sent);
+                   1e-9 * (double)s.bytes_read / cpu, 1e-9 * (double)s.bytes_sent);
             fflush(stdout);
             td_weights_close(w);
             for (int32_t i = 0; i < n; i++)

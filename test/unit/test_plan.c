@@ -339,3 +339,50 @@ Test(request, groups_win_over_the_list) {
     cr_expect_eq(f.plan.n_leftover, 1);
     pf_close(&f);
 }
+
+/* --- devices lost in an earlier execution of the run -------------------------------------------
+ */
+
+Test(lost, numbers_stay_and_the_rest_is_cut_anew) {
+    pf f;
+    pf_open(&f, "llama-7b", "8xa100-80gb");
+    pf_gpus(&f, "0,1,2,3");
+    f.cfg.devices.gpus_per_model = 1;
+    f.inv.devices[1].lost = true;
+    f.inv.devices[6].lost = true; /* not one of ours: no word of it */
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    expect_contains(pf_assignment(&f), "Total GPUs available: 3 (0,2,3)\n");
+    expect_contains(f.text, "  Worker 1: GPUs 2\n  Worker 2: GPUs 3\n");
+    expect_contains(pf_details(&f, 0), "Going on without GPU 1, which failed.");
+    cr_expect(!strstr(f.text, "GPU 6"));
+    pf_close(&f);
+}
+
+Test(lost, explicit_groups_that_name_it_are_left_out) {
+    pf f;
+    pf_open(&f, "llama-7b", "8xa100-80gb");
+    pf_groups(&f, "0 | 1,2 | 3");
+    f.inv.devices[2].lost = true;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    expect_contains(pf_assignment(&f), "  Number of workers: 2\n");
+    expect_contains(f.text, "  Worker 0: GPUs 0\n  Worker 1: GPUs 3\n");
+    expect_contains(pf_details(&f, 0),
+                    "Group 1 of devices.groups has lost a device and is left out.");
+    pf_close(&f);
+}
+
+Test(lost, nothing_left) {
+    pf f;
+    pf_open(&f, "llama-7b", "8xa100-80gb");
+    pf_groups(&f, "0,1");
+    f.inv.devices[0].lost = true;
+    cr_assert_eq(pf_make(&f), TD_E_DEVICE);
+    expect_contains(f.err.text, "no group is left");
+    pf_close(&f);
+    pf_open(&f, "llama-7b", "8xa100-80gb");
+    pf_gpus(&f, "3");
+    f.inv.devices[3].lost = true;
+    cr_assert_eq(pf_make(&f), TD_E_DEVICE);
+    expect_contains(f.err.text, "no GPU is left");
+    pf_close(&f);
+}

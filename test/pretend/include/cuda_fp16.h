@@ -45,7 +45,6 @@ static inline uint16_t pretend_float_to_half_bits(float f) {
     return (uint16_t)(sign | ((x - 0x38000000u + 0xfffu + (x >> 13 & 1)) >> 13));
 }
 
-
 struct __half_raw {
     unsigned short x;
 };

@@ -177,8 +177,7 @@ static inline int __all_sync(unsigned mask, int predicate, PRETEND_HERE) {
     pretend_collective(mask, "__all_sync", 0, file, line, &v, pretend_combine_ballot);
     return v.out == 0;
 }
-template <class T>
-static inline unsigned __match_any_sync(unsigned mask, T value, PRETEND_HERE) {
+template <class T> static inline unsigned __match_any_sync(unsigned mask, T value, PRETEND_HERE) {
     static_assert(sizeof(T) <= 8, "a match compares at most 8 bytes");
     pretend_vote v = {0, 0};
     memcpy(&v.in, &value, sizeof(T));
@@ -187,8 +186,16 @@ static inline unsigned __match_any_sync(unsigned mask, T value, PRETEND_HERE) {
     return v.out;
 }
 /* Integer reductions of sm_80. */
-enum { PRETEND_ADD, PRETEND_MIN_S, PRETEND_MIN_U, PRETEND_MAX_S, PRETEND_MAX_U, PRETEND_AND,
-       PRETEND_OR, PRETEND_XOR };
+enum {
+    PRETEND_ADD,
+    PRETEND_MIN_S,
+    PRETEND_MIN_U,
+    PRETEND_MAX_S,
+    PRETEND_MAX_U,
+    PRETEND_AND,
+    PRETEND_OR,
+    PRETEND_XOR
+};
 template <class T>
 static inline T pretend_reduced(const char *what, unsigned mask, T value, int op, const char *file,
                                 int line) {
@@ -380,7 +387,7 @@ PRETEND_F2(__fdividef, x / y)
 PRETEND_F2(fdividef, x / y)
 PRETEND_F2(__fadd_rn, x + y)
 PRETEND_F2(__fsub_rn, x - y)
-PRETEND_F2(__fmul_rn, x * y)
+PRETEND_F2(__fmul_rn, x *y)
 PRETEND_F2(__fdiv_rn, x / y)
 #undef PRETEND_F1
 #undef PRETEND_F2
