@@ -50,3 +50,19 @@ td_pretend_sources(tdgen_sources tdgen)
 add_executable(tdgen_pretend ${tdgen_sources})
 target_link_libraries(tdgen_pretend PRIVATE td_sched td_device_pretend)
 set_target_properties(tdgen_pretend PROPERTIES LINKER_LANGUAGE CXX)
+
+# The suites of the CUDA device (gpu.cmake) on a pretend machine.
+add_library(td_gpu_fixture_pretend STATIC device/gpu_fixture.c)
+target_link_libraries(td_gpu_fixture_pretend PUBLIC td_device_pretend)
+function(td_pretend_test name)
+  cmake_parse_arguments(A "" "GPUS" "SOURCES;LIBS;ENVIRONMENT" ${ARGN})
+  td_test(${name} PLAIN SOURCES ${A_SOURCES} LIBS ${A_LIBS} LABELS pretend)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77
+    ENVIRONMENT "TDGEN_PRETEND_GPUS=${A_GPUS};${A_ENVIRONMENT}")
+endfunction()
+foreach(suite ops gemm attention capture moe streams)
+  td_pretend_test(test_gpu_${suite}_pretend SOURCES device/test_gpu_${suite}.c
+    LIBS td_gpu_fixture_pretend td_device_pretend
+    GPUS "Pretend H100:9.0:132:1*2" ENVIRONMENT TDGEN_PRETEND_JITTER=1)
+endforeach()
