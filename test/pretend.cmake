@@ -19,8 +19,10 @@ target_include_directories(td_pretend_base BEFORE INTERFACE
   ${CMAKE_CURRENT_SOURCE_DIR}/pretend/include)
 target_compile_options(td_pretend_base INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing
-                            -fno-math-errno>
-  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${TDGEN_SANITIZE}>>:-O1>)
+                            -fno-math-errno>)
+if(TDGEN_SANITIZE)
+  target_compile_options(td_pretend_base INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
+endif()
 target_link_libraries(td_pretend_base INTERFACE td_base)
 
 # The layer alone: for tests that launch kernels themselves.
@@ -64,5 +66,10 @@ endfunction()
 foreach(suite ops gemm attention capture moe streams)
   td_pretend_test(test_gpu_${suite}_pretend SOURCES device/test_gpu_${suite}.c
     LIBS td_gpu_fixture_pretend td_device_pretend
-    GPUS "Pretend H100:9.0:132:1*2" ENVIRONMENT TDGEN_PRETEND_JITTER=1)
+    GPUS "Pretend H100:9.0:132:1*2")
 endforeach()
+set_property(TEST test_gpu_streams_pretend APPEND PROPERTY ENVIRONMENT TDGEN_PRETEND_JITTER=1)
+
+# The layer itself.
+file(GLOB pretend_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/pretend/test/*.cpp)
+td_test(test_pretend PLAIN SOURCES ${pretend_tests} LIBS td_pretend LABELS pretend)

@@ -5,7 +5,7 @@ set -uo pipefail
 
 usage() {
     cat <<'END2'
-usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]] [--small] [--only PART]...
+usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]] [--cpu] [--small] [--only PART]...
 
   --programs FOLDER   where test_gpu_*, test_logits, test_families and test_session are; may be repeated
   --tdgen PROGRAM     the program for the end-to-end script
@@ -13,6 +13,7 @@ usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]
                       run, racecheck and initcheck over the kernels; SECONDS at most for each tool
                       (default 90), what does not end in time is skipped and said so
   --sanitizer-only    nothing but that slice
+  --cpu               then the suites of the CPU device and of the run too: the oracle, on this processor
   --small             without the sizes of real models
   --only PART         suites whose name holds PART; may be repeated
 
@@ -23,7 +24,7 @@ END2
 }
 : "${TD_SOURCE_DIR:=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"
 export TD_SOURCE_DIR TDGEN_TEST_DEVICE=${TDGEN_TEST_DEVICE:-cuda}
-folders=() parts=() tdgen='' sanitizer=0 large=1 plain=true
+folders=() parts=() tdgen='' sanitizer=0 large=1 plain=true cpu=false
 while (($# > 0)); do
     case $1 in
     --programs) folders+=("${2:?}") && shift ;;
@@ -34,6 +35,7 @@ while (($# > 0)); do
         [[ ${2-} =~ ^[0-9]+$ ]] && sanitizer=$2 && shift
         ;;
     --small) large=0 ;;
+    --cpu) cpu=true ;;
     --only) parts+=("${2:?}") && shift ;;
     -h | --help) usage && exit 0 ;;
     *) echo "run_suites.sh: unknown argument $1" >&2 && exit 2 ;;
@@ -118,10 +120,15 @@ if $plain; then
     done
     if [[ -n $tdgen && -f $TD_SOURCE_DIR/test/e2e/gpu.sh ]]; then
         suite e2e_gpu 600 env TDGEN="$tdgen" bash "$TD_SOURCE_DIR/test/e2e/gpu.sh"
-        # The run that two streams and two contexts share one card in is in there too: groups = 0 | 0.
     else
         skip "the end-to-end script: no --tdgen or no test/e2e/gpu.sh"
     fi
+fi
+
+if $cpu; then
+    for file in $(programs 'test_device_*' test_run); do
+        suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file"
+    done
 fi
 
 # --- under compute-sanitizer
@@ -208,5 +215,9 @@ fi
 
 printf '%d cases passed, %d failed\n' "$cases" "$broken"
 printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+if ((passed + failed + skipped == 0)); then
+    echo "no suite was chosen" >&2
+    exit 1
+fi
 ((failed == 0)) || exit 1
 ((passed > 0)) || exit 77
