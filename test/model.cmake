@@ -14,3 +14,9 @@ td_test(test_weights SOURCES model/test_weights.c model/fake_device.c model/fixt
 td_test(stress_load PLAIN SOURCES stress/stress_load.c model/fake_device.c LIBS td_model td_device
         LABELS stress)
 target_include_directories(stress_load PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+# The same over the CUDA device's own code (test/pretend.cmake).
+td_test(stress_load_pretend PLAIN SOURCES stress/stress_load.c LIBS td_model td_device_pretend
+        LABELS stress)
+target_include_directories(stress_load_pretend PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+target_compile_definitions(stress_load_pretend PRIVATE STRESS_PRETEND)
+set_target_properties(stress_load_pretend PROPERTIES LINKER_LANGUAGE CXX)

@@ -19,8 +19,10 @@ target_include_directories(td_pretend_base BEFORE INTERFACE
   ${CMAKE_CURRENT_SOURCE_DIR}/pretend/include)
 target_compile_options(td_pretend_base INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-unknown-pragmas -fno-strict-aliasing
-                            -fno-math-errno>
-  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${TDGEN_SANITIZE}>>:-O1>)
+                            -fno-math-errno>)
+if(TDGEN_SANITIZE)
+  target_compile_options(td_pretend_base INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-O1>)
+endif()
 target_link_libraries(td_pretend_base INTERFACE td_base)
 
 # The layer alone: for tests that launch kernels themselves.
@@ -50,3 +52,24 @@ td_pretend_sources(tdgen_sources tdgen)
 add_executable(tdgen_pretend ${tdgen_sources})
 target_link_libraries(tdgen_pretend PRIVATE td_sched td_device_pretend)
 set_target_properties(tdgen_pretend PROPERTIES LINKER_LANGUAGE CXX)
+
+# The suites of the CUDA device (gpu.cmake) on a pretend machine.
+add_library(td_gpu_fixture_pretend STATIC device/gpu_fixture.c)
+target_link_libraries(td_gpu_fixture_pretend PUBLIC td_device_pretend)
+function(td_pretend_test name)
+  cmake_parse_arguments(A "" "GPUS" "SOURCES;LIBS;ENVIRONMENT" ${ARGN})
+  td_test(${name} PLAIN SOURCES ${A_SOURCES} LIBS ${A_LIBS} LABELS pretend)
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77
+    ENVIRONMENT "TDGEN_PRETEND_GPUS=${A_GPUS};${A_ENVIRONMENT}")
+endfunction()
+foreach(suite ops gemm attention capture moe streams)
+  td_pretend_test(test_gpu_${suite}_pretend SOURCES device/test_gpu_${suite}.c
+    LIBS td_gpu_fixture_pretend td_device_pretend
+    GPUS "Pretend H100:9.0:132:1*2")
+endforeach()
+set_property(TEST test_gpu_streams_pretend APPEND PROPERTY ENVIRONMENT TDGEN_PRETEND_JITTER=1)
+
+# The layer itself.
+file(GLOB pretend_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/pretend/test/*.cpp)
+td_test(test_pretend PLAIN SOURCES ${pretend_tests} LIBS td_pretend LABELS pretend)

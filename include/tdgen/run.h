@@ -9,7 +9,7 @@
  * and, below the device API, whatever threads the devices use.
  *
  * Devices that fail. TD_E_DEVICE retires the group: its micro-batches go to the others. So does a
- * micro-batch that shows no sign of life for max(60 s, 20 x the group's mean): the device hangs,
+ * micro-batch that shows no sign of life for max(60 s, 20 x its usual time): the device hangs,
  * and its session is never touched again. TD_E_DEVICE_LOST from any group ends the run at once:
  * nothing that is not committed is kept, no device is waited for, and the caller starts the program
  * anew (faults.h).

@@ -18,10 +18,6 @@ enum { F32_KEYS = 64, F32_KEYS_LD = F32_KEYS + 4 };
 __host__ __device__ constexpr int f32_slice(int d) {
     return d % 64 == 0 ? 64 : 32;
 }
-constexpr size_t f32_shared_bytes(int d, int bm) {
-    return sizeof(float) *
-           ((size_t)bm * (d + 4) + F32_KEYS * (f32_slice(d) + 4) + bm * F32_KEYS_LD);
-}
 
 /* ROWS rows of COLS columns, from row r0 and column c0 of global memory (row r at src + r *
  * stride), times `scale`, to dst with rows of LD; zeros from n_rows and n_cols on. */
@@ -245,6 +241,11 @@ template __global__ void td_attention_f32_kernel<128, 32>(td_attention_args, int
 template __global__ void td_attention_f32_kernel<256, 32>(td_attention_args, int32_t, bool);
 
 #ifndef __CUDACC_RTC__
+static constexpr size_t f32_shared_bytes(int d, int bm) {
+    return sizeof(float) *
+           ((size_t)bm * (d + 4) + F32_KEYS * (f32_slice(d) + 4) + bm * F32_KEYS_LD);
+}
+
 template <int D, int BM>
 static cudaError_t launch(const td_attention_args *a, cudaStream_t stream) {
     const int32_t n_slots = td_att_n_slots(a, BM);

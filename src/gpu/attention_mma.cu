@@ -6,7 +6,7 @@
  * lanes of a quad and nothing of it is ever summed across warps.
  *
  * Shared memory: Q [BM, D], STAGES tiles of K and of V [BN, D], 16-bit, in chunks of 16 bytes
- * whose place within a row is permuted by the row (td_place): ldmatrix, which reads a column of
+ * whose place within a row is permuted by the row (place): ldmatrix, which reads a column of
  * chunks over eight rows, and the copies, which write rows, both touch every bank once. Columns
  * from head_dim to D are zeros.
  *
@@ -21,13 +21,20 @@
  *
  * Values that are not finite, in rows that a query row must not see, would reach it as 0 * inf.
  * Where the mask applies (and only there) the tile of V is therefore checked as it arrives; such
- * elements are put to zero and added by hand to the rows that do see them (td_poison).
+ * elements are put to zero and added by hand to the rows that do see them (add_poison).
  */
 #include "gpu/attention.cuh"
 
-/* What is worth trying on a chip: how much a row's maximum (in powers of two) may grow before O is
- * rescaled; tile shapes and stages are in td_gpu_attention_mma. f16 holds 2^15. */
+/* How much a row's maximum (in powers of two) may grow before O is rescaled; at most 15 (f16). */
 #define TD_ATT_GROWTH 8.0f
+
+/* The shapes: X(D, MT, BN, STAGES). A head dim takes the smallest D that holds it: wide where two
+ * blocks of it fit a multiprocessor's shared memory, else lean, which all chips can run. With these
+ * and 255 registers a thread, two blocks share a multiprocessor: one computes while the other is
+ * in its softmax. */
+#define TD_ATT_WIDE(X) X(96, 2, 64, 2) X(128, 2, 64, 2) X(256, 1, 64, 1)
+#define TD_ATT_LEAN(X)                                                                             \
+    X(32, 2, 64, 2) X(64, 2, 64, 2) X(96, 2, 64, 1) X(128, 2, 32, 2) X(256, 1, 32, 1)
 
 namespace {
 enum { N_WARPS = 4, N_THREADS = N_WARPS * 32 };
@@ -43,15 +50,15 @@ __device__ __forceinline__ uint32_t pack(float lo, float hi, __half) {
 }
 
 /* Where chunk `chunk` of row `row` stands, in chunks of 8 elements. */
-template <int D> __device__ __forceinline__ int td_place(int row, int chunk) {
+template <int D> __device__ __forceinline__ int place(int row, int chunk) {
     constexpr int CH = D / 8;
     /* Rows of whole 128-byte lines: eight rows, eight banks' worth of chunks. Rows of an odd number
      * of half lines: neighbours fall into different halves by themselves. */
     return row * CH + (CH % 8 == 0 ? chunk ^ (row & 7) : chunk ^ ((row >> 1) & 3));
 }
 /* From the place, in elements, of chunk h (0 or 1) of a row to that of chunk 2 pair + h. A few
- * distinct terms and immediate offsets for the rest, where td_place costs a register each. */
-template <int D> __device__ __forceinline__ int td_pair(int at, int pair) {
+ * distinct terms and immediate offsets for the rest, where place costs a register each. */
+template <int D> __device__ __forceinline__ int pair_place(int at, int pair) {
     constexpr int M = D / 8 % 8 == 0 ? 7 : 3;
     return (at ^ ((2 * pair & M) * 8)) + (2 * pair & ~M) * 8;
 }
@@ -81,7 +88,7 @@ __device__ __forceinline__ void load_tile(T *dst, const T *src, int32_t first, i
         for (int i = 0; i < N; i++) {
             int r, c;
             chunk_of<CH>(tid, i, &r, &c);
-            td_cp_async_16(dst + td_place<D>(r, c) * 8, src + (int64_t)(first + r) * stride + c * 8,
+            td_cp_async_16(dst + place<D>(r, c) * 8, src + (int64_t)(first + r) * stride + c * 8,
                            first + r < n_rows && c * 8 < n_cols);
         }
         return;
@@ -100,8 +107,7 @@ __device__ __forceinline__ void load_tile(T *dst, const T *src, int32_t first, i
             const uint32_t hi = first + r < n_rows && col + 1 < n_cols ? from[2 * e + 1] : 0;
             w[e] = lo | hi << 16;
         }
-        *reinterpret_cast<uint4 *>(dst + td_place<D>(r, c) * 8) =
-            make_uint4(w[0], w[1], w[2], w[3]);
+        *reinterpret_cast<uint4 *>(dst + place<D>(r, c) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
     }
 }
 
@@ -114,7 +120,7 @@ template <class T, int D, int ROWS> __device__ __forceinline__ int scrub_tile(T 
     for (int i = 0; i < N; i++) {
         int r, c;
         chunk_of<CH>(tid, i, &r, &c);
-        uint4 *p = reinterpret_cast<uint4 *>(tile + td_place<D>(r, c) * 8);
+        uint4 *p = reinterpret_cast<uint4 *>(tile + place<D>(r, c) * 8);
         uint4 x = *p;
         int bad = 0;
         x.x = td_att_scrub<T>(x.x, &bad);
@@ -131,9 +137,9 @@ template <class T, int D, int ROWS> __device__ __forceinline__ int scrub_tile(T 
 /* O += what scrub_tile took out of values, for the rows that see them. v: the values of the
  * sequence in global memory. Rare: written to take few registers and little code. */
 template <class T, int D, int MT, int BN>
-__device__ __forceinline__ void td_poison(float (&o)[MT][D / 8][4], const T *v, int32_t stride,
-                                          int32_t n_cols, const td_att_task &t, int32_t row0,
-                                          int32_t window) {
+__device__ __forceinline__ void add_poison(float (&o)[MT][D / 8][4], const T *v, int32_t stride,
+                                           int32_t n_cols, const td_att_task &t, int32_t row0,
+                                           int32_t window) {
     const int col0 = ((int)threadIdx.x & 3) * 2;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
@@ -176,8 +182,8 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
     const T *const q = static_cast<const T *>(a.q) + origin + (int64_t)t.head * dim;
     /* Key 0 of the sequence in k and in v. */
     const int64_t at_kv = origin + (int64_t)t.kv_head * dim;
-    const T *const k = static_cast<const T *>(a.k) + at_kv, *const v =
-                                                                static_cast<const T *>(a.v) + at_kv;
+    const T *const k = static_cast<const T *>(a.k) + at_kv;
+    const T *const v = static_cast<const T *>(a.v) + at_kv;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int32_t w0 = t.q0 + warp * 16 * MT;    /* the warp's first row */
@@ -187,8 +193,8 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
 
     /* The lane's row of the four 8x8 matrices that ldmatrix takes at once, in the first 16 rows and
      * 16 columns: of Q and V by rows, of K (whose rows are the columns of S) by columns. */
-    const int at_qv = td_place<D>(lane & 15, lane >> 4) * 8;
-    const int at_k = td_place<D>((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1) * 8;
+    const int at_qv = place<D>(lane & 15, lane >> 4) * 8;
+    const int at_k = place<D>((lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1) * 8;
 
     /* A negative or zero scale and the soft cap change the order of scores, so those are applied
      * first; otherwise the scale is part of the exponent. */
@@ -254,10 +260,10 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
                 uint32_t fq[MT][4], fk[NK / 2][4];
 #pragma unroll
                 for (int m = 0; m < MT; m++)
-                    td_ldmatrix_x4(fq[m], wq + m * 16 * D + td_pair<D>(at_qv, d));
+                    td_ldmatrix_x4(fq[m], wq + m * 16 * D + pair_place<D>(at_qv, d));
 #pragma unroll
                 for (int n = 0; n < NK / 2; n++)
-                    td_ldmatrix_x4(fk[n], tile_k + n * 16 * D + td_pair<D>(at_k, d));
+                    td_ldmatrix_x4(fk[n], tile_k + n * 16 * D + pair_place<D>(at_k, d));
 #pragma unroll
                 for (int n = 0; n < NK; n++)
 #pragma unroll
@@ -360,7 +366,7 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
 #pragma unroll
                 for (int n = 0; n < ND; n += 2) {
                     uint32_t fv[4];
-                    td_ldmatrix_x4_trans(fv, tile_v + j * 16 * D + td_pair<D>(at_qv, n / 2));
+                    td_ldmatrix_x4_trans(fv, tile_v + j * 16 * D + pair_place<D>(at_qv, n / 2));
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
                         td_mma_16816(o[m][n], fp[m], fv, T());
@@ -373,7 +379,7 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
     if (idle)
         return;
     if (poisoned)
-        td_poison<T, D, MT, BN>(o, v, stride, dim, t, row0, window);
+        add_poison<T, D, MT, BN>(o, v, stride, dim, t, row0, window);
 
     /* O / l. The rows of Q that the warp alone has read hold the result for stores of 16 bytes. */
     float inv[MT][2];
@@ -394,8 +400,8 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
         for (int n = 0; n < ND; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                *reinterpret_cast<uint32_t *>(
-                    wo + td_place<D>(m * 16 + h * 8 + (lane >> 2), n) * 8 + (lane & 3) * 2) =
+                *reinterpret_cast<uint32_t *>(wo + place<D>(m * 16 + h * 8 + (lane >> 2), n) * 8 +
+                                              (lane & 3) * 2) =
                     pack(o[m][n][2 * h] * inv[m][h], o[m][n][2 * h + 1] * inv[m][h], T());
     __syncwarp();
     T *const out = static_cast<T *>(a.out) + ((t.start + w0) * a.n_heads + t.head) * dim;
@@ -404,7 +410,7 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
 #pragma unroll 4
     for (int i = lane; i < 16 * MT * (D / 8); i += 32) {
         const int r = i / (D / 8), ch = i % (D / 8);
-        const T *from = wo + td_place<D>(r, ch) * 8;
+        const T *from = wo + place<D>(r, ch) * 8;
         T *to = out + r * out_stride + ch * 8;
         if (r >= n_rows || ch * 8 >= dim)
             continue;
@@ -416,54 +422,49 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
     }
 }
 
-/* The shapes: X(D, MT, BN, STAGES), lean ones for every chip, wide ones where two blocks of them
- * fit into a multiprocessor's shared memory. */
-#define TD_ATT_LEAN(X)                                                                             \
-    X(32, 2, 64, 2) X(64, 2, 64, 2) X(96, 2, 64, 1) X(128, 2, 32, 2) X(256, 1, 32, 1)
-#define TD_ATT_WIDE(X) X(96, 2, 64, 2) X(128, 2, 64, 2) X(256, 1, 64, 1)
-#define TD_ATT_ALL(X) TD_ATT_LEAN(X) TD_ATT_WIDE(X)
-
 #define TD_ATT_INSTANCE(D, MT, BN, STAGES)                                                         \
     template __global__ void td_attention_mma_kernel<__half, D, MT, BN, STAGES>(td_attention_args, \
                                                                                 int32_t, bool);    \
     template __global__ void td_attention_mma_kernel<__nv_bfloat16, D, MT, BN, STAGES>(            \
         td_attention_args, int32_t, bool);
-TD_ATT_ALL(TD_ATT_INSTANCE)
+TD_ATT_WIDE(TD_ATT_INSTANCE)
+TD_ATT_LEAN(TD_ATT_INSTANCE)
 
 #ifndef __CUDACC_RTC__
 template <class T, int D, int MT, int BN, int STAGES>
-static cudaError_t launch(const td_attention_args *a, cudaStream_t stream) {
+static cudaError_t launch(const td_attention_args *a, size_t shared_bytes, cudaStream_t stream) {
     const int32_t n_slots = td_att_n_slots(a, 16 * MT * N_WARPS);
     const int64_t n_blocks = (int64_t)n_slots * a->n_heads;
     if (n_blocks > INT32_MAX || a->stride > INT32_MAX)
         return cudaErrorInvalidValue;
-    const size_t shared_bytes = ((size_t)16 * MT * N_WARPS + 2 * STAGES * BN) * D * sizeof(T);
     return TD_LAUNCH((td_attention_mma_kernel<T, D, MT, BN, STAGES>), (unsigned)n_blocks,
                      (unsigned)N_THREADS, shared_bytes, stream, *a, n_slots, td_att_aligned(a));
 }
 
+static constexpr size_t shared_bytes(int d, int mt, int bn, int stages) {
+    return (size_t)(16 * mt * N_WARPS + 2 * stages * bn) * d * 2;
+}
+
 template <class T>
-static cudaError_t pick(const td_attention_args *a, const td_gpu_chip *chip, cudaStream_t stream) {
-#define TD_ATT_PICK_WIDE(D, MT, BN, STAGES)                                                        \
-    if (a->head_dim <= D &&                                                                        \
-        a->head_dim > (D == 96    ? 64                                                             \
-                       : D == 128 ? 96                                                             \
-                                  : 128) &&                                                        \
-        chip->max_shared_bytes >= 2 * (64 * MT + 2 * STAGES * BN) * D * (int32_t)sizeof(T))        \
-        return launch<T, D, MT, BN, STAGES>(a, stream);
-    TD_ATT_WIDE(TD_ATT_PICK_WIDE)
-#define TD_ATT_PICK_LEAN(D, MT, BN, STAGES)                                                        \
-    if (a->head_dim <= D)                                                                          \
-        return launch<T, D, MT, BN, STAGES>(a, stream);
-    TD_ATT_LEAN(TD_ATT_PICK_LEAN)
-    return cudaErrorInvalidValue; /* head_dim > 256 */
+static cudaError_t pick(const td_attention_args *a, size_t max_shared_bytes, cudaStream_t stream) {
+    const int32_t d = a->head_dim;
+    const int32_t padded = d <= 32 ? 32 : d <= 64 ? 64 : d <= 96 ? 96 : d <= 128 ? 128 : 256;
+#define TD_ATT_TRY(D, MT, BN, STAGES, N_BLOCKS)                                                    \
+    if (padded == D && N_BLOCKS * shared_bytes(D, MT, BN, STAGES) <= max_shared_bytes)             \
+        return launch<T, D, MT, BN, STAGES>(a, shared_bytes(D, MT, BN, STAGES), stream);
+#define TD_ATT_TRY_WIDE(D, MT, BN, STAGES) TD_ATT_TRY(D, MT, BN, STAGES, 2)
+#define TD_ATT_TRY_LEAN(D, MT, BN, STAGES) TD_ATT_TRY(D, MT, BN, STAGES, 1)
+    TD_ATT_WIDE(TD_ATT_TRY_WIDE)
+    TD_ATT_LEAN(TD_ATT_TRY_LEAN)
+    return cudaErrorInvalidValue;
 }
 
 cudaError_t td_gpu_attention_mma(const td_attention_args *a, const td_gpu_chip *chip,
                                  cudaStream_t stream) {
-    if (a->out_dtype != a->in_dtype)
+    const size_t max_shared_bytes = (size_t)chip->max_shared_bytes;
+    if (a->out_dtype != a->in_dtype || a->head_dim > 256)
         return cudaErrorInvalidValue;
-    return a->in_dtype == TD_BF16 ? pick<__nv_bfloat16>(a, chip, stream)
-                                  : pick<__half>(a, chip, stream);
+    return a->in_dtype == TD_BF16 ? pick<__nv_bfloat16>(a, max_shared_bytes, stream)
+                                  : pick<__half>(a, max_shared_bytes, stream);
 }
 #endif

@@ -39,10 +39,6 @@ struct warp_shared {
 };
 static_assert(sizeof(warp_shared) % 32 == 0, "the next warp's parts begin on 32 bytes");
 
-constexpr size_t wmma_shared_bytes(int d) {
-    return (size_t)(W_ROWS + 2 * W_KEYS) * (d + 8) * sizeof(__half) + W_WARPS * sizeof(warp_shared);
-}
-
 /* ROWS rows of D f16, from row r0 of global memory (row r at src + r * stride), to dst with rows of
  * D + 8; zeros from n_rows and n_cols on. With `scrub`, what is not finite becomes zero too; 1 when
  * there was any. */
@@ -114,7 +110,7 @@ __global__ void __launch_bounds__(W_THREADS)
     load_rows<W_ROWS, D>(sq, q, a.stride, t.q0, t.len, a.head_dim, aligned, false);
 #pragma unroll 1
     for (int32_t k0 = t.k_begin; k0 < t.k_end; k0 += W_KEYS) {
-        __syncthreads();
+        __syncthreads(); /* behind all reads of the previous tile and of the warp's own parts */
         load_rows<W_KEYS, D>(sk, k, a.stride, k0, t.len, a.head_dim, aligned, false);
         poisoned |=
             __syncthreads_or(load_rows<W_KEYS, D>(sv, v, a.stride, k0, t.len, a.head_dim, aligned,
@@ -195,7 +191,6 @@ __global__ void __launch_bounds__(W_THREADS)
                 nvcuda::wmma::mma_sync(o[n], fp, fv, o[n]);
             }
         }
-        __syncwarp(); /* before the next tile's scores, factors and P */
     }
     if (w0 >= t.len)
         return;
@@ -232,6 +227,10 @@ template __global__ void td_attention_wmma_kernel<128>(td_attention_args, int32_
 template __global__ void td_attention_wmma_kernel<256>(td_attention_args, int32_t, bool);
 
 #ifndef __CUDACC_RTC__
+static constexpr size_t wmma_shared_bytes(int d) {
+    return (size_t)(W_ROWS + 2 * W_KEYS) * (d + 8) * sizeof(__half) + W_WARPS * sizeof(warp_shared);
+}
+
 template <int D> static cudaError_t launch(const td_attention_args *a, cudaStream_t stream) {
     const int32_t n_slots = td_att_n_slots(a, W_ROWS);
     const int64_t n_blocks = (int64_t)n_slots * a->n_heads;

@@ -329,11 +329,9 @@ td_capture_store_tempered(const td_capture_params &p, const td_capture_row &row,
             break;
         double sum = S;
         if (p.temperature[i] != 1.0f) {
-            sum = 0.0; /* a thread without any finite id has the reference -inf */
-            if (t.reference > -TD_CAPTURE_INFINITY) {
-                const float d = __fsub_rn(t.reference, row.m);
-                sum = t.tempered[i] * (double)td_exp2_approx(__fmul_rn(d, p.rate[i]));
-            }
+            /* Without any finite id the reference is -inf: the factor is 0, as the sum is. */
+            const float d = __fsub_rn(t.reference, row.m);
+            sum = t.tempered[i] * (double)td_exp2_approx(__fmul_rn(d, p.rate[i]));
             sum = td_capture_block_sum(sum, s.reduce);
         }
         if (threadIdx.x == 0)

@@ -36,7 +36,8 @@ static void harvest(td_stream *s, bool wait) {
         }
         if (rc == cudaSuccess && cudaEventElapsedTime(&ms, p->begin, p->end) == cudaSuccess) {
             const int64_t ns = (int64_t)(1e6 * (double)ms);
-            atomic_fetch_add_explicit(&s->op_ns[p->op], ns, memory_order_relaxed);
+            if (s->profile) /* else the span is named after its first operation only */
+                atomic_fetch_add_explicit(&s->op_ns[p->op], ns, memory_order_relaxed);
             atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
         }
         s->first_span = (s->first_span + 1) % s->cap_spans;

@@ -35,7 +35,7 @@ typedef struct loop {
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claim held[MAX_CLAIM];
     uint32_t n_held, next_held;
-    double seconds_per_batch; /* moving average of completions */
+    double seconds_per_batch, seconds_per_token; /* moving averages of completions */
     double last_completion_s;
     bool gone; /* the watch gave this thread up */
 } loop;
@@ -187,17 +187,20 @@ static bool next_claim(loop *l, td_claim *out) {
     return true;
 }
 
-/* How long the oldest micro-batch may take. Before any was done the plan's estimate stands in for
- * the mean, and where the speed is not known, ten times the usual patience: the first one also pays
- * for what drivers and libraries do once. */
-static void set_patience(loop *l, int32_t n_tokens) {
-    double least = td_run_patience_s();
-    double mean = l->seconds_per_batch * l->n_slots; /* of one, from end to end */
-    if (mean <= 0 && l->g->plan->tokens_per_s > 0)
-        mean = n_tokens / l->g->plan->tokens_per_s * l->n_slots;
-    else if (mean <= 0)
-        mean = 10 * least / PATIENCE_MEANS;
-    atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, PATIENCE_MEANS * mean)));
+/* How long the oldest micro-batch may take: by what is in flight and the mean time of a token,
+ * since micro-batches differ (a suspect is a single sample). Before any was done the plan's
+ * estimate stands in, and where the speed is not known, ten times the usual patience: the first one
+ * also pays for what drivers and libraries do once. */
+static void set_patience(loop *l) {
+    double least = td_run_patience_s(), seconds = 10 * least;
+    int64_t n_tokens = 0;
+    for (int32_t i = 0; i < l->n_in_flight; i++)
+        n_tokens += l->slots[(l->head + i) % l->n_slots].batch.n_tokens;
+    if (l->seconds_per_token > 0)
+        seconds = PATIENCE_MEANS * l->seconds_per_token * (double)n_tokens;
+    else if (l->g->plan->tokens_per_s > 0)
+        seconds = PATIENCE_MEANS * (double)n_tokens / l->g->plan->tokens_per_s;
+    atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, seconds)));
 }
 
 static td_status submit(loop *l, const td_claim *claim, td_error *err) {
@@ -208,7 +211,7 @@ static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     f->claim = *claim;
     fill(f, claim->item);
     l->n_in_flight++; /* also on failure: the claim is then given back with the others */
-    set_patience(l, f->batch.n_tokens);
+    set_patience(l);
     atomic_store(&l->g->in_flight[slot], claim->item);
     int64_t ticket = atomic_fetch_add(&l->g->n_submits, 1) + 1;
     td_status rc = td_session_submit(l->g->session, slot, &f->batch, err);
@@ -263,7 +266,10 @@ static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_er
     l->n_in_flight--;
     double now = td_time_s(), dt = now - l->last_completion_s;
     l->last_completion_s = now;
-    l->seconds_per_batch = l->seconds_per_batch > 0 ? 0.8 * l->seconds_per_batch + 0.2 * dt : dt;
+    double per_token = dt / TD_MAX(f->batch.n_tokens, 1);
+    bool first = l->seconds_per_batch <= 0;
+    l->seconds_per_batch = first ? dt : 0.8 * l->seconds_per_batch + 0.2 * dt;
+    l->seconds_per_token = first ? per_token : 0.8 * l->seconds_per_token + 0.2 * per_token;
     return TD_OK;
 }
 

@@ -336,6 +336,41 @@ static void run_kinds(const std::string &name, int v, const how &h, size_t first
     run(name + " v=" + std::to_string(v) + " k=" + std::to_string(h.k), x, targets, v, h);
 }
 
+/* The target's log-prob, or nearly so, at one other id. */
+static void twins() {
+    const int v = 1500, n_rows = 60;
+    std::vector<float> x(n_rows * v);
+    std::vector<int32_t> targets(n_rows);
+    for (int r = 0; r < n_rows; r++) {
+        float *z = x.data() + r * v;
+        for (int i = 0; i < v; i++)
+            z[i] = 3 * normal();
+        const int target = below(v);
+        targets[r] = target;
+        z[(target + 1 + below(v - 1)) % v] = r % 3 ? up(z[target], r % 3 - 1) : z[target];
+    }
+    how h;
+    h.k = 3;
+    run("twins", x, targets, v, h);
+}
+
+/* A segment whose logits are alike but far below m, where z - m does not fit in an f32: the
+ * rounding must not be multiplied into all of its terms. */
+static void tail_keeps_its_digits() {
+    const int v = 1000;
+    std::vector<float> x(v, -40.3f);
+    x[130] = 0.0012345f;
+    how h;
+    h.k = 1;
+    const outputs o = capture(x, {5}, v, h, 0);
+    long double tail = 0;
+    for (int i = 0; i < v; i++) /* those beside the best share its segment and its rounding */
+        if (i / 128 != 1)
+            tail += expl((long double)-40.3f - 0.0012345f);
+    tail += 127 * expl((long double)(-40.3f - 0.0012345f));
+    close_to(o.tail[0], tail, 2.5e-7L * tail, "tail", "one far above", 0);
+}
+
 static void bad_rows() {
     const int v = 1237;
     std::vector<float> x(8 * v);
@@ -409,6 +444,8 @@ int main(int argc, char **argv) {
         h.divisor = 1, h.softcap = 2; /* most are at the cap: equal */
         run_kinds("at the cap", 5000, h);
     }
+    twins();
+    tail_keeps_its_digits();
     bad_rows();
     arguments_are_checked();
     for (int v : {32000, 128256, 262144}) {

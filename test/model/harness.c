@@ -208,6 +208,7 @@ hs_rows hs_run(const hs_setup *setup, const hs_samples *s) {
                  e.text);
 
     hs_rows out = rows_alloc(n_tokens, setup->top_k, setup->n_temperatures);
+    out.narrow_attention = lim.narrow_attention;
     flight *flights = calloc((size_t)lim.n_slots, sizeof *flights);
     int32_t n_batches = 0;
     for (int32_t i = 0; i < s->n;) {

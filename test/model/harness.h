@@ -25,6 +25,7 @@ typedef struct hs_rows {
     int32_t n, K, nT;
     int32_t *topk_ids, *target_rank;
     float *topk_logprobs, *logsumexp, *logsumexp_t, *tail_mass, *target_logprob, *entropy;
+    bool narrow_attention; /* of the device that computed them */
 } hs_rows;
 void hs_rows_free(hs_rows *r);
 int32_t hs_target(const hs_samples *s, int32_t sample, int32_t token);

@@ -186,7 +186,8 @@ Test(logits, bf16_stays_close_to_f32) {
         printf("%s bf16, %d rows: KL against f32 mean %.2e, max %.2e\n", names[i][0], a.n,
                sum / a.n, max);
         fflush(stdout);
-        cr_expect_lt(sum / a.n, 1e-3);
+        /* GPUs round q, k and v to bf16 too, as transformers does. */
+        cr_expect_lt(sum / a.n, b.narrow_attention ? 2e-3 : 1e-3);
         cr_expect_gt(max, 0.0, "bf16 compute gave the bits of f32");
         hs_rows_free(&a);
         hs_rows_free(&b);

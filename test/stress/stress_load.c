@@ -1,7 +1,8 @@
 /* stress_load.c - weights loaded by several readers into devices whose copies run late
  * (model/fake_device.h), over and over, with few and small staging blocks, so that each block is
  * used many times; now and then a copy fails. Run under ThreadSanitizer as well. Exits 0 when every
- * load has each element in each domain, and each failure is reported.
+ * load has each element in each domain, and each failure is reported. With STRESS_PRETEND the
+ * devices are the CUDA device's own code over test/pretend, whose memory the host can read.
  *
  *   stress_load                    the stress
  *   stress_load FOLDER MEGABYTES   the speed of loading a file of that size from there
@@ -27,6 +28,68 @@ static int n_failed;
             n_failed++;                                                                            \
         }                                                                                          \
     } while (0)
+
+#ifdef STRESS_PRETEND
+/* Where weight_create put each weight, seen by a table in front of the device's. */
+enum { MAX_WEIGHTS = 256 };
+static struct {
+    const td_weight *weight;
+    const void *data;
+} seen[MAX_WEIGHTS];
+static int n_seen;
+static td_device_ops recording_ops;
+static const td_device_ops *real_ops;
+
+static td_status recording_create(td_device *dev, int64_t n_rows, int64_t n_cols, td_dtype compute,
+                                  td_weight **out, void **data, td_error *err) {
+    td_status rc = real_ops->weight_create(dev, n_rows, n_cols, compute, out, data, err);
+    if (rc == TD_OK && n_seen < MAX_WEIGHTS) {
+        seen[n_seen].weight = *out;
+        seen[n_seen++].data = *data;
+    }
+    return rc;
+}
+
+static const void *weight_data(const td_weight *w) {
+    for (int i = n_seen; i-- > 0;) /* the latest of that address */
+        if (seen[i].weight == w)
+            return seen[i].data;
+    return NULL;
+}
+
+static td_device *open_device(int32_t index, const fake_options *opt) {
+    td_device_info *info = NULL;
+    td_device *dev = NULL;
+    td_error err = {0};
+    int32_t n = 0;
+    (void)opt;
+    n_seen = 0;
+    EXPECT(!td_device_enumerate("cuda", 0, &info, &n, &err) && n == N_DOMAINS);
+    EXPECT(!td_device_open(&info[index], &dev, &err));
+    free(info);
+    real_ops = dev->ops;
+    recording_ops = *real_ops;
+    recording_ops.weight_create = recording_create;
+    dev->ops = &recording_ops;
+    return dev;
+}
+
+static int n_live(void) {
+    return 0;
+}
+#else
+static const void *weight_data(const td_weight *w) {
+    return fake_weight_data(w);
+}
+
+static td_device *open_device(int32_t index, const fake_options *opt) {
+    return fake_open(index, opt);
+}
+
+static int n_live(void) {
+    return fake_live();
+}
+#endif
 
 /* Element i of tensor k, as f32 that bf16 holds exactly. */
 static float element(uint32_t k, uint64_t i) {
@@ -130,24 +193,24 @@ static bool check(const td_model_config *c, const td_domain_weights *d, td_dtype
     if (d->has_item[0])
         ok &= rows_are(d->embed_table, compute, 0, V * C);
     if (d->has_item[c->n_layers + 1])
-        ok &= rows_are(fake_weight_data(d->lm_head), compute, 0, V * C) &&
+        ok &= rows_are(weight_data(d->lm_head), compute, 0, V * C) &&
               rows_are(d->final_norm, TD_F32, 1, C);
     for (int32_t l = 0; l < c->n_layers; l++) {
         const td_layer_weights *x = &d->layers[l];
         uint32_t t = 2 + 9 * (uint32_t)l;
         if (!d->has_item[l + 1])
             continue;
-        const char *qkv = fake_weight_data(x->mat[TD_LM_QKV]);
-        const char *up = fake_weight_data(x->mat[TD_LM_UP]);
+        const char *qkv = weight_data(x->mat[TD_LM_QKV]);
+        const char *up = weight_data(x->mat[TD_LM_UP]);
         ok &= rows_are(x->vec[TD_LV_ATTN_NORM], TD_F32, t, C) &&
               rows_are(x->vec[TD_LV_FFN_NORM], TD_F32, t + 1, C) &&
               rows_are(qkv, compute, t + 2, q * C) &&
               rows_are(qkv + q * C * elem, compute, t + 3, kv * C) &&
               rows_are(qkv + (q + kv) * C * elem, compute, t + 4, kv * C) &&
-              rows_are(fake_weight_data(x->mat[TD_LM_O]), compute, t + 5, C * q) &&
+              rows_are(weight_data(x->mat[TD_LM_O]), compute, t + 5, C * q) &&
               rows_are(up, compute, t + 6, F * C) &&
               rows_are(up + F * C * elem, compute, t + 7, F * C) &&
-              rows_are(fake_weight_data(x->mat[TD_LM_DOWN]), compute, t + 8, C * F);
+              rows_are(weight_data(x->mat[TD_LM_DOWN]), compute, t + 8, C * F);
     }
     return ok;
 }
@@ -155,7 +218,7 @@ static bool check(const td_model_config *c, const td_domain_weights *d, td_dtype
 static void open_devices(td_device **devices, td_stage *stages, int32_t n, fake_options opt,
                          int32_t n_items) {
     for (int32_t i = 0; i < n; i++) {
-        devices[i] = fake_open(i, &opt);
+        devices[i] = open_device(i, &opt);
         stages[i] = (td_stage){devices[i], 0, n_items};
     }
 }
@@ -191,12 +254,14 @@ static void stress(const char *dir) {
         stages[0].item_end = 3;
         stages[1].item_begin = 3;
         EXPECT(!td_weights_open(dir, &c, &w, &err));
+#ifndef STRESS_PRETEND
         if (round % 4 == 3) { /* a failure, then all of it again */
             fake_fail_copy(50 + round);
             EXPECT(td_weights_load(w, stages, N_DOMAINS, compute, NULL, &err) == TD_E_DEVICE);
-            EXPECT(strstr(err.text, "a copy failed for the test") && fake_live() == 0);
+            EXPECT(strstr(err.text, "a copy failed for the test") && n_live() == 0);
             fake_fail_copy(0);
         }
+#endif
         EXPECT(!td_weights_load(w, stages, N_DOMAINS, compute, &stats, &err));
         for (int32_t i = 0; i < N_DOMAINS; i++)
             EXPECT(check(&c, td_weights_of(w, devices[i]), compute));
@@ -206,7 +271,7 @@ static void stress(const char *dir) {
         td_weights_close(w);
         for (int32_t i = 0; i < N_DOMAINS; i++)
             td_device_close(devices[i]);
-        EXPECT(fake_live() == 0);
+        EXPECT(n_live() == 0);
     }
     printf("stress_load: %d rounds, %d failures\n", ROUNDS, n_failed);
 }
@@ -261,6 +326,10 @@ static void measure(const char *dir, int mega) {
 }
 
 int main(int argc, char **argv) {
+#ifdef STRESS_PRETEND
+    setenv("TDGEN_PRETEND_GPUS", "A100:8.0:108:1*3", 1);
+    setenv("TDGEN_PRETEND_JITTER", "1", 0);
+#endif
     char dir[] = "/tmp/tdgen-stress-load-XXXXXX";
     const char *where = argc == 3 ? argv[1] : mkdtemp(dir);
     if (!where) {

@@ -17,7 +17,7 @@ declare -A allowed=(
     [model]="device|model|safetensors|tokenizer"
     [cpu]="device|device_check"
     [gpu]="device|device_check"
-    [sched]="config|data|device|model|plan|record|run|tokenizer"
+    [sched]="config|data|device|faults|model|plan|record|run|tokenizer"
 )
 # Headers of one room only.
 declare -A system_owner=(

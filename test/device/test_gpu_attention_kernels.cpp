@@ -1,8 +1,8 @@
-/* test_gpu_attention_host.cpp - the attention kernels through their launchers, against a reference
- * in f64 on the host. Runs on the CUDA-on-CPU layer and on a GPU.
+/* test_gpu_attention_kernels.cpp - the attention kernels through their launchers, against a
+ * reference in f64 on the host. Runs on the CUDA-on-CPU layer and on a GPU.
  *
- *   test_gpu_attention_host          every kernel that the device can run; exit status 1 on failure
- *   test_gpu_attention_host bench    TFLOP/s of long and ragged batches (a GPU, not the layer)
+ * Without an argument: every kernel that the device can run; the exit status is 1 on failure and 77
+ * without a device. With `bench`: TFLOP/s of long and ragged batches, for a GPU.
  *
  * Checked: values for packed sequences of awkward lengths, head dims, head groups, windows and soft
  * caps; that a sequence gives the same bytes wherever it stands in a batch and whatever follows
@@ -194,7 +194,7 @@ double worst_error(const batch &b, const std::vector<unsigned char> &out, td_dty
     const shape &s = b.s;
     const double unit_in = b.dtype == TD_F32 ? 0 : b.dtype == TD_BF16 ? 1.0 / 256 : 1.0 / 2048;
     const double unit_out = out_dtype == TD_F32 ? 0 : out_dtype == TD_BF16 ? 1.0 / 256 : 1.0 / 2048;
-    const double v_max = 2, arithmetic = b.dtype == TD_F32 ? 2e-6 : 2e-5;
+    const double v_max = 2, arithmetic = b.dtype == TD_F32 ? 1e-6 : 2e-5;
     std::vector<double> want((size_t)s.head_dim);
     double worst = 0;
     for (size_t q = 0; q < s.lens.size(); q++)
@@ -246,7 +246,7 @@ void check_bits(shape s, td_dtype dtype, kernel k) {
     for (size_t seq : {(size_t)1, (size_t)4})
         if (memcmp(rows_of(packed, got, seq, &row_bytes), want.data(), want.size()) != 0)
             fail("bits", s, dtype, k, "a sequence differs with its place in the batch");
-    for (int32_t cut : {1, 64, 100, 130}) {
+    for (int32_t cut : {1, 64, 100, 130, 190}) {
         s.lens = {5, cut, 77};
         const batch shorter = make(s, dtype, {9, 7, 8});
         const std::vector<unsigned char> head = run(shorter, dtype, k);
@@ -335,9 +335,11 @@ void check_all(td_dtype dtype, kernel k) {
         }
     for (int32_t dim : {16, 96, 128, 256})
         for (int32_t window : {0, 40}) {
-            const shape s = {{}, 2, 1, dim, window, 1 / sqrtf((float)dim), 0, 0};
+            shape s = {{}, 2, 1, dim, window, 1 / sqrtf((float)dim), 0, 0};
             check_bits(s, dtype, k);
             check_poison(s, dtype, k);
+            s.scale *= 20; /* maxima that move far, from tile to tile */
+            check_bits(s, dtype, k);
         }
     printf("%-4s %s: largest error %.2f of what is allowed\n", td_dtype_name(dtype),
            k == WMMA ? "wmma" : "    ", worst);
@@ -405,8 +407,8 @@ void bench() {
 int main(int argc, char **argv) {
     int n_devices = 0, major, minor;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
-        printf("no CUDA device\n");
-        return 1;
+        printf("SKIPPED: no CUDA device\n");
+        return 77;
     }
     must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "attribute");
     must(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0), "attribute");
@@ -426,7 +428,8 @@ int main(int argc, char **argv) {
         check_all(TD_BF16, CHOOSER);
     if (chip.compute_capability >= 75)
         check_all(TD_F16, CHOOSER);
-    check_all(TD_F16, WMMA);
+    if (chip.max_shared_bytes >= 96 * 1024) /* what sm_70 has: not sm_75 */
+        check_all(TD_F16, WMMA);
     printf(n_failures == 0 ? "ok\n" : "%d failures\n", n_failures);
     return n_failures != 0;
 }
