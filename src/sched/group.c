@@ -211,7 +211,7 @@ static td_status name_batch(const flight *f, td_error *err) {
     return td_error_prefix(err,
                            "micro-batch %d of shard %lld (%d tokens, %d samples from dataset row "
                            "%lld on)",
-                           w->batch, (long long)w->open->number, f->batch.n_tokens, mb->n_samples,
+                           w->batch, (long long)sh->number, f->batch.n_tokens, mb->n_samples,
                            (long long)sh->samples[mb->samples[0]].row);
 }
 
