@@ -708,11 +708,9 @@ void pretend_combine_reduce(void *const args[32], unsigned lanes, int op) {
         static_cast<pretend_vote *>(args[__builtin_ctz(left)])->out = r;
 }
 
-void pretend_combine_mma(void *const args[32], unsigned lanes, int is_half) {
-    if (lanes != 0xffffffffu)
-        pretend_fault(cudaErrorLaunchFailure, "mma with lanes missing");
+static PRETEND_HOT void multiply_fragments(void *const args[32], int is_half) {
     float a[16][16], b[16][8], c[16][8];
-    const auto value = [is_half](uint32_t pair, int i) {
+    const auto value = [is_half](uint32_t pair, int i) __attribute__((always_inline)) {
         const uint16_t bits = (uint16_t)(i ? pair >> 16 : pair);
         return is_half ? pretend_half_bits_to_float(bits) : pretend_bf16_bits_to_float(bits);
     };
@@ -730,10 +728,16 @@ void pretend_combine_mma(void *const args[32], unsigned lanes, int is_half) {
             c[g + 8][t + i] = m->d[2 + i];
         }
     }
-    for (int m = 0; m < 16; m++)
+    for (int m = 0; m < 16; m++) {
+        float row[8];
+        for (int n = 0; n < 8; n++)
+            row[n] = c[m][n];
         for (int k = 0; k < 16; k++)
             for (int n = 0; n < 8; n++)
-                c[m][n] += a[m][k] * b[k][n];
+                row[n] += a[m][k] * b[k][n];
+        for (int n = 0; n < 8; n++)
+            c[m][n] = row[n];
+    }
     for (int l = 0; l < 32; l++) {
         const pretend_mma *m = static_cast<const pretend_mma *>(args[l]);
         const int g = l / 4, t = l % 4 * 2;
@@ -742,6 +746,11 @@ void pretend_combine_mma(void *const args[32], unsigned lanes, int is_half) {
             m->d[2 + i] = c[g + 8][t + i];
         }
     }
+}
+void pretend_combine_mma(void *const args[32], unsigned lanes, int is_half) {
+    if (lanes != 0xffffffffu)
+        pretend_fault(cudaErrorLaunchFailure, "mma with lanes missing");
+    multiply_fragments(args, is_half);
 }
 
 void pretend_combine_ldmatrix(void *const args[32], unsigned lanes, int transposed) {
