@@ -17,7 +17,8 @@ usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]
   --small             without the sizes of real models
   --only PART         suites whose name holds PART; may be repeated
 
-Environment: TD_SOURCE_DIR (repository or bundle), TDGEN_TEST_DEVICE (cuda; cpu tries this script out).
+Environment: TD_SOURCE_DIR (repository or bundle), TDGEN_TEST_DEVICE (cuda; cpu tries this script out),
+TDGEN_TEST_JOBS (4: cases of the model suites at a time).
 A suite that exits with 77 is skipped: there was no such device. All skipped: exit 77. Logs are in
 build/logs/gpu, or in TDGEN_LOGS.
 END2
@@ -114,9 +115,9 @@ if $plain; then
     mapfile -t found < <(programs 'test_gpu_*')
     ((${#found[@]} > 0)) || skip "there is no test_gpu_* in ${folders[*]}"
     for file in "${found[@]}"; do suite "${file##*/}" 600 "$file"; done
-    # One at a time: they share a card's memory.
+    # A few at a time: each case is a process and pays for CUDA's start, and all are small.
     for file in $(programs test_session test_families test_logits); do
-        suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file" --jobs 1
+        suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file" --jobs "${TDGEN_TEST_JOBS:-4}"
     done
     if [[ -n $tdgen && -f $TD_SOURCE_DIR/test/e2e/gpu.sh ]]; then
         suite e2e_gpu 600 env TDGEN="$tdgen" bash "$TD_SOURCE_DIR/test/e2e/gpu.sh"
