@@ -1,10 +1,29 @@
-# The suites of the CUDA device (test/device/gpu_fixture.h): one set of sources, linked with the
-# devices of this build and with the CUDA-on-CPU layer. Exit 77 is SKIPPED: no such device here.
+# The suites of the CUDA device (test/device/gpu_fixture.h) on this build's devices; pretend.cmake
+# links the same sources with the CUDA-on-CPU layer. Exit 77 is SKIPPED: no such device here.
+if(NOT TDGEN_WITH_CUDA)
+  return()
+endif()
 add_library(td_gpu_fixture STATIC device/gpu_fixture.c)
 target_link_libraries(td_gpu_fixture PUBLIC td_device)
-td_test(test_gpu_ops PLAIN SOURCES device/test_gpu_ops.c LIBS td_gpu_fixture td_device LABELS gpu)
-td_test(test_gpu_gemm PLAIN SOURCES device/test_gpu_gemm.c LIBS td_gpu_fixture td_device LABELS gpu)
-td_test(test_gpu_attention PLAIN SOURCES device/test_gpu_attention.c LIBS td_gpu_fixture td_device LABELS gpu)
-td_test(test_gpu_capture PLAIN SOURCES device/test_gpu_capture.c LIBS td_gpu_fixture td_device LABELS gpu)
-td_test(test_gpu_moe PLAIN SOURCES device/test_gpu_moe.c LIBS td_gpu_fixture td_device LABELS gpu)
-td_test(test_gpu_streams PLAIN SOURCES device/test_gpu_streams.c LIBS td_gpu_fixture td_device LABELS gpu)
+
+# One at a time: they measure nothing, but memory of one card is shared.
+function(td_gpu_properties)
+  set_tests_properties(${ARGN} PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 RESOURCE_LOCK gpu
+                                          TIMEOUT 1800)
+endfunction()
+foreach(suite ops gemm attention capture moe streams)
+  td_test(test_gpu_${suite} PLAIN SOURCES device/test_gpu_${suite}.c LIBS td_gpu_fixture td_device)
+  td_gpu_properties(test_gpu_${suite})
+endforeach()
+foreach(suite logits session families)
+  if(NOT TDGEN_SANITIZE MATCHES "thread") # Criterion
+    add_test(NAME test_${suite}_gpu COMMAND test_${suite} --jobs 1
+             WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    td_gpu_properties(test_${suite}_gpu)
+    set_tests_properties(test_${suite}_gpu PROPERTIES ENVIRONMENT TDGEN_TEST_DEVICE=cuda)
+  endif()
+endforeach()
+add_test(NAME e2e_gpu COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/gpu.sh)
+td_gpu_properties(e2e_gpu)
+set_tests_properties(e2e_gpu PROPERTIES
+  ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR}")

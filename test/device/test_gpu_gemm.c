@@ -28,9 +28,9 @@ static float *gemm(gt_side *s, const td_weight *w, const gemm_call *c) {
     return host;
 }
 
-/* A sum of K products of N(0, 1) numbers in f32, in any order: the partial sums grow as sqrt(K), and
- * each of the K additions rounds to their last digit (tensor cores cut it off, which adds up), on
- * both sides. Seen on an H100: 2.2e-7 K. */
+/* A sum of K products of N(0, 1) numbers in f32, in any order: the partial sums grow as sqrt(K),
+ * and each of the K additions rounds to their last digit (tensor cores cut it off, which adds up),
+ * on both sides. Seen on an H100: 2.2e-7 K. */
 static double gemm_tolerance(int32_t k, float scale) {
     return (3e-7 * k + 2e-6 * sqrt((double)k)) * fabs((double)scale);
 }

@@ -99,8 +99,8 @@ static void case_out_of_memory(void) {
     }
     td_weight *w;
     void *data;
-    GT_CHECK(gt_dut.ops->weight_create(gt_dut.dev, (int64_t)(total >> 14), 4 << 14, TD_F32, &w, &data,
-                                       &gt_err) == TD_E_DEVICE_OOM,
+    GT_CHECK(gt_dut.ops->weight_create(gt_dut.dev, (int64_t)(total >> 14), 4 << 14, TD_F32, &w,
+                                       &data, &gt_err) == TD_E_DEVICE_OOM,
              "a weight of sixteen times the memory");
     float x = 3, y = 0;
     gt_get(&gt_dut, &y, gt_put(&gt_dut, &x, 4), 4);
