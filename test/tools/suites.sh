@@ -39,6 +39,7 @@ runs() {
 
 program test_gpu_good 0 'test_gpu_good: 7 passed, 0 failed'
 runs 0 '1 passed, 0 failed, 1 skipped' '7 cases passed, 0 failed'
+program test_gpu_good_pretend 1 'FAILED: not of a card'
 program test_gpu_none 77 'test_gpu_none: SKIPPED: no such device; NOTHING was tested'
 runs 0 '1 passed, 0 failed, 2 skipped' 'SKIPPED: test_gpu_none: no such device'
 runs 77 '0 passed, 0 failed, 2 skipped' '' --only none --only end-to-end
