@@ -50,10 +50,15 @@ static td_status own_alloc(td_gpu_device *d, size_t size_bytes, void **out, td_e
     td_status st = td_gpu_check(rc, &d->base.info, "cudaMalloc", err);
     if (st != TD_OK)
         return st;
-    if (d->own_allocations && (st = td_gpu_check(cudaMemset(p, 0xff, size_bytes), &d->base.info,
-                                                 "cudaMemset", err)) != TD_OK) {
-        (void)cudaFree(p);
-        return st;
+    if (d->own_allocations) {
+        /* The fill runs on the default stream, which our streams do not wait for. */
+        rc = cudaMemset(p, 0xff, size_bytes);
+        if (!rc)
+            rc = cudaStreamSynchronize(NULL);
+        if ((st = td_gpu_check(rc, &d->base.info, "cudaMemset", err)) != TD_OK) {
+            (void)cudaFree(p);
+            return st;
+        }
     }
     *out = p;
     return TD_OK;

@@ -203,6 +203,18 @@ static void set_patience(loop *l) {
     atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, seconds)));
 }
 
+/* Which micro-batch a device failed on: the oldest in flight, or the one it was given. */
+static td_status name_batch(const flight *f, td_error *err) {
+    const td_work *w = f->claim.item;
+    const td_shard *sh = w->open->shard;
+    const td_micro_batch *mb = &sh->batches[w->batch];
+    return td_error_prefix(err,
+                           "micro-batch %d of shard %lld (%d tokens, %d samples from dataset row "
+                           "%lld on)",
+                           w->batch, (long long)sh->number, f->batch.n_tokens, mb->n_samples,
+                           (long long)sh->samples[mb->samples[0]].row);
+}
+
 static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     int32_t slot = (l->head + l->n_in_flight) % l->n_slots;
     flight *f = &l->slots[slot];
@@ -216,7 +228,7 @@ static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     int64_t ticket = atomic_fetch_add(&l->g->n_submits, 1) + 1;
     td_status rc = td_session_submit(l->g->session, slot, &f->batch, err);
     l->gone = !atomic_compare_exchange_strong(&l->g->n_submits, &ticket, ticket + 1);
-    return rc;
+    return rc == TD_OK || l->gone ? rc : name_batch(f, err);
 }
 
 /* TD_OK without *got: a device was lost meanwhile. */
@@ -254,10 +266,11 @@ static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_er
     bool got;
     td_status rc = wait_oldest(l, &cap, &got, hung, err);
     *device_failed = rc != TD_OK;
-    if (rc == TD_OK && !got)
+    if (rc != TD_OK)
+        return name_batch(f, err);
+    if (!got)
         return TD_OK;
-    if (rc == TD_OK)
-        rc = store(l, f, &cap, err);
+    rc = store(l, f, &cap, err);
     if (rc != TD_OK)
         return rc;
     atomic_store(&l->g->in_flight[l->head], NULL);

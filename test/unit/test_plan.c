@@ -99,7 +99,7 @@ Test(scenario, s4_405b_on_eight_does_not_fit_and_what_would) {
     cr_assert_eq(pf_make(&f), TD_E_DEVICE);
     expect_contains(f.err.text, "does not fit on 8 x A100-80GB (GPUs 0,1,2,3,4,5,6,7)");
     expect_contains(f.err.text, "756.0 GiB of it weights"); /* 405.85e9 parameters of 2 bytes */
-    expect_contains(f.err.text, "624.8 GiB usable there: 141.7 GiB are missing");
+    expect_contains(f.err.text, "624.8 GiB usable there: 142.3 GiB are missing");
     expect_contains(f.err.text, "11 x A100-80GB (gpus_per_model = 11)");
     expect_contains(f.err.text, "8 bits or less are not supported");
     /* What the message says is true: eleven such devices do, ten do not. */
