@@ -42,6 +42,7 @@ typedef struct gt_side {
 
 extern gt_side gt_cpu, gt_dut; /* the oracle, the device under test */
 extern bool gt_large;          /* TDGEN_TEST_LARGE=1 */
+extern bool gt_fills;          /* new device memory is filled */
 extern td_error gt_err;
 
 typedef struct gt_case {
@@ -74,7 +75,8 @@ void gt_must(td_status st, const char *what);
 /* --- memory: all of it goes back at the end of the case --------------------------------------- */
 
 void *gt_host(size_t size_bytes); /* zeroed */
-/* Device memory that holds a copy of src; with src NULL it is filled with 0xff, NaN to readers. On
+/* Device memory that holds a copy of src; with src NULL it is filled with 0xff, NaN to readers (but
+ * under Valgrind, TDGEN_PRETEND_NO_FILL=1, which then sees what was never written). On
  * hardware (TDGEN_TEST_LARGE) a fence stands behind it, checked at the end of the case; on the
  * CUDA-on-CPU layer AddressSanitizer stands there. */
 void *gt_put(gt_side *side, const void *src, size_t size_bytes);

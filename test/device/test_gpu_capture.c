@@ -26,7 +26,8 @@ static outputs capture(gt_side *s, const float *logits, const int32_t *targets, 
     outputs o = {gt_host(nk), gt_host(n), gt_host(nk), gt_host(n),
                  gt_host(nt), gt_host(n), gt_host(n),  gt_host(n)};
     float t[16];
-    memcpy(t, temps, (size_t)n_temps * 4);
+    for (int32_t i = 0; i < n_temps; i++)
+        t[i] = temps[i];
     td_capture_args a = {.logits = gt_put(s, logits, n * (size_t)v),
                          .targets = gt_put(s, targets, n),
                          .n_rows = n_rows,
