@@ -128,7 +128,7 @@ if $plain; then
 fi
 
 if $cpu; then
-    for file in $(programs 'test_device_*' test_run); do
+    for file in $(programs 'test_device_*' test_run test_weights); do
         suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file"
     done
 fi
