@@ -250,6 +250,25 @@ static const char *judge(const outcome *o, const outcome *good, td_status want, 
     return NULL;
 }
 
+/* Calls whose failure changed nothing, by name. */
+static struct {
+    char name[64];
+    int n;
+} tolerated[64];
+static int n_tolerated;
+
+static void tolerate(const char *name) {
+    for (int i = 0; i < n_tolerated; i++)
+        if (!strcmp(tolerated[i].name, name)) {
+            tolerated[i].n++;
+            return;
+        }
+    if (n_tolerated < (int)TD_ARRAY_LEN(tolerated)) {
+        snprintf(tolerated[n_tolerated].name, 64, "%s", name[0] ? name : "(none)");
+        tolerated[n_tolerated++].n = 1;
+    }
+}
+
 int main(int argc, char **argv) {
     static char log[1 << 16];
     const long stride = argc > 1 ? strtol(argv[1], NULL, 10) : 13;
@@ -269,18 +288,22 @@ int main(int argc, char **argv) {
     }
 
     /* Every call. */
-    int n_tolerated = 0;
     for (uint64_t at = 1; at <= good.calls; at += (uint64_t)stride) {
         snprintf(value, sizeof(value), "any %llu", (unsigned long long)at);
         const outcome o = in_child("TDGEN_PRETEND_FAIL", value, 0, log, sizeof(log));
         why = judge(&o, &good, TD_OK, true);
-        if (!why && !o.failed_call[0])
+        /* The number of calls differs a little from run to run: threads of the loader ask whether
+         * something is done. */
+        if (!why && !o.failed_call[0] && o.calls >= at)
             why = "the planned failure never came";
-        n_tolerated += o.status == TD_OK;
+        if (o.status == TD_OK)
+            tolerate(o.failed_call);
         verdict(&o, value, log, why);
     }
-    printf("%llu calls; %d failures did no harm to the results\n", (unsigned long long)good.calls,
-           n_tolerated);
+    printf("%llu calls. Failures that did no harm to the results:", (unsigned long long)good.calls);
+    for (int i = 0; i < n_tolerated; i++)
+        printf(" %s %d%s", tolerated[i].name, tolerated[i].n, i + 1 < n_tolerated ? "," : "");
+    printf("\n");
 
     /* Every launch of a kernel on the second device, some on the first; then memory. */
     static const char *const kinds[] = {"illegal_address", "launch_failure", "ecc"};
