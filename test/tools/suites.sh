@@ -16,7 +16,7 @@ program() {
     local name=$1 status=$2
     shift 2
     {
-        printf '#!/bin/sh\n'
+        printf '#!/bin/sh\n# %s\n' "${uses:-TDGEN_TEST_DEVICE}"
         printf "echo '%s'\n" "$@"
         printf 'exit %d\n' "$status"
     } >"$work/bin/$name"
@@ -39,7 +39,8 @@ runs() {
 
 program test_gpu_good 0 'test_gpu_good: 7 passed, 0 failed'
 runs 0 '1 passed, 0 failed, 1 skipped' '7 cases passed, 0 failed'
-program test_gpu_good_pretend 1 'FAILED: not of a card'
+uses='TDGEN_TEST_DEVICE TDGEN_PRETEND_GPUS' program test_gpu_good_pretend 1 'FAILED: not of a card'
+uses=nothing program test_gpu_host 1 'FAILED: not of a card'
 program test_gpu_none 77 'test_gpu_none: SKIPPED: no such device; NOTHING was tested'
 runs 0 '1 passed, 0 failed, 2 skipped' 'SKIPPED: test_gpu_none: no such device'
 runs 77 '0 passed, 0 failed, 2 skipped' '' --only none --only end-to-end

@@ -97,14 +97,17 @@ suite() {
     esac
 }
 
-# Programs named so, from all folders, but for those of the CUDA-on-CPU layer: they are not about a card.
+# Programs named so, from all folders, that choose their device by TDGEN_TEST_DEVICE; those of the
+# CUDA-on-CPU layer are not about a card.
 programs() { # PATTERN...
     local folder pattern file
     for folder in "${folders[@]}"; do
         for pattern; do
             for file in "$folder"/$pattern; do
-                case ${file##*/} in *_pretend | test_gpu_faults) continue ;; esac
-                [[ -f $file && -x $file ]] && printf '%s\n' "$file"
+                [[ -f $file && -x $file ]] || continue
+                [[ $pattern == test_gpu_* ]] && { ! grep -q TDGEN_TEST_DEVICE "$file" ||
+                    grep -q TDGEN_PRETEND_GPUS "$file"; } && continue
+                printf '%s\n' "$file"
             done
         done
     done
@@ -128,7 +131,7 @@ if $plain; then
 fi
 
 if $cpu; then
-    for file in $(programs 'test_device_*' test_run); do
+    for file in $(programs 'test_device_*' test_run test_weights); do
         suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file"
     done
 fi
