@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "tdgen/convert.h"
 #include "tdgen/util.h"
 
 enum {
@@ -144,24 +145,6 @@ out:
     return st ? dnnl_fail(err, st, "creating a matrix product") : TD_OK;
 }
 
-static void convert_row(void *dst, td_dtype to, const void *src, td_dtype from, int64_t n) {
-    if (to == from) {
-        memcpy(dst, src, (size_t)n * td_dtype_size(to));
-        return;
-    }
-    const uint16_t *h = src;
-    const float *f = src;
-    if (to == TD_F32) {
-        float *d = dst;
-        for (int64_t i = 0; i < n; i++)
-            d[i] = from == TD_BF16 ? td_bf16_to_f32(h[i]) : td_f16_to_f32(h[i]);
-    } else {
-        uint16_t *d = dst;
-        for (int64_t i = 0; i < n; i++)
-            d[i] = td_f32_to_bf16(from == TD_F32 ? f[i] : td_f16_to_f32(h[i]));
-    }
-}
-
 /* Packs rows [row, row + b->n_cols) of the parts. rows: that many times K elements. */
 static td_status pack_block(cpu_weight *w, const block_kind *b, unsigned char *packed,
                             const td_host_matrix *parts, int64_t row, unsigned char *rows,
@@ -174,8 +157,8 @@ static td_status pack_block(cpu_weight *w, const block_kind *b, unsigned char *p
         for (; row + i >= first + part->n_rows; part++)
             first += part->n_rows;
         const size_t at = (size_t)(row + i - first) * (size_t)k * td_dtype_size(part->dtype);
-        convert_row(rows + (size_t)i * row_bytes, w->base.compute,
-                    (const unsigned char *)part->data + at, part->dtype, k);
+        (void)td_convert((const unsigned char *)part->data + at, part->dtype,
+                         rows + (size_t)i * row_bytes, w->base.compute, (size_t)k);
     }
 
     /* As the primitive's [K, N] operand: our rows are its columns. */

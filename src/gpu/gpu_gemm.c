@@ -17,6 +17,7 @@
 
 #include "gpu/gpu.h"
 #include "gpu/gpu_blas.h"
+#include "tdgen/convert.h"
 #include "tdgen/util.h"
 
 enum { NOMINAL_ROWS = 4096, MAX_CANDIDATES = 64 };
@@ -363,26 +364,6 @@ void td_gpu_weight_destroy(td_weight *weight) {
     free(w);
 }
 
-static float load_element(const void *src, td_dtype from, size_t i) {
-    return from == TD_F32    ? ((const float *)src)[i]
-           : from == TD_BF16 ? td_bf16_to_f32(((const uint16_t *)src)[i])
-                             : td_f16_to_f32(((const uint16_t *)src)[i]);
-}
-
-static void convert(void *dst, td_dtype to, const void *src, td_dtype from, size_t n) {
-    if (to == from) {
-        memcpy(dst, src, n * td_dtype_size(to));
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        const float x = load_element(src, from, i);
-        if (to == TD_F32)
-            ((float *)dst)[i] = x;
-        else
-            ((uint16_t *)dst)[i] = to == TD_BF16 ? td_f32_to_bf16(x) : td_f32_to_f16(x);
-    }
-}
-
 /* The simple way, for tests and measurements; checkpoints go through weight_create. */
 td_status td_gpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
                                 td_dtype compute, td_weight **out, td_error *err) {
@@ -407,7 +388,11 @@ td_status td_gpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int
         st = td_error_nomem(err, "weight", most * elem);
     for (int32_t i = 0; st == TD_OK && i < n_parts; i++) {
         const size_t n = (size_t)parts[i].n_rows * (size_t)parts[i].n_cols;
-        convert(host, compute, parts[i].data, parts[i].dtype, n);
+        if (!td_convert(parts[i].data, parts[i].dtype, host, compute, n)) {
+            st = td_error_set(err, TD_E_MODEL, "%s: a value of a weight is beyond the range of %s",
+                              dev->info.name, td_dtype_name(compute));
+            break;
+        }
         if ((st = td_gpu_use((td_gpu_device *)dev, err)) == TD_OK)
             st = td_gpu_check(cudaMemcpy(data, host, n * elem, cudaMemcpyHostToDevice), &dev->info,
                               "cudaMemcpy", err);

@@ -16,13 +16,6 @@ td_status td_tensor_open(const td_ckpt_entry *e, const td_model_config *cfg, td_
                          td_error *err);
 void td_tensor_release(td_tensor_view *v);
 
-/* Element i of an array that need not be aligned. */
-float td_tensor_load(const void *src, td_dtype dtype, size_t i);
-/* n elements of any of the three dtypes to another. src need not be aligned. False when a finite
- * value became an infinity: td_tensor_overflow finds it. */
-bool td_tensor_convert(const void *src, td_dtype from, void *dst, td_dtype to, size_t n);
-/* The first element whose conversion is such, or n. */
-size_t td_tensor_overflow(const void *src, td_dtype from, td_dtype to, size_t n);
 /* The refusal of element `i` of the entry's tensor (as stored) for that reason. */
 td_status td_tensor_refuse(const td_ckpt_entry *e, int64_t i, float value, td_dtype to,
                            const char *device_name, td_error *err);

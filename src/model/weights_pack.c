@@ -9,6 +9,7 @@
 
 #include "model/tensor.h"
 #include "model/weights_internal.h"
+#include "tdgen/convert.h"
 #include "tdgen/util.h"
 
 /* Staging for what is converted on the way to a device. */
@@ -35,9 +36,9 @@ static td_status upload(packer *p, int32_t domain, const td_ckpt_entry *e, const
         size_t m = TD_MIN(chunk, n - i);
         const char *piece = (const char *)src + i * from_size;
         td_status rc;
-        if (!td_tensor_convert(piece, from, p->staging, to, m)) {
-            size_t k = td_tensor_overflow(piece, from, to, m);
-            return td_tensor_refuse(e, (int64_t)(i + k), td_tensor_load(piece, from, k), to,
+        if (!td_convert(piece, from, p->staging, to, m)) {
+            size_t k = td_convert_overflow(piece, from, to, m);
+            return td_tensor_refuse(e, (int64_t)(i + k), td_element_load(piece, from, k), to,
                                     dev->info.name, p->err);
         }
         if ((rc = ops->copy_in(p->streams[domain], dst + i * to_size, p->staging, m * to_size,
@@ -65,10 +66,10 @@ static td_status pack_vector(packer *p, int32_t domain, const td_target *t) {
         for (int32_t part = 0; t->by_head && part < 3; part++)
             for (int32_t h = 0; h < c->n_heads; h++)
                 for (int32_t k = 0; k < c->head_dim; k++)
-                    host[at++] = td_tensor_load(x->data, (td_dtype)x->dtype,
-                                                (size_t)(td_by_head_row(c, part, h) + k));
+                    host[at++] = td_element_load(x->data, (td_dtype)x->dtype,
+                                                 (size_t)(td_by_head_row(c, part, h) + k));
         for (int64_t k = 0; !t->by_head && k < x->n_elems; k++)
-            host[at++] = td_tensor_load(x->data, (td_dtype)x->dtype, (size_t)k);
+            host[at++] = td_element_load(x->data, (td_dtype)x->dtype, (size_t)k);
     }
     for (size_t k = 0; t->plus_one && k < n_elems; k++)
         host[k] = 1.0f + host[k];

@@ -31,6 +31,7 @@
 
 #include "model/tensor.h"
 #include "model/weights_internal.h"
+#include "tdgen/convert.h"
 #include "tdgen/util.h"
 
 enum {
@@ -303,10 +304,10 @@ static td_status read_piece(reader *r, const job *j, const source *src, int64_t 
             values = r->values;
         }
     }
-    if (values != dst && !td_tensor_convert(values, from, dst, j->to, (size_t)n)) {
-        size_t k = td_tensor_overflow(values, from, j->to, (size_t)n);
+    if (values != dst && !td_convert(values, from, dst, j->to, (size_t)n)) {
+        size_t k = td_convert_overflow(values, from, j->to, (size_t)n);
         int32_t domain = r->s->destinations[j->first_destination].domain;
-        return td_tensor_refuse(src->entry, first + (int64_t)k, td_tensor_load(values, from, k),
+        return td_tensor_refuse(src->entry, first + (int64_t)k, td_element_load(values, from, k),
                                 j->to, r->s->w->domains[domain].device->info.name, err);
     }
     for (int64_t i = 0; j->target->plus_one && i < n; i++)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "model/tensor.h"
+#include "tdgen/convert.h"
 
 typedef struct fake_device {
     td_device base;
@@ -299,7 +300,7 @@ static td_status fake_weight_prepare(td_device *dev, const td_host_matrix *parts
         const char *src = parts[i].data;
         for (size_t k = 0, m; k < n; k += m) {
             m = n - k < SCRATCH_ELEMS ? n - k : SCRATCH_ELEMS;
-            td_tensor_convert(src + k * td_dtype_size(parts[i].dtype), parts[i].dtype,
+            td_convert(src + k * td_dtype_size(parts[i].dtype), parts[i].dtype,
                               discards ? scratch : (char *)data + (at + k) * elem, compute, m);
         }
         at += n;

@@ -13,6 +13,7 @@
 #include "fixture.h"
 #include "model/tensor.h"
 #include "model/weights.h"
+#include "tdgen/convert.h"
 #include "tdgen/safetensors.h"
 #include "tdgen/util.h"
 
@@ -318,9 +319,9 @@ Test(weights, conversion_of_arrays_is_that_of_values) {
                         u = (u & 0x80ffffffu) + ((0x36u + (u >> 8) % 20) << 24);
                     memcpy(p + i * td_dtype_size(types[f]), &u, td_dtype_size(types[f]));
                 }
-                bool fits = td_tensor_convert(p, types[f], dst, types[t], n);
+                bool fits = td_convert(p, types[f], dst, types[t], n);
                 for (size_t i = 0; i < n; i++) {
-                    float v = td_tensor_load(p, types[f], i), w = v;
+                    float v = td_element_load(p, types[f], i), w = v;
                     uint16_t h = 0;
                     if (types[t] == TD_F32) {
                         cr_assert(!memcmp(&v, dst + 4 * i, 4));
@@ -337,7 +338,7 @@ Test(weights, conversion_of_arrays_is_that_of_values) {
                         overflow = i;
                 }
                 cr_expect_eq(fits, overflow == n);
-                cr_expect_eq(td_tensor_overflow(p, types[f], types[t], n), overflow);
+                cr_expect_eq(td_convert_overflow(p, types[f], types[t], n), overflow);
             }
     free(src);
     free(dst);

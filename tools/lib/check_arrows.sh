@@ -9,7 +9,7 @@ root=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 cd "$root"
 
 # Leaf headers, for everybody.
-leaves='status|log|util|json|dtype'
+leaves='status|log|util|json|dtype|convert'
 declare -A allowed=(
     [plan]="config|data|device|model|plan"
     [data]="config|data|tokenizer|safetensors"
