@@ -29,6 +29,10 @@ target_link_libraries(td_pretend_base INTERFACE td_base)
 add_library(td_pretend STATIC ${pretend_layer})
 target_link_libraries(td_pretend PUBLIC td_pretend_base)
 target_compile_options(td_pretend PRIVATE -Wshadow)
+# The switches between fibers in sanitizer builds too.
+set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/pretend/fiber.cpp
+                            ${CMAKE_CURRENT_SOURCE_DIR}/pretend/combine.cpp PROPERTIES
+  COMPILE_OPTIONS -O2)
 
 function(td_pretend_sources out target)
   get_target_property(all ${target} SOURCES)

@@ -168,8 +168,8 @@ inline __attribute__((always_inline)) void inner(const float *panel, const float
             out[j * PANEL + i] += acc[j][i];
 }
 typedef void (*inner_function)(const float *, const float *, size_t, size_t, size_t, float *);
-void inner_plain(const float *panel, const float *b, size_t k_all, size_t k0, size_t k1,
-                 float *out) {
+PRETEND_HOT void inner_plain(const float *panel, const float *b, size_t k_all, size_t k0, size_t k1,
+                             float *out) {
     inner(panel, b, k_all, k0, k1, out);
 }
 __attribute__((target("avx2,fma"))) void

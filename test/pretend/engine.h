@@ -56,7 +56,7 @@ void pretend_report(const std::string &text);
 
 /* Counts a call for TDGEN_PRETEND_FAIL. True: this call shall fail. */
 bool pretend_shall_fail(const char *name);
-/* The error that poisons the process, or cudaSuccess. */
+/* The error that poisons the process, or cudaSuccess: first for the device that broke. */
 cudaError_t pretend_sticky();
 int pretend_device_capability(int device);
 int pretend_current_device();

@@ -48,6 +48,10 @@ plan &the_plan() {
     return *p;
 }
 std::atomic<int> g_sticky{cudaSuccess};
+/* The device that broke, and whether one of its own calls has said so: until then the other devices
+ * work on. */
+std::atomic<int> g_sticky_device{-1};
+std::atomic<bool> g_sticky_seen{false};
 std::atomic<uint64_t> g_seed{1};
 std::atomic<bool> g_jitter{false}, g_no_fill{false};
 thread_local cudaError_t t_last = cudaSuccess;
@@ -222,11 +226,19 @@ void pretend_report(const std::string &text) {
     p.report = text;
 }
 cudaError_t pretend_sticky() {
-    return (cudaError_t)g_sticky.load();
+    const int error = g_sticky.load();
+    if (error == cudaSuccess || (t_device != g_sticky_device && !g_sticky_seen))
+        return cudaSuccess;
+    g_sticky_seen = true;
+    return (cudaError_t)error;
 }
-void pretend_set_sticky(cudaError_t error) {
-    int none = cudaSuccess;
-    g_sticky.compare_exchange_strong(none, error);
+bool pretend_is_broken(int device) {
+    return g_sticky.load() != cudaSuccess && g_sticky_device == device;
+}
+void pretend_set_sticky(cudaError_t error, int device) {
+    int none = -1;
+    if (g_sticky_device.compare_exchange_strong(none, device))
+        g_sticky = error;
 }
 cudaError_t pretend_failed(cudaError_t error) {
     t_last = error;
@@ -282,6 +294,8 @@ void pretend_forgive(void) {
     std::lock_guard<std::mutex> hold(p.lock);
     p.report.clear();
     g_sticky = cudaSuccess;
+    g_sticky_device = -1;
+    g_sticky_seen = false;
     t_last = cudaSuccess;
 }
 void pretend_set_seed(uint64_t seed) {

@@ -47,9 +47,11 @@ bool pretend_jitter();
 bool pretend_no_peer();
 bool pretend_no_fill();
 
-/* Poisons the process: the first error wins. Wakes all that wait. */
-void pretend_poison(cudaError_t error);
-void pretend_set_sticky(cudaError_t error);
+/* Poisons the process: the first error wins. The device that broke works on nothing more, and its
+ * calls are the first to say so. Wakes all that wait. */
+void pretend_poison(cudaError_t error, int device);
+void pretend_set_sticky(cudaError_t error, int device);
+bool pretend_is_broken(int device);
 
 /* Sets the thread's last error. */
 cudaError_t pretend_failed(cudaError_t error);

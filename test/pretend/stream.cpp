@@ -72,7 +72,7 @@ void work(CUstream_st *s) {
         if (c.hangs)
             for (;;)
                 pause();
-        if (c.run && pretend_sticky() == cudaSuccess)
+        if (c.run && !pretend_is_broken(s->device))
             c.run();
         c.run = nullptr;
         if (c.mark)
@@ -137,9 +137,10 @@ cudaError_t enqueue_kernel(const char *name, cudaStream_t stream, std::function<
         const std::string text = std::string("kernel ") + name + " on device " +
                                  std::to_string(s->device) +
                                  " faults as planned: " + cudaGetErrorName(fault.error);
-        c.run = [fault, text] {
+        const int device = s->device;
+        c.run = [fault, text, device] {
             pretend_report(text);
-            pretend_poison(fault.error);
+            pretend_poison(fault.error, device);
         };
     }
     pretend_push(s, std::move(c));
@@ -148,8 +149,8 @@ cudaError_t enqueue_kernel(const char *name, cudaStream_t stream, std::function<
 
 } // namespace
 
-void pretend_poison(cudaError_t error) {
-    pretend_set_sticky(error);
+void pretend_poison(cudaError_t error, int device) {
+    pretend_set_sticky(error, device);
     wake_all();
 }
 
@@ -228,7 +229,7 @@ cudaError_t pretend_enqueue(const pretend_kernel &kernel, dim3 grid, dim3 block,
     return enqueue_kernel(kernel.name, stream, [launch, arguments] {
         const cudaError_t rc = pretend_run_grid(launch);
         if (rc != cudaSuccess)
-            pretend_poison(rc);
+            pretend_poison(rc, launch.device);
     });
 }
 

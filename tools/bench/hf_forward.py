@@ -19,6 +19,7 @@ also how often both find the same token likeliest in the first samples.
 """
 
 import gc
+import importlib.util
 import json
 import random
 import sys
@@ -59,8 +60,10 @@ def batches_of(lengths: np.ndarray, order: np.ndarray, max_tokens: int) -> list[
 class Bench:
     def __init__(self, folder: str, device: str, seconds: float, top_k: int) -> None:
         self.device, self.seconds, self.top_k = device, seconds, top_k
+        # With accelerate straight to the device; else through a copy in host memory.
+        place = {"device_map": device} if importlib.util.find_spec("accelerate") else {}
         self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16, attn_implementation="sdpa").to(device).eval()
+            folder, dtype=torch.bfloat16, attn_implementation="sdpa", **place).to(device).eval()
 
     def sync(self) -> None:
         if self.device.startswith("cuda"):

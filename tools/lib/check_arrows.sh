@@ -72,6 +72,20 @@ for file in src/**/*.{c,h,cu,cuh}; do
     fi
 done
 
+# The seams of the kernels: what NVRTC and the CUDA-on-CPU layer replace stands in one header each.
+for file in src/gpu/**/*.{cu,cuh}; do
+    declare -A seams=(
+        [launch.cuh]='<<<|extern __shared__'
+        [ptx.cuh]='\basm\b *(volatile)? *\('
+    )
+    for seam in "${!seams[@]}"; do
+        [[ ${file##*/} == "$seam" ]] && continue
+        while IFS= read -r match; do
+            violation "$file:$match" "only src/gpu/$seam may hold that"
+        done < <(grep -nE "${seams[$seam]}" "$file" || true)
+    done
+done
+
 if ((files == 0)); then
     echo "no source files under $root/src"
     exit 1

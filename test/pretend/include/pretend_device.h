@@ -36,6 +36,11 @@
 
 /* --- the engine's side ------------------------------------------------------------------------ */
 
+/* Inner loops of the layer itself, over its own arrays: optimised and not instrumented in sanitizer
+ * builds either. */
+#define PRETEND_HOT                                                                                \
+    __attribute__((optimize("O3"), no_sanitize("address", "undefined", "thread"), noinline))
+
 struct pretend_thread {
     uint3 index; /* threadIdx */
     unsigned lane;

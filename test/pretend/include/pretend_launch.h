@@ -42,8 +42,10 @@ static inline cudaError_t pretend_launch(const char *name, void (*kernel)(P...),
     return pretend_enqueue(k, grid, block, shared_bytes, stream);
 }
 
+/* The file's name stands in the kernel's: some launchers pick the kernel into a variable. */
 #define TD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \
-    pretend_launch(#kernel, kernel, dim3(grid), dim3(block), shared_bytes, stream, __VA_ARGS__)
+    pretend_launch(#kernel " of " __FILE_NAME__, kernel, dim3(grid), dim3(block), shared_bytes,    \
+                   stream, __VA_ARGS__)
 #define TD_DYNAMIC_SHARED(type, name)                                                              \
     type *name = reinterpret_cast<type *>(pretend_now->dynamic_shared)
 
