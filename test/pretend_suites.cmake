@@ -2,6 +2,25 @@
 # at every call, the model's suites, the program end to end.
 td_pretend_test(test_gpu_faults SOURCES device/test_gpu_faults.c LIBS td_model td_device_pretend)
 
+# Other chips choose other kernels (no bf16 below 8.0, WMMA on 7.0, less shared memory on 7.5 and
+# 8.6); without peer access copies go over the host; other seeds run lanes and blocks in other orders.
+function(td_pretend_again suite what)
+  add_test(NAME test_gpu_${suite}_pretend_${what} COMMAND test_gpu_${suite}_pretend
+           WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(test_gpu_${suite}_pretend_${what} PROPERTIES LABELS pretend
+    SKIP_RETURN_CODE 77 ENVIRONMENT "${ARGN}"
+    FAIL_REGULAR_EXPRESSION "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
+endfunction()
+foreach(suite gemm attention moe)
+  td_pretend_again(${suite} sm70 "TDGEN_PRETEND_GPUS=Pretend V100:7.0:80:1;TDGEN_PRETEND_SEED=70")
+  td_pretend_again(${suite} sm75 "TDGEN_PRETEND_GPUS=Pretend T4:7.5:40:1;TDGEN_PRETEND_SEED=75")
+endforeach()
+td_pretend_again(attention sm86 "TDGEN_PRETEND_GPUS=Pretend A10:8.6:72:1;TDGEN_PRETEND_SEED=86")
+td_pretend_again(streams no_peer
+  "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:1*3;TDGEN_PRETEND_NO_PEER=1;TDGEN_PRETEND_JITTER=1")
+td_pretend_again(streams own_allocations
+  "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:1*2;TDGEN_DEBUG_ALLOC=1")
+
 # The suites of the model; of the families a slice of each kind of block. Two devices, so that
 # stages sit apart.
 foreach(suite logits session families)

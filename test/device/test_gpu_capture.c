@@ -178,6 +178,37 @@ static void case_random_rows(void) {
         random_rows(&r, cases[c][0], cases[c][1], 9);
 }
 
+/* Rows as sure of themselves as those of real models: one id far ahead, the rest spread over many
+ * orders of magnitude. log S is tiny then, and its digits are those of the sum behind the first. */
+static void case_peaked_rows(void) {
+    enum { V = 5000, K = 64, ROWS = 12 };
+    gt_rng r = {4343};
+    float *z = gt_floats(&r, V * ROWS);
+    int32_t targets[ROWS];
+    for (int32_t i = 0; i < ROWS; i++) {
+        const int32_t first = gt_below(&r, V), second = (first + 1 + gt_below(&r, V - 1)) % V;
+        for (int32_t j = 0; j < V; j++)
+            z[i * V + j] = 3 * z[i * V + j] - 10;
+        z[i * V + first] = 5.0f + 3.0f * (float)i;
+        z[i * V + second] = z[i * V + first] - (float)(i % 4); /* a tie at the top in some rows */
+        targets[i] = i % 3 ? gt_below(&r, V) : i % 2 ? first : second;
+    }
+    outputs o = capture(&gt_dut, z, targets, ROWS, V, K, some_temps, 5, plain);
+    for (int32_t i = 0; i < ROWS; i++) {
+        check_row(&o, z + (size_t)i * V, targets[i], i, V, K, some_temps, 5);
+        const float m = z[i * V + o.ids[i * K]];
+        double rest = 0;
+        bool first = true;
+        for (int32_t j = 0; j < V; j++) {
+            if (z[i * V + j] == m && first)
+                first = false;
+            else
+                rest += exp((double)z[i * V + j] - (double)m);
+        }
+        close_to(-o.lps[i * K], log1p(rest), 1e-16, 3e-6, "log S of a sure row", i);
+    }
+}
+
 static void case_vocabularies_of_real_models(void) {
     static const int32_t cases[][2] = {{32000, 1024}, {50257, 50},    {128256, 64},
                                        {151936, 64},  {262144, 1024}, {128256, 0}};
@@ -452,6 +483,7 @@ static void case_refusals(void) {
 
 static const gt_case cases[] = {
     {"random_rows", case_random_rows},
+    {"peaked_rows", case_peaked_rows},
     {"vocabularies_of_real_models", case_vocabularies_of_real_models},
     {"ties_order_and_infinities", case_ties_order_and_infinities},
     {"ties_in_a_large_vocabulary", case_ties_in_a_large_vocabulary},

@@ -296,7 +296,8 @@ static void case_refusals(void) {
     gt_rng r = {3};
     experts x = experts_make(&r, E, C, F, TD_F32);
     const prepared p = experts_prepare(&gt_dut, &x, TD_F32);
-    float *in = gt_put(&gt_dut, NULL, C * 4), *out = gt_put(&gt_dut, NULL, C * 4);
+    float *zeros = gt_host(C * 4);
+    float *in = gt_put(&gt_dut, zeros, C * 4), *out = gt_put(&gt_dut, zeros, C * 4);
     const td_moe_args good = {
         .router = p.router,
         .gate_up = p.gate_up,
