@@ -21,6 +21,22 @@ td_pretend_again(streams no_peer
 td_pretend_again(streams own_allocations
   "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:1*2;TDGEN_DEBUG_ALLOC=1")
 
+# What has threads, for ThreadSanitizer too.
+set_tests_properties(test_gpu_streams_pretend_no_peer PROPERTIES LABELS "pretend;stress")
+add_test(NAME stress_run_pretend COMMAND tdgen_pretend -c conf/demo.ini data.max_samples=24
+  data.max_length=64 output.shard_samples=4 run.batch_tokens=128 devices.gpus=0,1,2,3
+  devices.gpus_per_model=2 output.dir=${CMAKE_CURRENT_BINARY_DIR}/stress_run_pretend
+  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+add_test(NAME stress_run_pretend_clean
+  COMMAND ${CMAKE_COMMAND} -E rm -rf ${CMAKE_CURRENT_BINARY_DIR}/stress_run_pretend)
+set_tests_properties(stress_run_pretend_clean PROPERTIES FIXTURES_SETUP stress_run_pretend
+                                                         LABELS "pretend;stress")
+set_tests_properties(stress_run_pretend PROPERTIES FIXTURES_REQUIRED stress_run_pretend
+  LABELS "pretend;stress"
+  ENVIRONMENT "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:4*4;TDGEN_PRETEND_JITTER=1"
+  FAIL_REGULAR_EXPRESSION
+    "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
+
 # The suites of the model; of the families a slice of each kind of block. Two devices, so that
 # stages sit apart.
 foreach(suite logits session families)

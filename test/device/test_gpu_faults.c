@@ -133,7 +133,8 @@ static void child(const char *variable, const char *value, double timeout_s, int
     snprintf(o.text, sizeof(o.text), "%s", o.status ? err.text : "");
     if (write(out, &o, sizeof(o)) != sizeof(o))
         _exit(3);
-    if (o.timed_out)
+    /* A process that has lost its devices cannot ask CUDA to free anything: it leaves by exec. */
+    if (o.timed_out || o.status == TD_E_DEVICE_LOST)
         _exit(0);
     exit(0); /* through LeakSanitizer, where there is one */
 }
@@ -225,7 +226,11 @@ static const char *judge(const outcome *o, const outcome *good, td_status want, 
     }
     if (!o->reported)
         return "it ended without a word";
-    if (WEXITSTATUS(o->how_it_ended) != 0)
+    /* A release that was made to fail keeps what it held, and so does a device that could not be
+     * made current for it; a lost process keeps everything. */
+    const bool release = strstr(o->failed_call, "Free") || strstr(o->failed_call, "Destroy") ||
+                         (!o->status && !strcmp(o->failed_call, "cudaSetDevice"));
+    if (WEXITSTATUS(o->how_it_ended) != 0 && !release)
         return "it ended with another exit code (a sanitizer's?)";
     if (o->status == TD_OK) {
         if (!may_pass)
@@ -241,10 +246,6 @@ static const char *judge(const outcome *o, const outcome *good, td_status want, 
         if (!strstr(o->text, "cuda"))
             return "the text names no device";
     }
-    /* A release that was made to fail keeps what it held, and so does a device that could not be
-     * made current for it; a lost process keeps everything. */
-    const bool release = strstr(o->failed_call, "Free") || strstr(o->failed_call, "Destroy") ||
-                         (!o->status && !strcmp(o->failed_call, "cudaSetDevice"));
     if (o->status != TD_E_DEVICE_LOST && !o->timed_out && !release && o->live > 0)
         return "device memory was not given back";
     return NULL;
