@@ -252,11 +252,8 @@ static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, t
         for (int32_t i = 0; i < l->g->plan->n_stages; i++)
             snprintf(label + strlen(label), sizeof label - strlen(label), "%s%s", i ? ", " : "",
                      l->g->stages[i].device->info.name);
-        return td_error_set(
-            err, TD_E_DEVICE,
-            "%s: a micro-batch of %d tokens shows no sign of life after %.0f s: the "
-            "device hangs",
-            label, l->slots[l->head].batch.n_tokens, waited);
+        return td_error_set(err, TD_E_DEVICE, "%s: no sign of life for %.0f s: the device hangs",
+                            label, waited);
     }
 }
 

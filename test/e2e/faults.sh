@@ -149,7 +149,7 @@ expect 0 '' "$TDGEN" verify "$TMP/kill"
 
 # --- a device hangs: the others do its work; alone, the process says so and a rerun continues
 WATCHDOG_S=4
-faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 250 hang" 7 'retired: group 1: cpu:1: a micro-batch .* the device hangs' \
+faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 250 hang" 7 'retired: group 1: micro-batch .* cpu:1: no sign of life .* the device hangs' \
     "$TMP/h1" devices.gpus=cpu*3
 same_shards "$ref" "$TMP/h1"
 faulty TDGEN_DEBUG_FAIL_OP="cpu:3 gemm 100 hang" 7 'the device hangs' "$TMP/h2" devices.gpus=cpu*4 \
