@@ -301,7 +301,7 @@ static td_status fake_weight_prepare(td_device *dev, const td_host_matrix *parts
         for (size_t k = 0, m; k < n; k += m) {
             m = n - k < SCRATCH_ELEMS ? n - k : SCRATCH_ELEMS;
             td_convert(src + k * td_dtype_size(parts[i].dtype), parts[i].dtype,
-                              discards ? scratch : (char *)data + (at + k) * elem, compute, m);
+                       discards ? scratch : (char *)data + (at + k) * elem, compute, m);
         }
         at += n;
     }
