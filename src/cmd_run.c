@@ -326,6 +326,8 @@ static td_status reserve_memory(job *j, td_error *err) {
         /* Allocations are rounded up to what the device aligns to: a few hundred bytes each. */
         uint64_t need = d->weight_bytes + d->activation_bytes + d->workspace_bytes, got;
         need += need / 1024 + ((uint64_t)64 << 20);
+        /* One stream for each stage, and one that the weights come by. */
+        need += ((uint64_t)d->n_stages + 1) * dev->info.stream_bytes;
         td_status rc = dev->ops->reserve(dev, need, &got, err);
         if (rc != TD_OK)
             return rc;

@@ -1,6 +1,8 @@
 # The experts' kernels by themselves: over the CUDA-on-CPU layer, and on GPUs.
-td_test(test_gpu_moe_host_pretend PLAIN SOURCES device/test_gpu_moe_host.cpp
-        LIBS td_device_pretend LABELS pretend)
+if(td_test_slow)
+  td_test(test_gpu_moe_host_pretend PLAIN SOURCES device/test_gpu_moe_host.cpp
+          LIBS td_device_pretend LABELS pretend)
+endif()
 if(TDGEN_WITH_CUDA)
   td_test(test_gpu_moe_host PLAIN SOURCES device/test_gpu_moe_host.cpp LIBS td_gpu LABELS gpu)
   target_compile_features(test_gpu_moe_host PRIVATE cxx_std_17)

@@ -62,6 +62,7 @@ typedef struct td_device_info {
     char pci[20];               /* "0000:3b:00.0" */
     int32_t compute_capability; /* 80 for 8.0 */
     int32_t n_multiprocessors;
+    uint64_t stream_bytes; /* that each stream takes of the device's memory for itself */
     /* From its clocks and units, nothing measured: dense 16-bit and f32 products, memory. */
     double peak_tflops, peak_tflops_f32, peak_mem_gbs;
     bool narrow_attention; /* in a 16-bit compute mode attention reads q, k and v in that type */

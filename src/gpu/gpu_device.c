@@ -124,7 +124,10 @@ static int32_t attribute(int32_t device, enum cudaDeviceAttr which) {
 static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, td_error *err) {
     struct cudaDeviceProp p;
     memset(&p, 0, sizeof p);
-    *d = (td_device_info){.index = index, .domain = 1 + index, .narrow_attention = true};
+    *d = (td_device_info){.index = index,
+                          .domain = 1 + index,
+                          .narrow_attention = true,
+                          .stream_bytes = TD_GPU_BLAS_WORKSPACE_BYTES};
     snprintf(d->name, sizeof d->name, "cuda:%d", index);
     td_status st =
         td_gpu_check(cudaGetDeviceProperties(&p, index), d, "cudaGetDeviceProperties", err);

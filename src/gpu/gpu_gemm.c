@@ -96,8 +96,8 @@ td_status td_gpu_stream_blas_open(td_stream *s, td_error *err) {
     const td_device_info *info = &s->dev->base.info;
     if (!blas)
         return td_error_prefix(err, "%s", info->name);
-    td_status st = td_gpu_check(cudaMalloc(&s->blas_workspace, TD_GPU_BLAS_WORKSPACE_BYTES), info,
-                                "cudaMalloc", err);
+    td_status st =
+        td_gpu_alloc(&s->dev->base, TD_GPU_BLAS_WORKSPACE_BYTES, &s->blas_workspace, err);
     cublasLtMatrixLayout_t *layouts[] = {&s->layout_w, &s->layout_in, &s->layout_out};
     for (size_t i = 0; st == TD_OK && i < TD_ARRAY_LEN(layouts); i++)
         st = td_gpu_check_blas(blas->MatrixLayoutCreate(layouts[i], CUDA_R_32F, 1, 1, 1), info,
@@ -117,8 +117,7 @@ void td_gpu_stream_blas_close(td_stream *s) {
     for (int i = 0; blas && i < 2; i++)
         if (s->product[i])
             (void)blas->MatmulDescDestroy(s->product[i]);
-    if (s->blas_workspace && td_gpu_use(s->dev, NULL) == TD_OK)
-        (void)cudaFree(s->blas_workspace);
+    td_gpu_free(&s->dev->base, s->blas_workspace);
 }
 
 /* --- plans --------------------------------------------------------------------------------------
@@ -155,29 +154,40 @@ static cublasStatus_t describe(const td_gpu_blas *blas, td_stream *s, const td_g
                                : CUBLAS_STATUS_SUCCESS;
 }
 
+/* Did the call itself break, and not just say no to a candidate? Then to take another algorithm would
+ * mean other bits than elsewhere. */
+static bool is_broken(cublasStatus_t rc) {
+    return rc == CUBLAS_STATUS_NOT_INITIALIZED || rc == CUBLAS_STATUS_ALLOC_FAILED ||
+           rc == CUBLAS_STATUS_EXECUTION_FAILED || rc == CUBLAS_STATUS_MAPPING_ERROR;
+}
+
 /* Does the candidate keep the sum over K in one piece, and take every number of rows? */
-static bool is_fit(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
-                   cublasLtMatmulDesc_t desc, const cublasLtMatmulAlgo_t *algo) {
+static cublasStatus_t check_fit(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
+                                cublasLtMatmulDesc_t desc, const cublasLtMatmulAlgo_t *algo,
+                                bool *fit) {
     static const int64_t rows[] = {1, 2, 7, 8, 16, 100, 129, 1024, 8192, 65536};
     int32_t split_k = 0;
     uint32_t reduction = 0;
     size_t n_written;
-    if (blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split_k,
-                                           sizeof split_k, &n_written) ||
-        blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
-                                           sizeof reduction, &n_written) ||
-        (split_k != 0 && split_k != 1) || reduction != CUBLASLT_REDUCTION_SCHEME_NONE)
-        return false;
-    for (size_t i = 0; i < TD_ARRAY_LEN(rows); i++) {
+    *fit = false;
+    cublasStatus_t rc = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+                                                           &split_k, sizeof split_k, &n_written);
+    if (!rc)
+        rc = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
+                                                &reduction, sizeof reduction, &n_written);
+    bool ok = !rc && (split_k == 0 || split_k == 1) && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
+    for (size_t i = 0; ok && i < TD_ARRAY_LEN(rows); i++) {
         cublasLtMatmulHeuristicResult_t r;
         memset(&r, 0, sizeof r);
-        if (set_layouts(blas, s, p, rows[i]) ||
-            blas->MatmulAlgoCheck(s->dev->blas, desc, s->layout_w, s->layout_in, s->layout_out,
-                                  s->layout_out, algo, &r) ||
-            r.state != CUBLAS_STATUS_SUCCESS || r.workspaceSize > TD_GPU_BLAS_WORKSPACE_BYTES)
-            return false;
+        rc = set_layouts(blas, s, p, rows[i]);
+        if (!rc)
+            rc = blas->MatmulAlgoCheck(s->dev->blas, desc, s->layout_w, s->layout_in, s->layout_out,
+                                       s->layout_out, algo, &r);
+        ok = !rc && r.state == CUBLAS_STATUS_SUCCESS &&
+             r.workspaceSize <= TD_GPU_BLAS_WORKSPACE_BYTES;
     }
-    return true;
+    *fit = ok;
+    return is_broken(rc) ? rc : CUBLAS_STATUS_SUCCESS;
 }
 
 static cublasStatus_t make_preference(const td_gpu_blas *blas, const td_gpu_plan *p,
@@ -230,13 +240,13 @@ static cublasStatus_t choose_algorithm(const td_gpu_blas *blas, td_stream *s, td
                                           s->layout_out, s->layout_out, pref, MAX_CANDIDATES, found,
                                           &n_found);
     if (!rc) {
-        rc = CUBLAS_STATUS_NOT_SUPPORTED;
-        for (int i = 0; rc && i < n_found; i++)
+        bool fit = false;
+        for (int i = 0; !rc && !fit && i < n_found; i++)
             if (found[i].state == CUBLAS_STATUS_SUCCESS &&
-                is_fit(blas, s, p, desc, &found[i].algo)) {
+                !(rc = check_fit(blas, s, p, desc, &found[i].algo, &fit)) && fit)
                 p->algo = found[i].algo;
-                rc = CUBLAS_STATUS_SUCCESS;
-            }
+        if (!rc && !fit)
+            rc = CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (pref)
         (void)blas->MatmulPreferenceDestroy(pref);

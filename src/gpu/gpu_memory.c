@@ -16,7 +16,8 @@
 enum { ALIGN = 256 };
 /* What reserve leaves to others when the card has less than was asked for. */
 static const uint64_t LEFT_FREE_BYTES = (uint64_t)256 << 20;
-static const uint64_t STEP_BYTES = (uint64_t)64 << 20;
+/* How much less is asked for next: a share of the whole, at least this. */
+static const uint64_t MIN_STEP_BYTES = (uint64_t)2 << 20;
 
 struct td_gpu_block {
     uint64_t offset, size_bytes;
@@ -165,7 +166,7 @@ td_status td_gpu_reserve(td_device *dev, uint64_t size_bytes, uint64_t *got_byte
         (void)cudaGetLastError();
         const uint64_t free_bytes = cuda_free_bytes();
         /* Free memory may be in pieces, so what is said to be free can still be refused. */
-        want = TD_MIN(want - TD_MIN(want, STEP_BYTES),
+        want = TD_MIN(want - TD_MIN(want, TD_MAX(want / 32, MIN_STEP_BYTES)),
                       free_bytes > LEFT_FREE_BYTES ? free_bytes - LEFT_FREE_BYTES : 0);
         want = want / ALIGN * ALIGN;
         if (want == 0)

@@ -264,8 +264,11 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
         td_strbuf_printf(&b, "no number of %s, as one layer is larger than the device", big->type);
         sep = "; ";
     }
-    td_strbuf_printf(&b, "%s%d device%s with %.0f%% more memory", sep, n, n == 1 ? "" : "s",
-                     ceil((fullest - 1) * 100));
+    if (fullest < 100)
+        td_strbuf_printf(&b, "%s%d device%s with %.0f%% more memory", sep, n, n == 1 ? "" : "s",
+                         ceil((fullest - 1) * 100));
+    else /* next to nothing is usable: a percentage says nothing */
+        td_strbuf_printf(&b, "%s%d device%s with more memory", sep, n, n == 1 ? "" : "s");
     if (plan->compute == TD_F32 && pl->cfg->model.compute == TD_COMPUTE_F32)
         td_strbuf_puts(&b, "; model.compute = bf16 or f16 for half the weights");
     if (plan->limits.max_tokens > 4 * TD_MAX(plan->stats.max_tokens, 1024))
