@@ -154,8 +154,8 @@ static cublasStatus_t describe(const td_gpu_blas *blas, td_stream *s, const td_g
                                : CUBLAS_STATUS_SUCCESS;
 }
 
-/* Did the call itself break, and not just say no to a candidate? Then to take another algorithm would
- * mean other bits than elsewhere. */
+/* Did the call itself break, and not just say no to a candidate? Then to take another algorithm
+ * would mean other bits than elsewhere. */
 static bool is_broken(cublasStatus_t rc) {
     return rc == CUBLAS_STATUS_NOT_INITIALIZED || rc == CUBLAS_STATUS_ALLOC_FAILED ||
            rc == CUBLAS_STATUS_EXECUTION_FAILED || rc == CUBLAS_STATUS_MAPPING_ERROR;
