@@ -18,6 +18,13 @@ static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
 static td_error lost_error;
 static int32_t lost_index = -1; /* of the device that reported it first */
 
+enum {
+    CONTAINED = 226,
+    TENSOR_MEMORY_LEAK = 721,
+    MPS_CLIENT_TERMINATED = 810,
+    EXTERNAL_DEVICE = 911
+};
+
 /* Errors after which CUDA says that the process must be ended (cuda_runtime_api.h). */
 static bool is_sticky(cudaError_t rc) {
     switch (rc) {
@@ -34,8 +41,9 @@ static bool is_sticky(cudaError_t rc) {
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorUnknown:
         return true;
-    default:
-        return false;
+    default: /* not in the headers of every toolkit that builds this */
+        return (int)rc == CONTAINED || (int)rc == TENSOR_MEMORY_LEAK ||
+               (int)rc == MPS_CLIENT_TERMINATED || (int)rc == EXTERNAL_DEVICE;
     }
 }
 
@@ -146,6 +154,8 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
     d->memory_total_bytes = p.totalGlobalMem;
     d->memory_free_bytes = p.totalGlobalMem;
     (void)td_gpu_nvml_memory(d, &d->memory_free_bytes);
+    /* NVML speaks of the whole card, CUDA of the slice of it that is ours. */
+    d->memory_free_bytes = TD_MIN(d->memory_free_bytes, d->memory_total_bytes);
     d->has_f32 = d->compute_capability >= MIN_COMPUTE_CAPABILITY;
     d->has_f16 = d->has_f32;
     d->has_bf16 = d->compute_capability >= 80;
@@ -167,10 +177,13 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
 }
 
 td_status td_gpu_enumerate(td_device_info **out, int32_t *n_out, td_error *err) {
-    int n = 0;
+    int n = 0, driver = 0;
     cudaError_t rc = cudaGetDeviceCount(&n);
-    if (rc == cudaErrorNoDevice || rc == cudaErrorInsufficientDriver ||
-        rc == cudaErrorStubLibrary) {
+    /* The same code says "no driver" and "a driver that is too old". */
+    if (rc == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) != cudaSuccess)
+        driver = 0;
+    if (rc == cudaErrorNoDevice || rc == cudaErrorStubLibrary ||
+        (rc == cudaErrorInsufficientDriver && driver == 0)) {
         (void)cudaGetLastError();
         n = 0;
     } else if (rc != cudaSuccess) {

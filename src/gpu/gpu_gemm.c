@@ -43,10 +43,13 @@ td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const
                             td_error *err) {
     if (rc == CUBLAS_STATUS_SUCCESS)
         return TD_OK;
-    /* What broke may be the device: then that is the news. */
-    td_status st = td_gpu_check(cudaPeekAtLastError(), info, call, err);
-    if (st != TD_OK)
-        return st;
+    /* What broke may be the device: then that is the news. The library has a CUDA runtime of its
+     * own, so ours has not seen the error; the default stream, on which nothing runs, tells. */
+    const cudaError_t device = cudaStreamQuery(NULL);
+    if (device == cudaErrorNotReady)
+        (void)cudaGetLastError();
+    else if (device != cudaSuccess)
+        return td_gpu_check(device, info, call, err);
     const td_gpu_blas *blas = td_gpu_blas_load(NULL);
     return td_error_set(err, rc == CUBLAS_STATUS_ALLOC_FAILED ? TD_E_DEVICE_OOM : TD_E_DEVICE,
                         "%s: %s failed: %s", info->name, call,

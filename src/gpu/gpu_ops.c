@@ -132,11 +132,11 @@ td_status td_gpu_copy_out(td_stream *s, void *dst, const void *src, size_t n, td
 /* Access from our device to the other's memory, asked for once; false when there is none. */
 static bool reaches(td_gpu_device *d, const td_gpu_device *src) {
     const int32_t i = src->base.info.index;
-    if (i >= 64 || !(d->base.info.peers >> i & 1))
+    if (i >= 64)
         return false;
     pthread_mutex_lock(&d->lock);
-    bool ok = d->peers_open >> i & 1;
-    if (!ok) {
+    bool ok = d->base.info.peers >> i & 1;
+    if (ok && !(d->peers_open >> i & 1)) {
         const cudaError_t rc = cudaDeviceEnablePeerAccess(i, 0);
         ok = rc == cudaSuccess || rc == cudaErrorPeerAccessAlreadyEnabled;
         (void)cudaGetLastError(); /* the other way is open */
@@ -149,7 +149,23 @@ static bool reaches(td_gpu_device *d, const td_gpu_device *src) {
     return ok;
 }
 
-static td_status make_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td_error *err) {
+static void free_hop(td_gpu_hop *h) {
+    cudaEvent_t events[] = {h->filled[0], h->filled[1], h->emptied[0], h->emptied[1], h->start};
+    if (h->stream)
+        (void)cudaStreamSynchronize(h->stream); /* a copy may have broken off midway */
+    for (size_t i = 0; i < TD_ARRAY_LEN(events); i++)
+        if (events[i])
+            (void)cudaEventDestroy(events[i]);
+    if (h->stream)
+        (void)cudaStreamDestroy(h->stream);
+    for (int i = 0; i < 2; i++)
+        if (h->block[i])
+            (void)cudaFreeHost(h->block[i]);
+    (void)cudaGetLastError();
+    free(h);
+}
+
+static td_status find_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td_error *err) {
     for (td_gpu_hop *h = s->hops; h; h = h->next)
         if (h->src == src) {
             *out = h;
@@ -159,8 +175,6 @@ static td_status make_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td
     if (!h)
         return td_error_nomem(err, "a copy between devices", sizeof *h);
     h->src = src;
-    h->next = s->hops;
-    s->hops = h; /* from here on td_gpu_hops_close frees what there is of it */
     const td_device_info *from = &src->base.info, *to = &s->dev->base.info;
     td_status st = td_gpu_use(src, err);
     if (st == TD_OK)
@@ -181,42 +195,59 @@ static td_status make_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td
     if (st == TD_OK)
         st = td_gpu_check(cudaEventCreateWithFlags(&h->start, cudaEventDisableTiming), to,
                           "cudaEventCreateWithFlags", err);
+    if (st != TD_OK) {
+        free_hop(h);
+        return st;
+    }
+    h->next = s->hops;
+    s->hops = h;
     *out = h;
-    return st;
+    return TD_OK;
+}
+
+/* Fills block b from the source, on the source's own stream. */
+static cudaError_t fill_block(td_gpu_hop *h, int b, bool reused, const void *src, size_t n) {
+    cudaError_t rc = reused ? cudaStreamWaitEvent(h->stream, h->emptied[b], 0) : cudaSuccess;
+    if (!rc)
+        rc = cudaMemcpyAsync(h->block[b], src, n, cudaMemcpyDeviceToHost, h->stream);
+    return rc ? rc : cudaEventRecord(h->filled[b], h->stream);
 }
 
 /* The source's stream begins where ours stands, which is behind the event that says that src is
- * written, and behind the last use of the blocks by an earlier copy. */
+ * written, and behind the last use of the blocks by an earlier copy. What fails on the source's
+ * side is the source's fault. */
 static td_status copy_by_host(td_stream *s, void *dst, td_gpu_device *src_dev, const void *src,
                               size_t n, td_error *err) {
+    static const char what[] = "a copy between devices through the host";
     td_gpu_hop *h = NULL;
-    td_status st = make_hop(s, src_dev, &h, err);
+    td_status st = find_hop(s, src_dev, &h, err);
     if (st != TD_OK)
         return st;
-    cudaError_t rc = cudaEventRecord(h->start, s->cuda);
+    cudaError_t rc = cudaEventRecord(h->start, s->cuda), from = cudaSuccess;
     if (!rc)
-        rc = cudaStreamWaitEvent(h->stream, h->start, 0);
-    for (size_t at = 0, i = 0; !rc && at < n; at += HOP_BYTES, i++) {
+        from = cudaStreamWaitEvent(h->stream, h->start, 0);
+    for (size_t at = 0, i = 0; !rc && !from && at < n; at += HOP_BYTES, i++) {
         const size_t m = TD_MIN(n - at, (size_t)HOP_BYTES);
         const int b = (int)(i % 2);
-        if (i >= 2 && (rc = cudaStreamWaitEvent(h->stream, h->emptied[b], 0)))
-            break;
         if ((st = td_gpu_use(src_dev, err)) != TD_OK)
             return st;
-        rc = cudaMemcpyAsync(h->block[b], (const char *)src + at, m, cudaMemcpyDeviceToHost,
-                             h->stream);
-        if (!rc)
-            rc = cudaEventRecord(h->filled[b], h->stream);
+        from = fill_block(h, b, i >= 2, (const char *)src + at, m);
         if ((st = td_gpu_use(s->dev, err)) != TD_OK)
             return st;
-        if (!rc)
+        if (!from)
             rc = cudaStreamWaitEvent(s->cuda, h->filled[b], 0);
-        if (!rc)
+        if (!from && !rc)
             rc = cudaMemcpyAsync((char *)dst + at, h->block[b], m, cudaMemcpyHostToDevice, s->cuda);
-        if (!rc)
+        if (!from && !rc)
             rc = cudaEventRecord(h->emptied[b], s->cuda);
     }
-    return td_gpu_end(s, rc, "a copy between devices through the host", err);
+    if (from) {
+        st = td_gpu_check(from, &src_dev->base.info, what, &s->failure);
+        if (err)
+            *err = s->failure;
+        return st;
+    }
+    return td_gpu_end(s, rc, what, err);
 }
 
 td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t n,
@@ -237,21 +268,11 @@ td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const vo
         "cudaMemcpyPeerAsync", err);
 }
 
-/* The streams are idle: the caller has waited for its own, and the hop's last copy is before that.
- */
+/* The caller has waited for its own stream. */
 void td_gpu_hops_close(td_stream *s) {
     for (td_gpu_hop *h = s->hops, *next; h; h = next) {
         next = h->next;
-        cudaEvent_t events[] = {h->filled[0], h->filled[1], h->emptied[0], h->emptied[1], h->start};
-        for (size_t i = 0; i < TD_ARRAY_LEN(events); i++)
-            if (events[i])
-                (void)cudaEventDestroy(events[i]);
-        if (h->stream)
-            (void)cudaStreamDestroy(h->stream);
-        for (int i = 0; i < 2; i++)
-            if (h->block[i])
-                (void)cudaFreeHost(h->block[i]);
-        free(h);
+        free_hop(h);
     }
     s->hops = NULL;
 }

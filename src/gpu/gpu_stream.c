@@ -183,6 +183,10 @@ static cudaError_t wait_until(cudaEvent_t e, double timeout_s) {
         nanosleep(&pause, NULL);
         pause.tv_nsec = TD_MIN(2 * pause.tv_nsec, 1000000);
     }
+    /* "Not ready" may be kept as the thread's last error, which a launch would report as its own.
+     */
+    if (rc == cudaSuccess || rc == cudaErrorNotReady)
+        (void)cudaGetLastError();
     return rc;
 }
 

@@ -334,11 +334,12 @@ const char *cudaGetErrorString(cudaError_t error) {
     return "unrecognized error code";
 }
 cudaError_t cudaPeekAtLastError(void) {
-    return pretend_sticky() != cudaSuccess ? pretend_sticky() : t_last;
+    return t_last; /* what this thread's own calls said */
 }
 cudaError_t cudaGetLastError(void) {
-    const cudaError_t last = cudaPeekAtLastError();
-    t_last = cudaSuccess;
+    const cudaError_t last = t_last;
+    if (last != pretend_sticky()) /* that one stays */
+        t_last = cudaSuccess;
     return last;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
