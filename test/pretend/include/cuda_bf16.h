@@ -116,128 +116,18 @@ static inline __nv_bfloat162 __float2bfloat162_rn(float x) {
 static inline float2 __bfloat1622float2(__nv_bfloat162 v) {
     return float2{(float)v.x, (float)v.y};
 }
-static inline float __low2float(__nv_bfloat162 v) {
-    return (float)v.x;
-}
-static inline float __high2float(__nv_bfloat162 v) {
-    return (float)v.y;
-}
 static inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) {
     return v.x;
 }
 static inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 v) {
     return v.y;
 }
-static inline __nv_bfloat16 __ldg(const __nv_bfloat16 *p) {
-    return *p;
-}
 
-static inline __nv_bfloat16 __hadd(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16((float)a + (float)b);
-}
-static inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16((float)a - (float)b);
-}
-static inline __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16((float)a * (float)b);
-}
-static inline __nv_bfloat16 __hdiv(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16((float)a / (float)b);
-}
-/* The exact sum of product and addend, in f64, is rounded twice here: f64 to f32 to 16 bits. */
-static inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
-    return __float2bfloat16((float)((double)(float)a * (double)(float)b + (double)(float)c));
-}
-static inline __nv_bfloat16 __hneg(__nv_bfloat16 a) {
-    return __ushort_as_bfloat16(a.pretend_bits ^ 0x8000u);
-}
-static inline __nv_bfloat16 __habs(__nv_bfloat16 a) {
-    return __ushort_as_bfloat16(a.pretend_bits & 0x7fffu);
-}
-static inline __nv_bfloat16 __hmax(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16(fmaxf((float)a, (float)b));
-}
-static inline __nv_bfloat16 __hmin(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16(fminf((float)a, (float)b));
-}
-static inline bool __hisnan(__nv_bfloat16 a) {
-    return (float)a != (float)a;
-}
-static inline int __hisinf(__nv_bfloat16 a) {
-    return isinf((float)a) ? ((float)a < 0 ? -1 : 1) : 0;
-}
-static inline bool __heq(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return (float)a == (float)b;
-}
-static inline bool __hlt(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return (float)a < (float)b;
-}
-static inline bool __hle(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return (float)a <= (float)b;
-}
-static inline bool __hgt(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return (float)a > (float)b;
-}
-static inline bool __hge(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return (float)a >= (float)b;
-}
-static inline __nv_bfloat16 hexp(__nv_bfloat16 a) {
-    return __float2bfloat16(expf((float)a));
-}
-static inline __nv_bfloat16 operator+(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hadd(a, b);
-}
-static inline __nv_bfloat16 operator-(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hsub(a, b);
-}
-static inline __nv_bfloat16 operator*(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hmul(a, b);
-}
-static inline __nv_bfloat16 operator/(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hdiv(a, b);
-}
-static inline __nv_bfloat16 operator-(__nv_bfloat16 a) {
-    return __hneg(a);
-}
-static inline __nv_bfloat16 &operator+=(__nv_bfloat16 &a, __nv_bfloat16 b) {
-    return a = __hadd(a, b);
-}
-static inline __nv_bfloat16 &operator*=(__nv_bfloat16 &a, __nv_bfloat16 b) {
-    return a = __hmul(a, b);
-}
-static inline bool operator==(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __heq(a, b);
-}
-static inline bool operator!=(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return !__heq(a, b);
-}
-static inline bool operator<(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hlt(a, b);
-}
-static inline bool operator>(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hgt(a, b);
-}
-static inline bool operator<=(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hle(a, b);
-}
-static inline bool operator>=(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hge(a, b);
-}
-static inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __nv_bfloat162(__hadd(a.x, b.x), __hadd(a.y, b.y));
-}
-static inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __nv_bfloat162(__hsub(a.x, b.x), __hsub(a.y, b.y));
-}
-static inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __nv_bfloat162(__hmul(a.x, b.x), __hmul(a.y, b.y));
-}
-static inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
-    return __nv_bfloat162(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));
-}
-static inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) {
-    return __nv_bfloat162(__hmax(a.x, b.x), __hmax(a.y, b.y));
-}
+#define PRETEND_T __nv_bfloat16
+#define PRETEND_T2 __nv_bfloat162
+#define PRETEND_FROM_FLOAT __float2bfloat16
+#define PRETEND_FROM_BITS __ushort_as_bfloat16
+#include "pretend_half_ops.h"
 
 #endif
 

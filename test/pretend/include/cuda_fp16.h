@@ -135,128 +135,18 @@ static inline __half2 __float2half2_rn(float x) {
 static inline float2 __half22float2(__half2 v) {
     return float2{(float)v.x, (float)v.y};
 }
-static inline float __low2float(__half2 v) {
-    return (float)v.x;
-}
-static inline float __high2float(__half2 v) {
-    return (float)v.y;
-}
 static inline __half __low2half(__half2 v) {
     return v.x;
 }
 static inline __half __high2half(__half2 v) {
     return v.y;
 }
-static inline __half __ldg(const __half *p) {
-    return *p;
-}
 
-static inline __half __hadd(__half a, __half b) {
-    return __float2half((float)a + (float)b);
-}
-static inline __half __hsub(__half a, __half b) {
-    return __float2half((float)a - (float)b);
-}
-static inline __half __hmul(__half a, __half b) {
-    return __float2half((float)a * (float)b);
-}
-static inline __half __hdiv(__half a, __half b) {
-    return __float2half((float)a / (float)b);
-}
-/* The exact sum of product and addend, in f64, is rounded twice here: f64 to f32 to 16 bits. */
-static inline __half __hfma(__half a, __half b, __half c) {
-    return __float2half((float)((double)(float)a * (double)(float)b + (double)(float)c));
-}
-static inline __half __hneg(__half a) {
-    return __ushort_as_half(a.pretend_bits ^ 0x8000u);
-}
-static inline __half __habs(__half a) {
-    return __ushort_as_half(a.pretend_bits & 0x7fffu);
-}
-static inline __half __hmax(__half a, __half b) {
-    return __float2half(fmaxf((float)a, (float)b));
-}
-static inline __half __hmin(__half a, __half b) {
-    return __float2half(fminf((float)a, (float)b));
-}
-static inline bool __hisnan(__half a) {
-    return (float)a != (float)a;
-}
-static inline int __hisinf(__half a) {
-    return isinf((float)a) ? ((float)a < 0 ? -1 : 1) : 0;
-}
-static inline bool __heq(__half a, __half b) {
-    return (float)a == (float)b;
-}
-static inline bool __hlt(__half a, __half b) {
-    return (float)a < (float)b;
-}
-static inline bool __hle(__half a, __half b) {
-    return (float)a <= (float)b;
-}
-static inline bool __hgt(__half a, __half b) {
-    return (float)a > (float)b;
-}
-static inline bool __hge(__half a, __half b) {
-    return (float)a >= (float)b;
-}
-static inline __half hexp(__half a) {
-    return __float2half(expf((float)a));
-}
-static inline __half operator+(__half a, __half b) {
-    return __hadd(a, b);
-}
-static inline __half operator-(__half a, __half b) {
-    return __hsub(a, b);
-}
-static inline __half operator*(__half a, __half b) {
-    return __hmul(a, b);
-}
-static inline __half operator/(__half a, __half b) {
-    return __hdiv(a, b);
-}
-static inline __half operator-(__half a) {
-    return __hneg(a);
-}
-static inline __half &operator+=(__half &a, __half b) {
-    return a = __hadd(a, b);
-}
-static inline __half &operator*=(__half &a, __half b) {
-    return a = __hmul(a, b);
-}
-static inline bool operator==(__half a, __half b) {
-    return __heq(a, b);
-}
-static inline bool operator!=(__half a, __half b) {
-    return !__heq(a, b);
-}
-static inline bool operator<(__half a, __half b) {
-    return __hlt(a, b);
-}
-static inline bool operator>(__half a, __half b) {
-    return __hgt(a, b);
-}
-static inline bool operator<=(__half a, __half b) {
-    return __hle(a, b);
-}
-static inline bool operator>=(__half a, __half b) {
-    return __hge(a, b);
-}
-static inline __half2 __hadd2(__half2 a, __half2 b) {
-    return __half2(__hadd(a.x, b.x), __hadd(a.y, b.y));
-}
-static inline __half2 __hsub2(__half2 a, __half2 b) {
-    return __half2(__hsub(a.x, b.x), __hsub(a.y, b.y));
-}
-static inline __half2 __hmul2(__half2 a, __half2 b) {
-    return __half2(__hmul(a.x, b.x), __hmul(a.y, b.y));
-}
-static inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
-    return __half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));
-}
-static inline __half2 __hmax2(__half2 a, __half2 b) {
-    return __half2(__hmax(a.x, b.x), __hmax(a.y, b.y));
-}
+#define PRETEND_T __half
+#define PRETEND_T2 __half2
+#define PRETEND_FROM_FLOAT __float2half
+#define PRETEND_FROM_BITS __ushort_as_half
+#include "pretend_half_ops.h"
 
 #endif
 
