@@ -209,9 +209,11 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
 }
 
 static const char *speed_source(const td_plan *p) {
-    return p->inventory.from_file
-               ? "the inventory's figures, not measured"
-               : "a short measurement of large products; small models stay below";
+    if (p->inventory.from_file)
+        return "the inventory's figures, not measured";
+    return p->inventory.is_cpu
+               ? "a short measurement of large products; small models stay below"
+               : "half the cards' peak by clocks and units; small models stay below";
 }
 
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
