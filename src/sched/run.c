@@ -358,7 +358,7 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
         for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
-        if (grp->session)
+        if (grp->session && ask_devices && !grp->hung)
             td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
@@ -377,10 +377,8 @@ static void end_groups(td_run_state *run, int32_t n_threads, td_run_summary *out
         out->abandoned = true;
         return;
     }
-    if (run->n_hung > 0) {
+    if (run->n_hung > 0)
         out->abandoned = true;
-        td_run_arm_watchdog(); /* devices that hang can hold up the others' */
-    }
     announce(run, TD_PHASE_QUIT);
     for (int32_t g = 0; g < n_threads; g++)
         if (!run->groups[g].stuck)
@@ -453,6 +451,8 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     if (ended && writing)
         pthread_join(writer, NULL);
     out->output_busy = !ended;
+    if (run->n_retired > 0) /* a device that failed can hold up whoever asks or frees something */
+        td_run_arm_watchdog();
     summarise(run, !td_run_is_lost(run), out);
     td_progress_devices(progress, out);
     if (td_run_is_lost(run)) {

@@ -175,6 +175,7 @@ static td_status short_alloc(td_device *dev, size_t n, void **out, td_error *err
 }
 
 Test(run, retired_group_hands_its_work_over) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1); /* several runs in a process that goes on */
     char ref[256];
     make_reference(ref, sizeof ref);
     /* At the first product, in the middle, late. */
@@ -206,6 +207,7 @@ Test(run, retired_group_hands_its_work_over) {
 }
 
 Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
     char ref[256];
     make_reference(ref, sizeof ref);
     fixture f;
