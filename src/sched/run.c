@@ -480,7 +480,8 @@ quit:
         td_progress_tick(progress, "failed", true);
     end_groups(run, n_threads, out);
 done:
-    td_progress_free(progress);
+    if (!td_progress_free(progress))
+        out->abandoned = true;
     if (out->abandoned)
         g_abandoned = run;
     else

@@ -124,6 +124,7 @@ td_progress *td_progress_create(td_run_state *run); /* NULL when out of memory *
  * "device_lost" (the program starts anew), "failed". */
 void td_progress_tick(td_progress *p, const char *state, bool final);
 void td_progress_devices(const td_progress *p, td_run_summary *out); /* what sensors said */
-void td_progress_free(td_progress *p);
+/* False: a thread is still at the sensors, the devices must not be closed (td_health_free). */
+bool td_progress_free(td_progress *p);
 
 #endif
