@@ -223,8 +223,12 @@ static void give_up_stuck(td_run_state *run, double dt) {
         td_error_set(&err, TD_E_DEVICE,
                      "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
                      g->stages[0].device->info.name, g->stuck_s);
-        for (int32_t k = 0; k < run->limits.n_slots; k++)
-            atomic_store(&g->in_flight[k], NULL);
+        int64_t poisoned_shard = -1;
+        for (int32_t k = 0; k < run->limits.n_slots; k++) {
+            td_work *w = atomic_exchange(&g->in_flight[k], NULL);
+            if (w && td_work_failed(w))
+                poisoned_shard = w->open->shard->number;
+        }
         td_queue_retire(run->queue, g->id);
         bool last = td_run_retire(run, g, true, &err);
         pthread_mutex_lock(&run->lock);
@@ -235,7 +239,10 @@ static void give_up_stuck(td_run_state *run, double dt) {
         g->finished_s = td_time_s() - run->start_s;
         pthread_cond_broadcast(&run->changed);
         pthread_mutex_unlock(&run->lock);
-        if (last)
+        if (!last && poisoned_shard >= 0)
+            td_error_prefix(&err, "a micro-batch of shard %lld failed on %d groups",
+                            (long long)poisoned_shard, TD_MAX_TRIES);
+        if (last || poisoned_shard >= 0)
             td_run_fail(run, &err);
         else
             td_log_error("%s; the other groups take over its work", err.text);

@@ -21,7 +21,10 @@ typedef struct td_open_shard {
 typedef struct td_work {
     td_open_shard *open;
     int32_t batch;
+    _Atomic int32_t n_failed; /* groups that failed or hung with it in flight */
 } td_work;
+
+#define TD_MAX_TRIES 3 /* a micro-batch that fails on so many groups ends the run */
 
 typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
 
@@ -105,6 +108,11 @@ static inline bool td_run_is_lost(const td_run_state *run) {
 }
 /* TD_E_DEVICE_LOST was met, on behalf of a group or (NULL) of none. Any thread. */
 void td_run_lost(td_run_state *run, td_group *g, const td_error *err);
+/* Counts a failure of a micro-batch that was in flight; to be called while it is still the group's,
+ * so that its shard is there. True when it has failed too often. */
+static inline bool td_work_failed(td_work *w) {
+    return atomic_fetch_add(&w->n_failed, 1) + 1 >= TD_MAX_TRIES;
+}
 /* Marks the group retired with its reason. True when no other is left. Any thread. */
 bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why);
 /* Drops every shard that is not committed. After all threads that could touch them ended. */

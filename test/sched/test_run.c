@@ -396,3 +396,29 @@ Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
     }
     remove_dir(ref);
 }
+
+/* The longest sample is a micro-batch of its own, of a length that no other has. */
+static td_status embed_without_the_longest(td_stream *s, const td_embed_args *a, td_error *err) {
+    while (a->n_tokens == 372)
+        pause();
+    return g_real->embed(s, a, err);
+}
+
+Test(run, a_micro_batch_that_no_group_comes_back_from_ends_the_run, .timeout = 60) {
+    td_run_summary s;
+    td_error err = {0};
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "1.5", 1);
+    setup(&g_lost, "poison", "cpu*4", 4, "512");
+    cr_assert_eq(g_lost.plan.stats.max_tokens, 372);
+    static td_device_ops ops;
+    ops = *(g_real = g_lost.devices[0]->ops);
+    ops.embed = embed_without_the_longest;
+    for (int32_t i = 0; i < 4; i++)
+        g_lost.devices[i]->ops = &ops;
+    cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE);
+    cr_assert(strstr(err.text, "a micro-batch of shard 0 failed on 3 groups"), "%s", err.text);
+    cr_assert_eq(s.n_hung, 3);
+    td_run_summary_free(&s);
+    td_output_close(g_lost.output);
+    remove_dir(g_lost.dir);
+}
