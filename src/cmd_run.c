@@ -31,7 +31,8 @@ typedef struct job {
     td_inventory inventory;
     td_dataset_stats stats;
     td_plan plan;
-    td_device **devices; /* opened, indexed like plan.inventory.devices */
+    td_device **devices;           /* opened, indexed like plan.inventory.devices */
+    const td_device_info *opening; /* the one that td_device_open is at work on, or failed on */
     td_source *source;
     td_weights *weights;
     td_output *output;
@@ -303,11 +304,12 @@ static td_status open_devices(job *j, td_error *err) {
             int32_t d = p->groups[g].stages[s].device;
             if (j->devices[d])
                 continue;
-            td_status rc =
-                td_device_open(info_of(j, &p->inventory.devices[d]), &j->devices[d], err);
+            j->opening = info_of(j, &p->inventory.devices[d]);
+            td_status rc = td_device_open(j->opening, &j->devices[d], err);
             if (rc != TD_OK)
                 return rc;
         }
+    j->opening = NULL;
     return TD_OK;
 }
 
@@ -422,13 +424,16 @@ static td_status prepare(job *j, td_error *err) {
     return rc;
 }
 
-/* Which device was lost before td_run could tell: nothing was in flight. */
+/* Which device was lost before td_run could tell: nothing was in flight. One that could not be
+ * opened is not among those that td_faults_culprit asks. */
 static void describe_early_loss(const job *j, const td_error *err, td_fault *out) {
     int32_t n = j->plan.inventory.n_devices;
-    int32_t which = j->devices ? td_faults_culprit(j->devices, n, err->text) : -1;
-    const td_device_info *info =
-        which >= 0 ? &j->devices[which]->info
-                   : info_of(j, &j->plan.inventory.devices[j->plan.groups[0].stages[0].device]);
+    int32_t which = j->devices && !j->opening ? td_faults_culprit(j->devices, n, err->text) : -1;
+    const td_device_info *info = j->opening;
+    if (which >= 0)
+        info = &j->devices[which]->info;
+    else if (!info)
+        info = info_of(j, &j->plan.inventory.devices[j->plan.groups[0].stages[0].device]);
     snprintf(out->key, sizeof out->key, "%s", td_device_key(info));
     snprintf(out->name, sizeof out->name, "%s", info->name);
     snprintf(out->why, sizeof out->why, "%s", err->text);

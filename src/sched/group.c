@@ -19,7 +19,7 @@
 #include "tdgen/log.h"
 #include "tdgen/util.h"
 
-enum { MAX_CLAIM = 64, MAX_TRIES = 3 };
+enum { MAX_CLAIM = 64 };
 #define SLICE_S 0.5
 #define PATIENCE_MEANS 20.0
 
@@ -300,10 +300,11 @@ static void retire(loop *l, bool hung, const td_error *why) {
         atomic_store(&g->in_flight[i], NULL); /* soon somebody else's */
     for (int32_t i = 0; i < l->n_in_flight; i++) {
         const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
-        /* Looked up before it is given back: then it is somebody else's, and soon nobody's. */
-        int64_t shard = ((const td_work *)c->item)->open->shard->number;
-        if (td_queue_fail(run->queue, g->id, c->number) >= MAX_TRIES)
-            poisoned_shard = shard;
+        td_work *w = c->item;
+        /* Before it is given back: then it is somebody else's, and soon nobody's. */
+        if (td_work_failed(w))
+            poisoned_shard = w->open->shard->number;
+        td_queue_fail(run->queue, g->id, c->number);
     }
     while (l->next_held < l->n_held)
         td_queue_release(run->queue, g->id, l->held[l->next_held++].number);
@@ -316,7 +317,7 @@ static void retire(loop *l, bool hung, const td_error *why) {
         td_run_fail(run, &e);
     } else if (poisoned_shard >= 0) {
         td_error_prefix(&e, "a micro-batch of shard %lld failed on %d groups",
-                        (long long)poisoned_shard, MAX_TRIES);
+                        (long long)poisoned_shard, TD_MAX_TRIES);
         td_run_fail(run, &e);
     } else {
         td_log_error("%s; the other groups take over its work", e.text);

@@ -52,12 +52,13 @@ td_progress *td_progress_create(td_run_state *run) {
     return p;
 }
 
-void td_progress_free(td_progress *p) {
-    if (p) {
-        free(p->status_path);
-        td_health_free(p->health);
-    }
+bool td_progress_free(td_progress *p) {
+    if (!p)
+        return true;
+    bool ended = td_health_free(p->health);
+    free(p->status_path);
     free(p);
+    return ended;
 }
 
 static view look(td_progress *p, double now) {

@@ -223,8 +223,12 @@ static void give_up_stuck(td_run_state *run, double dt) {
         td_error_set(&err, TD_E_DEVICE,
                      "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
                      g->stages[0].device->info.name, g->stuck_s);
-        for (int32_t k = 0; k < run->limits.n_slots; k++)
-            atomic_store(&g->in_flight[k], NULL);
+        int64_t poisoned_shard = -1;
+        for (int32_t k = 0; k < run->limits.n_slots; k++) {
+            td_work *w = atomic_exchange(&g->in_flight[k], NULL);
+            if (w && td_work_failed(w))
+                poisoned_shard = w->open->shard->number;
+        }
         td_queue_retire(run->queue, g->id);
         bool last = td_run_retire(run, g, true, &err);
         pthread_mutex_lock(&run->lock);
@@ -235,7 +239,10 @@ static void give_up_stuck(td_run_state *run, double dt) {
         g->finished_s = td_time_s() - run->start_s;
         pthread_cond_broadcast(&run->changed);
         pthread_mutex_unlock(&run->lock);
-        if (last)
+        if (!last && poisoned_shard >= 0)
+            td_error_prefix(&err, "a micro-batch of shard %lld failed on %d groups",
+                            (long long)poisoned_shard, TD_MAX_TRIES);
+        if (last || poisoned_shard >= 0)
             td_run_fail(run, &err);
         else
             td_log_error("%s; the other groups take over its work", err.text);
@@ -358,7 +365,7 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
         for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
-        if (grp->session)
+        if (grp->session && ask_devices && !grp->hung)
             td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
@@ -377,10 +384,8 @@ static void end_groups(td_run_state *run, int32_t n_threads, td_run_summary *out
         out->abandoned = true;
         return;
     }
-    if (run->n_hung > 0) {
+    if (run->n_hung > 0)
         out->abandoned = true;
-        td_run_arm_watchdog(); /* devices that hang can hold up the others' */
-    }
     announce(run, TD_PHASE_QUIT);
     for (int32_t g = 0; g < n_threads; g++)
         if (!run->groups[g].stuck)
@@ -453,6 +458,8 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     if (ended && writing)
         pthread_join(writer, NULL);
     out->output_busy = !ended;
+    if (run->n_retired > 0) /* a device that failed can hold up whoever asks or frees something */
+        td_run_arm_watchdog();
     summarise(run, !td_run_is_lost(run), out);
     td_progress_devices(progress, out);
     if (td_run_is_lost(run)) {
@@ -480,7 +487,8 @@ quit:
         td_progress_tick(progress, "failed", true);
     end_groups(run, n_threads, out);
 done:
-    td_progress_free(progress);
+    if (!td_progress_free(progress))
+        out->abandoned = true;
     if (out->abandoned)
         g_abandoned = run;
     else

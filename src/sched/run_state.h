@@ -21,7 +21,10 @@ typedef struct td_open_shard {
 typedef struct td_work {
     td_open_shard *open;
     int32_t batch;
+    _Atomic int32_t n_failed; /* groups that failed or hung with it in flight */
 } td_work;
+
+#define TD_MAX_TRIES 3 /* a micro-batch that fails on so many groups ends the run */
 
 typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
 
@@ -105,6 +108,11 @@ static inline bool td_run_is_lost(const td_run_state *run) {
 }
 /* TD_E_DEVICE_LOST was met, on behalf of a group or (NULL) of none. Any thread. */
 void td_run_lost(td_run_state *run, td_group *g, const td_error *err);
+/* Counts a failure of a micro-batch that was in flight; to be called while it is still the group's,
+ * so that its shard is there. True when it has failed too often. */
+static inline bool td_work_failed(td_work *w) {
+    return atomic_fetch_add(&w->n_failed, 1) + 1 >= TD_MAX_TRIES;
+}
 /* Marks the group retired with its reason. True when no other is left. Any thread. */
 bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why);
 /* Drops every shard that is not committed. After all threads that could touch them ended. */
@@ -124,6 +132,7 @@ td_progress *td_progress_create(td_run_state *run); /* NULL when out of memory *
  * "device_lost" (the program starts anew), "failed". */
 void td_progress_tick(td_progress *p, const char *state, bool final);
 void td_progress_devices(const td_progress *p, td_run_summary *out); /* what sensors said */
-void td_progress_free(td_progress *p);
+/* False: a thread is still at the sensors, the devices must not be closed (td_health_free). */
+bool td_progress_free(td_progress *p);
 
 #endif

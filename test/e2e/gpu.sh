@@ -228,6 +228,14 @@ if $pretend; then
         check "the lost device is not named ($fault)" grep -q "cuda:${fault%% *}" "$TMP/fault.log"
         expect 0 '' "$TDGEN" verify "$TMP/v$i"
     done
+    # The kernel that opening a device tries out: the others have nothing to do with it.
+    gpus "$a100*3"
+    TDGEN_PRETEND_FAULT='2 kernel bias 1 illegal_address' expect 7 'Lost device: cuda:2' "$TDGEN" \
+        -c "$TMP/ref.ini" output.dir="$TMP/unopened" devices.gpus=0,1,2 devices.gpus_per_model=1
+    check "a card was given up for another's failure" sh -c "! grep -q 'Lost device: cuda:[01]' '$TMP/out'"
+    check "the other cards do not go on" grep -q 'Worker 1: GPUs 1$' "$TMP/out"
+    same_shards "$TMP/ref-out" "$TMP/unopened"
+    gpus "$a100*2"
     # The only one is lost: not success, and what is there can be continued.
     TDGEN_PRETEND_FAULT='0 kernel attention 20 illegal_address' "$TDGEN" -c "$TMP/ref.ini" \
         output.dir="$TMP/alone" run.batch_tokens=64 >"$TMP/log" 2>&1

@@ -175,6 +175,7 @@ static td_status short_alloc(td_device *dev, size_t n, void **out, td_error *err
 }
 
 Test(run, retired_group_hands_its_work_over) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1); /* several runs in a process that goes on */
     char ref[256];
     make_reference(ref, sizeof ref);
     /* At the first product, in the middle, late. */
@@ -206,6 +207,7 @@ Test(run, retired_group_hands_its_work_over) {
 }
 
 Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
     char ref[256];
     make_reference(ref, sizeof ref);
     fixture f;
@@ -267,7 +269,7 @@ Test(run, lost_device_ends_the_run_at_once) {
     make_reference(ref, sizeof ref);
     td_run_summary s;
     td_error err = {0};
-    setenv("TDGEN_DEBUG_FAIL_OP", "cpu:1 gemm 60 lost", 1);
+    setenv("TDGEN_DEBUG_FAIL_OP", "cpu:1 gemm 20 lost", 1);
     setup(&g_lost, "lost", "cpu*2", 2, "512");
     cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE_LOST);
     cr_assert(strstr(err.text, "cpu:"), "%s", err.text);
@@ -354,4 +356,69 @@ Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
     td_output_close(g_lost.output);
     remove_dir(g_lost.dir);
     remove_dir(ref);
+}
+
+static _Atomic int g_health_calls;
+static int g_health_answers; /* after so many calls the driver keeps whoever asks */
+
+static void counting_health(td_device *dev, td_device_health *out) {
+    (void)dev;
+    while (atomic_fetch_add(&g_health_calls, 1) >= g_health_answers)
+        pause();
+    *out = (td_device_health){.known = true, .utilization_percent = 50, .power_w = 100};
+}
+
+Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    td_run_summary s;
+    td_error err = {0};
+    static td_device_ops ops;
+    for (int answers = 1000; answers >= 1; answers -= 999) {
+        atomic_store(&g_health_calls, 0);
+        g_health_answers = answers;
+        setup(&g_lost, "sensors", "cpu", 1, "512");
+        ops = *(g_real = g_lost.devices[0]->ops);
+        ops.health = counting_health;
+        g_lost.devices[0]->ops = &ops;
+        OK(run(&g_lost, &s, &err));
+        cr_assert_geq(atomic_load(&g_health_calls), 2);
+        cr_assert_eq(s.n_devices, 1);
+        cr_assert_eq(s.abandoned, answers == 1);
+        cr_assert_eq(s.devices[0].mean_utilization, answers == 1 ? -1 : 50);
+        assert_same_shards(ref, g_lost.dir);
+        td_run_summary_free(&s);
+        if (answers == 1)
+            td_output_close(g_lost.output);
+        else
+            teardown(&g_lost, g_real);
+        remove_dir(g_lost.dir);
+    }
+    remove_dir(ref);
+}
+
+/* The longest sample is a micro-batch of its own, of a length that no other has. */
+static td_status embed_without_the_longest(td_stream *s, const td_embed_args *a, td_error *err) {
+    while (a->n_tokens == 372)
+        pause();
+    return g_real->embed(s, a, err);
+}
+
+Test(run, a_micro_batch_that_no_group_comes_back_from_ends_the_run, .timeout = 60) {
+    td_run_summary s;
+    td_error err = {0};
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "1.5", 1);
+    setup(&g_lost, "poison", "cpu*4", 4, "512");
+    cr_assert_eq(g_lost.plan.stats.max_tokens, 372);
+    static td_device_ops ops;
+    ops = *(g_real = g_lost.devices[0]->ops);
+    ops.embed = embed_without_the_longest;
+    for (int32_t i = 0; i < 4; i++)
+        g_lost.devices[i]->ops = &ops;
+    cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE);
+    cr_assert(strstr(err.text, "a micro-batch of shard 0 failed on 3 groups"), "%s", err.text);
+    cr_assert_eq(s.n_hung, 3);
+    td_run_summary_free(&s);
+    td_output_close(g_lost.output);
+    remove_dir(g_lost.dir);
 }
