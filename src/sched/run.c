@@ -14,8 +14,9 @@
 enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
 #define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
 
-/* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. */
-static td_run_state *g_abandoned;
+/* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. Nobody
+ * reads it, so without volatile no compiler would write it. */
+static td_run_state *volatile g_abandoned;
 
 /* --- failure -----------------------------------------------------------------------------------
  */
@@ -487,9 +488,10 @@ quit:
         td_progress_tick(progress, "failed", true);
     end_groups(run, n_threads, out);
 done:
+    const bool in_use = out->abandoned; /* by threads that could not be joined */
     if (!td_progress_free(progress))
-        out->abandoned = true;
-    if (out->abandoned)
+        out->abandoned = true; /* sensors are still being read, on the devices only */
+    if (in_use)
         g_abandoned = run;
     else
         free_state(run);
