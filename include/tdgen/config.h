@@ -39,10 +39,19 @@ typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
 typedef enum td_token_dtype { TD_TOKEN_AUTO, TD_TOKEN_U16, TD_TOKEN_U32 } td_token_dtype;
 typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
 typedef enum td_on_bad_sample { TD_BAD_FAIL, TD_BAD_SKIP } td_on_bad_sample;
-typedef enum td_capture_mode { TD_CAPTURE_TOPK } td_capture_mode;
+typedef enum td_capture_mode {
+    TD_CAPTURE_TOPK,
+    TD_CAPTURE_TOPP,
+    TD_CAPTURE_SAMPLE,
+    TD_CAPTURE_TOPK_SAMPLE, /* "topk+sample" */
+    TD_CAPTURE_FULL,
+    TD_CAPTURE_HIDDEN
+} td_capture_mode;
 
 #define TD_MAX_TEMPERATURES 16
 #define TD_MAX_TOP_K 1024
+#define TD_MAX_DRAWS 1024
+#define TD_MAX_ALWAYS_IDS 64
 
 /* [devices] gpus: what the user asked for, before the machine is looked at. */
 typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_kind;
@@ -96,11 +105,21 @@ typedef struct td_config {
         double temperatures[TD_MAX_TEMPERATURES]; /* ascending not required; each > 0 */
         int32_t n_temperatures;                   /* 0 */
         bool mask_padded_vocab; /* ids that no token of the tokenizer has get no probability */
+        double top_p;           /* topp: mass to cover, 0.98 */
+        int32_t min_k;          /* topp: at least so many, 1 */
+        int32_t n_draws;        /* sample: draws per position, 50 */
+        double proposal_power;  /* sample: draw from q ~ p^t, 1 = the teacher itself */
+        td_dtype dense_dtype;   /* full, hidden: how logits or states are stored, TD_BF16 */
+        int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* recorded at every position; ascending */
+        int32_t n_always;                      /* 0 */
+        bool pack_ids;                         /* ids at ceil(log2 V) bits each; false */
+        bool quantise_logprobs;                /* log-probabilities in 8 bits; false */
     } capture;
 
     struct {
         char *dir;             /* required */
         int64_t shard_samples; /* 1024 dataset rows */
+        bool zstd;             /* each shard compressed; false */
     } output;
 
     struct {

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "tdgen/config.h"
 #include "tdgen/device.h"
 #include "tdgen/dtype.h"
 #include "tdgen/status.h"
@@ -166,6 +167,17 @@ typedef struct td_session_limits {
     int32_t capture_rows; /* rows per lm_head + capture chunk */
     int32_t top_k, n_temperatures;
     float temperatures[16];
+    /* What is captured beside logsumexp and its like (config.h, [capture]). top_k is 0 in the modes
+     * without a top-k set. */
+    td_capture_mode mode;
+    float top_p;                           /* topp */
+    int32_t min_k;                         /* topp */
+    int32_t n_draws;                       /* sample, topk+sample; else 0 */
+    float proposal_power;                  /* of draws: q ~ p^t */
+    uint64_t seed;                         /* of draws */
+    td_dtype dense_dtype;                  /* full, hidden */
+    int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* not in mode hidden */
+    int32_t n_always;
     int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
     /* The devices' info.narrow_attention: with 16-bit compute, q, k and v get a buffer in that
      * type.
@@ -191,6 +203,9 @@ typedef struct td_batch {
                                    longer than learned positions reach (TD_E_DATA) */
     const int32_t *row_token;   /* [n_rows] ascending: the row's hidden state is at this token */
     const int32_t *row_target;  /* [n_rows] the token it predicts, or -1 for none */
+    /* Random draws depend on these (and the seed) alone; NULL in modes that draw nothing. */
+    const int64_t *row_dataset_row; /* [n_rows] row of the dataset */
+    const int64_t *row_position;    /* [n_rows] token offset within that row's tokens */
 } td_batch;
 
 /* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
@@ -202,6 +217,19 @@ typedef struct td_captured {
     const float *logsumexp_t;   /* [n_rows, n_temperatures] */
     const float *tail_mass, *target_logprob, *entropy; /* [n_rows] */
     const int32_t *target_rank;                        /* [n_rows] */
+    /* NULL (and counts 0) in the modes that do not have them; hidden has n_rows and these two. */
+    const void *dense; /* full: logits [n_rows, n_vocab]; hidden: states [n_rows, n_hidden] */
+    td_dtype dense_dtype;
+    const int32_t *n_kept; /* topp: [n_rows] of topk_*, the first so many are in the set */
+    int32_t n_draws;
+    const int32_t *n_unique;         /* sample: [n_rows] different ids drawn */
+    const int32_t *draw_ids;         /* sample: [n_rows, n_draws] ascending ids, n_unique of them */
+    const int32_t *draw_counts;      /* sample: [n_rows, n_draws] how often; they sum to n_draws */
+    const float *draw_logprobs;      /* sample: [n_rows, n_draws] the teacher's log p */
+    const float *proposal_logsumexp; /* sample with t != 1: [n_rows] log sum p^t; log q = t log p -
+                                        it */
+    int32_t n_always;
+    const float *always_logprobs; /* [n_rows, n_always], in the order of always_ids */
 } td_captured;
 
 typedef struct td_session td_session;

@@ -50,7 +50,7 @@ static td_status compute(td_session *session, const td_model_config *cfg, double
                          uint64_t *hash, td_error *err) {
     int32_t ids[TOKENS], rows[TOKENS], targets[TOKENS];
     const int32_t offsets[SEQS + 1] = {0, 1, 9, TOKENS};
-    const td_batch b = {TOKENS, SEQS, TOKENS, ids, offsets, rows, targets};
+    const td_batch b = {TOKENS, SEQS, TOKENS, ids, offsets, rows, targets, NULL, NULL};
     td_captured c;
     td_status st = TD_OK;
     for (int32_t n = 0; n < BATCHES && !st; n++) {

@@ -415,7 +415,7 @@ Test(session, refuses_samples_beyond_learned_positions) {
                              .top_k = 1};
     cr_assert_eq(td_session_create(w, &stage, 1, &lim, &s, &e), TD_OK, "%s", e.text);
     int32_t row = P - 1, target = -1, too_long[] = {0, P + 1}, fits[] = {0, P, P + 1};
-    td_batch b = {P + 1, 1, 1, ids, too_long, &row, &target};
+    td_batch b = {P + 1, 1, 1, ids, too_long, &row, &target, NULL, NULL};
     cr_expect_eq(td_session_submit(s, 0, &b, &e), TD_E_DATA);
     cr_expect(strstr(e.text, "learned positions of the model; set data.max_length"), "%s", e.text);
     b.n_seqs = 2;
@@ -458,7 +458,7 @@ Test(session, refuses_what_does_not_fit_and_stays_usable) {
     rig_open(&r);
     cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &s, &e), TD_OK, "%s", e.text);
     int32_t ids[60] = {1, 2, 3, 4}, offsets[] = {0, 2, 4}, rows[] = {0, 2}, targets[] = {2, 4};
-    const td_batch good = {4, 2, 2, ids, offsets, rows, targets};
+    const td_batch good = {4, 2, 2, ids, offsets, rows, targets, NULL, NULL};
     td_batch b;
     int32_t bad_ids[] = {1, V, 3, 4}, negative[] = {1, -1, 3, 4}, bad_offsets[] = {0, 0, 4};
     int32_t short_offsets[] = {0, 2, 3}, bad_rows[] = {2, 2}, far_rows[] = {0, 4};
