@@ -153,8 +153,11 @@ def check_torch(path, n_rows):
 def check_run(path):
     run = tdgen_reader.Run(path)
     n_rows = n_samples = 0
-    for entry in run.shards:
+    for k, entry in enumerate(run.shards):
         t, meta = check_file(os.path.join(path, entry["file"]), run.manifest)
+        ours = run.shard(k)  # our own mapping against the stock package
+        assert set(ours) == set(t) and ours.metadata == meta
+        assert all(ours[name].dtype == x.dtype and np.array_equal(ours[name], x) for name, x in t.items())
         assert int(meta["shard"]) == entry["shard"] and int(meta["n_rows"]) == entry["rows"]
         n_rows += check_values(t, run.vocab_size)
         n_samples += len(t["sample_index"])

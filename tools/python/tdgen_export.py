@@ -285,7 +285,7 @@ class ArrowFolder(Files):
 
 
 class ParquetFolder(Files):
-    """Parquet files and a card, as datasets.load_dataset(FOLDER) and every Parquet reader take them.
+    """Parquet files, as datasets.load_dataset(FOLDER) and every Parquet reader take them.
     Floats are float32 always: half floats in Parquet are read wrongly or not at all by many readers."""
 
     pattern = "train-{:05d}-of-{:05d}.parquet"
@@ -299,10 +299,9 @@ class ParquetFolder(Files):
         self.writer.write_batch(batch)
 
     def _finish(self, names):
-        with open(os.path.join(self.folder, "README.md"), "w", encoding="utf-8") as f:
-            f.write("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
-                    '    path: "*.parquet"\n---\n\nTeacher distributions recorded by tdgen.\n\n```json\n'
-                    + json.dumps(self.origin, indent=2) + "\n```\n")
+        # The underscore: readers of whole folders pass such files by.
+        with open(os.path.join(self.folder, "_tdgen_export.json"), "w", encoding="utf-8") as f:
+            json.dump(self.origin, f, indent=2)
 
 
 # ---- what is exported ----
