@@ -80,6 +80,9 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
             (long long)s->n_shards_written, (long long)s->n_shards_kept, (long long)t.n_shards,
             td_human_bytes(t.size_bytes, a, sizeof a),
             t.n_tokens ? (double)t.size_bytes / (double)t.n_tokens : 0.0);
+    td_coverage coverage;
+    td_output_coverage_get(output, &coverage);
+    td_coverage_print(&coverage, out);
     if (s->n_overflow_rows)
         fprintf(out, "Rows longer than data.max_length: %lld\n", (long long)s->n_overflow_rows);
     if (t.n_skipped || s->n_bad_samples)
