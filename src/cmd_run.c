@@ -97,10 +97,13 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                             "set data.max_length = %d",
                             j->cfg.data.max_length, j->model.architecture, j->model.max_positions,
                             j->model.max_positions);
+    td_cost_model cost;
+    td_cost_model_init(&j->model, &cost);
     int32_t eos = j->tok ? td_tokenizer_eos_id(j->tok) : -1;
     j->limits = (td_source_limits){.n_vocab = j->model.n_vocab,
                                    .eos_id = eos >= 0 ? eos : j->model.eos_id,
-                                   .max_positions = j->model.max_positions};
+                                   .max_positions = j->model.max_positions,
+                                   .window = cost.window};
     td_status rc;
     if (dry_run && !td_path_exists(j->cfg.data.path)) {
         td_log_warn("the dataset %s is not there", j->cfg.data.path);

@@ -110,6 +110,16 @@ void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL a
  * anything is wrong. */
 td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
 
+typedef struct td_merge_options {
+    bool copy; /* copies instead of hard links */
+} td_merge_options;
+/* Makes OUT of folders that workers of one run wrote: what one worker alone would have written.
+ * Verifies them first, refuses other runs, unfinished ones, gaps and overlaps (TD_E_OUTPUT, both
+ * sides shown; TD_E_VERIFY for damage) before it writes anything, only reads them, and completes an
+ * OUT that an interrupted merge left. What it does is told on `log`. */
+td_status td_merge(const char *out_dir, const char *const *dirs, int32_t n_dirs,
+                   const td_merge_options *opt, FILE *log, td_error *err);
+
 typedef struct td_inspect_options {
     int64_t sample;        /* -1 = the first sample with rows */
     int32_t n_positions;   /* rows of the table, default 24 */

@@ -19,6 +19,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "record/merge.h"
 #include "tdgen/log.h"
 
 #define LOCK_NAME ".lock"
@@ -236,7 +237,9 @@ static td_status load_folder(td_output *o, td_error *err) {
     char *path = td_output_path(o, TD_MANIFEST_NAME);
     if (!path)
         return td_error_nomem(err, "a path", 0);
-    td_status rc = scan_folder(o, &numbers, &n, err);
+    td_status rc = td_merge_check_unfinished(o->dir, err);
+    if (rc == TD_OK)
+        rc = scan_folder(o, &numbers, &n, err);
     if (rc != TD_OK)
         goto done;
     if (access(path, F_OK) != 0 && errno == ENOENT) {
