@@ -138,11 +138,12 @@ static void stamp(time_t t, char *buf, size_t n) {
 static json_t *group_json(const td_group *g, double elapsed_s) {
     int64_t tokens = atomic_load(&g->n_tokens);
     double wait_s = 1e-6 * (double)atomic_load(&g->wait_us);
-    return json_pack("{s:i, s:I, s:I, s:I, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
+    return json_pack("{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
                      (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples),
                      "micro_batches", (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
                      elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s,
-                     "retired", g->retired);
+                     "last_done_s", 1e-6 * (double)atomic_load(&g->last_done_us), "retired",
+                     g->retired);
 }
 
 static void write_status(td_progress *p, const view *v, const char *state) {
