@@ -43,6 +43,9 @@ typedef struct td_group_summary {
     double wait_s;      /* nothing to claim */
     double finished_s;  /* when its thread ended, after the start of the run */
     double last_done_s; /* when its last micro-batch was done, likewise; 0: none was */
+    /* Of what it completed: how long it took while it had work, and by the cost model (0 = the
+     * plan knows no speeds). */
+    double observed_s, predicted_s;
     double stage_busy_s[64];
     /* Share of time in which the stage's device computed while the pipeline was full: between the
      * first micro-batch done and the last that left as many in flight as there are stages. -1: not
