@@ -9,6 +9,7 @@
 #include <string.h>
 #include "record/identity.h"
 #include "record/index.h"
+#include "record/row_view.h"
 #include "record/text.h"
 #include "tdgen/json.h"
 
@@ -76,9 +77,7 @@ static const char *cell_of(td_strbuf *b) {
 
 static td_status open_shard(const inspector *in, const td_index_entry *e, td_shard_file **out,
                             td_error *err) {
-    char name[TD_SHARD_NAME_SIZE];
-    td_shard_name(e->number, name);
-    char *path = td_asprintf("%s/%s", in->dir, name);
+    char *path = td_shard_path(in->dir, e->number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_shard_file_open(path, &in->manifest.spec, TD_E_VERIFY, NULL, out, err);
@@ -241,21 +240,6 @@ static td_status print_counts(const inspector *in, td_error *err) {
 /* --- the table ----------------------------------------------------------------------------------
  */
 
-/* Offsets of sample i lie in the shard and positions in the sample. */
-static bool sample_is_sound(const td_shard_file *f, int64_t i) {
-    const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
-    const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
-    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
-    const td_layout_counts *c = &f->layout.counts;
-    if (t[i] < 0 || t[i + 1] < t[i] || t[i + 1] > c->n_tokens || r[i] < 0 || r[i + 1] < r[i] ||
-        r[i + 1] > c->n_rows)
-        return false;
-    for (int64_t k = r[i]; k < r[i + 1]; k++)
-        if (position[k] < 0 || position[k] + INT64_C(1) >= t[i + 1] - t[i])
-            return false;
-    return true;
-}
-
 static void print_candidates(const inspector *in, const td_shard_file *f, int64_t row, int32_t max,
                              int room) {
     const int32_t *ids = td_shard_file_data(f, TD_T_TOPK_IDS);
@@ -409,7 +393,7 @@ static td_status find_sample(const inspector *in, const td_inspect_options *opt,
         const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
         while (opt->sample < 0 && i < n && r[i + 1] == r[i])
             i++;
-        if (i < 0 || i >= n || !sample_is_sound(f, i)) {
+        if (i < 0 || i >= n || !td_row_sample_sound(f, i)) {
             rc = td_error_set(err, TD_E_VERIFY, "%s is damaged; run tdgen verify %s", f->path,
                               in->dir);
             td_shard_file_close(f);

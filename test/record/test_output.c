@@ -105,7 +105,7 @@ static void change(td_fixture *f, int i) {
         f->cfg.output.shard_samples++;
         break;
     case 18:
-        f->cfg.run.seed++;
+        f->cfg.capture.mode = TD_CAPTURE_SAMPLE;
         break;
     case 19:
         set_text(&f->cfg.data.id_field, "id");
@@ -145,7 +145,7 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
                                       "capture.logprob_dtype",
                                       "capture.temperatures",
                                       "output.shard_samples",
-                                      "run.seed",
+                                      "capture.mode",
                                       "data.id_field",
                                       "data.ids_field",
                                       "data.prompt_field",
