@@ -78,7 +78,14 @@ static td_status load_tokenizer(job *j, bool dry_run, td_error *err) {
 }
 
 static td_status look_at_data(job *j, bool dry_run, td_error *err) {
-    if (j->cfg.capture.top_k > j->model.n_vocab)
+    const int32_t n_always = j->cfg.capture.mode == TD_CAPTURE_HIDDEN ? 0 : j->cfg.capture.n_always;
+    if (n_always && j->cfg.capture.always_ids[n_always - 1] >= j->model.n_vocab)
+        return td_error_set(err, TD_E_CONFIG,
+                            "capture.always_ids names id %d, but the vocabulary of %s has ids 0 to "
+                            "%d",
+                            j->cfg.capture.always_ids[n_always - 1], j->cfg.model.path,
+                            j->model.n_vocab - 1);
+    if (td_capture_has_topk(j->cfg.capture.mode) && j->cfg.capture.top_k > j->model.n_vocab)
         return td_error_set(err, TD_E_CONFIG,
                             "capture.top_k = %d, but the vocabulary of %s has %d tokens; set "
                             "capture.top_k = %d or less",
@@ -90,10 +97,13 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                             "set data.max_length = %d",
                             j->cfg.data.max_length, j->model.architecture, j->model.max_positions,
                             j->model.max_positions);
+    td_cost_model cost;
+    td_cost_model_init(&j->model, &cost);
     int32_t eos = j->tok ? td_tokenizer_eos_id(j->tok) : -1;
     j->limits = (td_source_limits){.n_vocab = j->model.n_vocab,
                                    .eos_id = eos >= 0 ? eos : j->model.eos_id,
-                                   .max_positions = j->model.max_positions};
+                                   .max_positions = j->model.max_positions,
+                                   .window = cost.window};
     td_status rc;
     if (dry_run && !td_path_exists(j->cfg.data.path)) {
         td_log_warn("the dataset %s is not there", j->cfg.data.path);
@@ -222,7 +232,7 @@ static uint64_t free_disk_bytes(const char *dir) {
 /* capture.mask_padded_vocab: how many ids keep a probability. Padding is what lies behind the
  * tokenizer's last id; an unused id among the used ones cannot be masked and is refused by name. */
 static td_status mask_padding(job *j, bool dry_run, td_error *err) {
-    if (!j->cfg.capture.mask_padded_vocab)
+    if (!j->cfg.capture.mask_padded_vocab || j->cfg.capture.mode == TD_CAPTURE_HIDDEN)
         return TD_OK;
     td_status rc = TD_OK;
     if (!j->tok)

@@ -226,6 +226,45 @@ static td_status check_workers(const td_config_load_state *st, td_error *err) {
     return refuse(st, given(st, k) ? k : KEY("run", "total_workers"), why, err);
 }
 
+/* What each mode does not use is noted; what it cannot honour is refused. */
+static td_status check_capture(const td_config_load_state *st, td_error *err) {
+    enum { TOPK = 1, TOPP = 2, SAMPLE = 4, BOTH = 8, FULL = 16, HIDDEN = 32 };
+    static const struct {
+        const char *section, *name;
+        int used_by;
+    } keys[] = {
+        {"capture", "top_k", TOPK | TOPP | BOTH},
+        {"capture", "top_p", TOPP},
+        {"capture", "min_k", TOPP},
+        {"capture", "n_draws", SAMPLE | BOTH},
+        {"capture", "proposal_power", SAMPLE | BOTH},
+        {"run", "seed", SAMPLE | BOTH},
+        {"capture", "dense_dtype", FULL | HIDDEN},
+        {"capture", "logprob_dtype", TOPK | TOPP | SAMPLE | BOTH},
+        {"capture", "pack_ids", TOPK | TOPP | SAMPLE | BOTH},
+        {"capture", "temperatures", TOPK | TOPP | SAMPLE | BOTH | FULL},
+        {"capture", "always_ids", TOPK | TOPP | SAMPLE | BOTH | FULL},
+        {"capture", "mask_padded_vocab", TOPK | TOPP | SAMPLE | BOTH | FULL},
+    };
+    const td_config *c = &st->cfg;
+    char why[160];
+    for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++) {
+        int k = td_config_key_index(keys[i].section, keys[i].name);
+        if (!given(st, k) || (keys[i].used_by & 1 << (int)c->capture.mode))
+            continue;
+        snprintf(why, sizeof why, "has no effect with [capture] mode = %s%s",
+                 td_capture_mode_name(c->capture.mode),
+                 !strcmp(keys[i].name, "seed") ? ", which draws nothing" : "");
+        note(st, k, why);
+    }
+    if (c->capture.mode == TD_CAPTURE_TOPP && c->capture.min_k > c->capture.top_k) {
+        snprintf(why, sizeof why, "is %d, more than [capture] top_k = %d", (int)c->capture.min_k,
+                 (int)c->capture.top_k);
+        return refuse(st, KEY("capture", "min_k"), why, err);
+    }
+    return TD_OK;
+}
+
 static td_status check(td_config_load_state *st, td_error *err) {
     td_config *c = &st->cfg;
     td_status rc = check_required(st, err);
@@ -237,15 +276,14 @@ static td_status check(td_config_load_state *st, td_error *err) {
         rc = check_devices(st, err);
     if (rc == TD_OK)
         rc = check_workers(st, err);
+    if (rc == TD_OK)
+        rc = check_capture(st, err);
     if (rc != TD_OK)
         return rc;
 
     c->data.append_eos_set = given(st, KEY("data", "append_eos"));
     if (!c->data.append_eos_set)
         c->data.append_eos = c->data.prompt_field != NULL;
-    if (given(st, KEY("run", "seed")) && c->capture.mode == TD_CAPTURE_TOPK)
-        note(st, KEY("run", "seed"),
-             "has no effect with [capture] mode = topk, which draws nothing");
     return TD_OK;
 }
 
@@ -341,6 +379,10 @@ const char *td_overflow_name(td_overflow o) {
 
 const char *td_on_bad_sample_name(td_on_bad_sample b) {
     return choice_name("run", "on_bad_sample", (int)b);
+}
+
+const char *td_capture_mode_name(td_capture_mode m) {
+    return choice_name("capture", "mode", (int)m);
 }
 
 const char *td_text_unit_name(td_text_unit u) {

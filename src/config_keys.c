@@ -27,8 +27,17 @@ static const td_key_choice overflow_choices[] = {{"truncate", TD_OVERFLOW_TRUNCA
                                                  {"split", TD_OVERFLOW_SPLIT},
                                                  {"skip", TD_OVERFLOW_SKIP},
                                                  {NULL, 0}};
-static const td_key_choice mode_choices[] = {{"topk", TD_CAPTURE_TOPK}, {NULL, 0}};
-static const td_key_choice logprob_choices[] = {{"f16", TD_F16}, {"f32", TD_F32}, {NULL, 0}};
+static const td_key_choice mode_choices[] = {{"topk", TD_CAPTURE_TOPK},
+                                             {"topp", TD_CAPTURE_TOPP},
+                                             {"sample", TD_CAPTURE_SAMPLE},
+                                             {"topk+sample", TD_CAPTURE_TOPK_SAMPLE},
+                                             {"full", TD_CAPTURE_FULL},
+                                             {"hidden", TD_CAPTURE_HIDDEN},
+                                             {NULL, 0}};
+static const td_key_choice logprob_choices[] = {
+    {"f16", TD_F16}, {"f32", TD_F32}, {"q8", TD_LOGPROBS_Q8}, {NULL, 0}};
+static const td_key_choice dense_choices[] = {
+    {"bf16", TD_BF16}, {"f16", TD_F16}, {"f32", TD_F32}, {NULL, 0}};
 static const td_key_choice bad_sample_choices[] = {
     {"fail", TD_BAD_FAIL}, {"skip", TD_BAD_SKIP}, {NULL, 0}};
 
@@ -86,11 +95,25 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "With --dry-run: plan for the machine that this file describes (conf/inventory), not this one."},
 
     {"capture", "mode", TD_KEY_CHOICE, FIELD(capture.mode), 0, 0, mode_choices, "topk", NULL,
-     "What is recorded. topk: the top_k most probable tokens of each position, and the statistics of the rest."},
+     "What is recorded at each position. topk: the top_k most probable tokens. topp: as many of them as it takes to cover top_p. sample: n_draws tokens drawn from the teacher, which is unbiased where a cut is not. topk+sample: both. All these with the statistics of the whole distribution. full: every logit. hidden: the state before lm_head, from which tools/ makes the logits."},
     {"capture", "top_k", TD_KEY_INT32, FIELD(capture.top_k), 1, TD_MAX_TOP_K, NULL, "64", NULL,
-     "Tokens stored per position."},
-    {"capture", "logprob_dtype", TD_KEY_CHOICE, FIELD(capture.logprob_dtype), 0, 0, logprob_choices, "f16", NULL,
-     "How the log-probabilities of the top_k are stored."},
+     "topk, topk+sample: tokens stored per position. topp: the most that are stored."},
+    {"capture", "top_p", TD_KEY_DOUBLE, FIELD(capture.top_p), 1, 1000, NULL, "0.98", NULL,
+     "topp: the fewest most probable tokens are stored that together have this probability, at most top_k of them."},
+    {"capture", "min_k", TD_KEY_INT32, FIELD(capture.min_k), 1, TD_MAX_TOP_K, NULL, "1", NULL,
+     "topp: tokens stored even where fewer cover top_p."},
+    {"capture", "n_draws", TD_KEY_INT32, FIELD(capture.n_draws), 1, TD_MAX_DRAWS, NULL, "50", NULL,
+     "sample, topk+sample: draws per position, with replacement; stored as the different tokens and how often each came."},
+    {"capture", "proposal_power", TD_KEY_DOUBLE, FIELD(capture.proposal_power), 10, 100000, NULL, "1", NULL,
+     "sample, topk+sample: t of the distribution that is drawn from, q ~ p^t. 1 is the teacher itself; below 1 brings more of the tail, and the weights p/q that make up for it are recorded."},
+    {"capture", "logprob_dtype", TD_KEY_LOGPROBS, 0, 0, 0, logprob_choices, "f16", NULL,
+     "How log-probabilities are stored. q8: in 8 bits between the largest and the smallest of the position, with a stated bound of the error."},
+    {"capture", "dense_dtype", TD_KEY_CHOICE, FIELD(capture.dense_dtype), 0, 0, dense_choices, "bf16", NULL,
+     "full, hidden: how logits and states are stored."},
+    {"capture", "always_ids", TD_KEY_ALWAYS_IDS, 0, 0, 0, NULL, "none", NULL,
+     "Token ids whose log-probability is recorded at every position, such as the end-of-sequence token."},
+    {"capture", "pack_ids", TD_KEY_BOOL, FIELD(capture.pack_ids), 0, 0, NULL, "false", NULL,
+     "Store token ids in as few bits as the vocabulary needs, instead of 32."},
     {"capture", "temperatures", TD_KEY_TEMPERATURES, 0, 0, 0, NULL, NULL, "none",
      "Temperatures for which logsumexp(logits/T) is recorded too, which makes re-tempering exact."},
     {"capture", "mask_padded_vocab", TD_KEY_BOOL, FIELD(capture.mask_padded_vocab), 0, 0, NULL, "false", NULL,
@@ -100,11 +123,13 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "Folder of the record, created when absent. The same command again resumes what is there."},
     {"output", "shard_samples", TD_KEY_INT64, FIELD(output.shard_samples), 1, 1 << 24, NULL, "1024", NULL,
      "Dataset rows per shard file, the unit of commit and resume."},
+    {"output", "zstd", TD_KEY_BOOL, FIELD(output.zstd), 0, 0, NULL, "false", NULL,
+     "Compress each shard file with zstd. Such shards cannot be memory-mapped; readers unpack them."},
 
     {"run", "batch_tokens", TD_KEY_INT32, FIELD(run.batch_tokens), 1, 1 << 20, NULL, "8192", NULL,
      "Most tokens of a micro-batch (a longer sample is one of its own). Changes memory and speed, never a result."},
     {"run", "seed", TD_KEY_UINT64, FIELD(run.seed), 0, 0, NULL, "0", NULL,
-     "Seed of capture modes that draw at random; topk does not."},
+     "Seed of the draws of [capture] mode = sample and topk+sample; the other modes draw nothing."},
     {"run", "on_bad_sample", TD_KEY_CHOICE, FIELD(run.on_bad_sample), 0, 0, bad_sample_choices, "fail", NULL,
      "A row that cannot be read or computed stops the run, or is reported and left out (exit code 7)."},
     {"run", "worker_id", TD_KEY_INT32, FIELD(run.worker_id), 0, 65535, NULL, "0", NULL,
@@ -147,6 +172,15 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
     case TD_KEY_BOOL:
         snprintf(buf, buf_size, "true or false (also yes, no, 1, 0)");
         break;
+    case TD_KEY_DOUBLE:
+        snprintf(buf, buf_size, "a number from %g to %g", (double)key->min / 1000,
+                 (double)key->max / 1000);
+        break;
+    case TD_KEY_ALWAYS_IDS:
+        snprintf(buf, buf_size, "none, or up to %d different token ids, separated by commas",
+                 TD_MAX_ALWAYS_IDS);
+        break;
+    case TD_KEY_LOGPROBS:
     case TD_KEY_CHOICE: {
         size_t at = 0;
         buf[0] = '\0';

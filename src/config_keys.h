@@ -24,6 +24,9 @@ typedef enum td_key_type {
     TD_KEY_GPUS,         /* [devices] gpus */
     TD_KEY_GROUPS,       /* [devices] groups */
     TD_KEY_TEMPERATURES, /* [capture] temperatures */
+    TD_KEY_DOUBLE,       /* double in min..max, which are in thousandths */
+    TD_KEY_LOGPROBS,     /* [capture] logprob_dtype: a choice that sets two fields */
+    TD_KEY_ALWAYS_IDS,   /* [capture] always_ids */
 } td_key_type;
 
 typedef struct td_key_choice {
@@ -42,9 +45,12 @@ typedef struct td_config_key {
     const char *doc;      /* one or two sentences */
 } td_config_key;
 
-enum { TD_CONFIG_N_KEYS = 35 };
+enum { TD_CONFIG_N_KEYS = 43 };
 extern const td_config_key td_config_keys[TD_CONFIG_N_KEYS];
 extern const char *const td_config_sections[6];
+
+/* The choice of logprob_dtype that is no dtype: 8 bits between a row's extremes. */
+enum { TD_LOGPROBS_Q8 = -1 };
 
 /* Index of a key in the table, or -1. `section` NULL: in any section. */
 int td_config_key_index(const char *section, const char *name);

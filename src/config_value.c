@@ -78,6 +78,30 @@ static td_status set_bool(bool *field, const td_config_key *key, const char *val
     return bad_value(key, value, "", err);
 }
 
+/* The number that starts at *s, which is moved behind it and the blanks there. False when there is
+ * none; an overflow is an infinity. strtod would take "nan", "inf" and hexadecimal too. */
+static bool parse_double(const char **s, double *out) {
+    char *end;
+    size_t blanks = strspn(*s, " \t");
+    *out = strtod(*s, &end);
+    bool plain = (*s)[blanks] && strchr("+-.0123456789", (*s)[blanks]) && end != *s &&
+                 !memchr(*s, 'x', (size_t)(end - *s)) && !memchr(*s, 'X', (size_t)(end - *s)) &&
+                 !memchr(*s, 'n', (size_t)(end - *s)) && !memchr(*s, 'N', (size_t)(end - *s));
+    *s = end + strspn(end, " \t");
+    return plain;
+}
+
+static td_status set_double(double *field, const td_config_key *key, const char *value,
+                            td_error *err) {
+    const char *s = value;
+    double v;
+    if (!parse_double(&s, &v) || *s || !(v >= (double)key->min / 1000) ||
+        !(v <= (double)key->max / 1000))
+        return bad_value(key, value, "", err);
+    *field = v;
+    return TD_OK;
+}
+
 static td_status set_choice(void *field, const td_config_key *key, const char *value,
                             td_error *err) {
     for (const td_key_choice *c = key->choices; c->name; c++)
@@ -250,15 +274,9 @@ static td_status set_temperatures(td_config *cfg, const td_config_key *key, cons
     int32_t n = 0;
     const char *s = value;
     for (;;) {
-        char *end;
-        double t = strtod(s, &end);
-        /* The first character excludes "nan", "inf" and hexadecimal, which strtod accepts. */
-        size_t blanks = strspn(s, " \t");
-        bool plain = s[blanks] && strchr("+-.0123456789", s[blanks]) && !memchr(s, 'x', end - s) &&
-                     !memchr(s, 'X', end - s);
+        double t;
         const char *why = NULL;
-        end += strspn(end, " \t");
-        if (end == s || !plain || (*end && *end != ','))
+        if (!parse_double(&s, &t) || (*s && *s != ','))
             why = "this is not a list of numbers";
         else if (!isfinite(t) || t < 1e-6 || t > 1e6)
             why = "a temperature lies outside 1e-6 to 1e6";
@@ -270,12 +288,63 @@ static td_status set_temperatures(td_config *cfg, const td_config_key *key, cons
         if (why)
             return bad_value(key, value, why, err);
         list[n++] = t;
-        if (!*end)
+        if (!*s++)
             break;
-        s = end + 1;
     }
     memcpy(cfg->capture.temperatures, list, sizeof list[0] * (size_t)n);
     cfg->capture.n_temperatures = n;
+    return TD_OK;
+}
+
+static td_status set_logprobs(td_config *cfg, const td_config_key *key, const char *value,
+                              td_error *err) {
+    int choice = 0;
+    td_status rc = set_choice(&choice, key, value, err);
+    if (rc != TD_OK)
+        return rc;
+    cfg->capture.quantise_logprobs = choice == TD_LOGPROBS_Q8;
+    /* What is quantised is the exact value. */
+    cfg->capture.logprob_dtype = choice == TD_LOGPROBS_Q8 ? TD_F32 : (td_dtype)choice;
+    return TD_OK;
+}
+
+static int by_id(const void *a, const void *b) {
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static td_status set_always_ids(td_config *cfg, const td_config_key *key, const char *value,
+                                td_error *err) {
+    int32_t list[TD_MAX_ALWAYS_IDS], n = 0;
+    td_status rc = TD_OK;
+    if (strcmp(value, "none")) {
+        char *copy = td_strdup(value), *rest = copy, *word;
+        if (!copy)
+            return td_error_nomem(err, "a setting", strlen(value));
+        while (rc == TD_OK && (word = strsep(&rest, ","))) {
+            int64_t id;
+            const char *why = NULL;
+            if (!parse_int(word, &id))
+                why = "this is not a list of token ids";
+            else if (id < 0 || id > INT32_MAX)
+                why = "a token id is out of range";
+            else if (n == TD_MAX_ALWAYS_IDS)
+                why = "the list is too long";
+            for (int32_t i = 0; !why && i < n; i++)
+                if (list[i] == id)
+                    why = "a token id is given twice";
+            if (why)
+                rc = bad_value(key, value, why, err);
+            else
+                list[n++] = (int32_t)id;
+        }
+        free(copy);
+        if (rc != TD_OK)
+            return rc;
+        qsort(list, (size_t)n, sizeof list[0], by_id);
+        memcpy(cfg->capture.always_ids, list, sizeof list[0] * (size_t)n);
+    }
+    cfg->capture.n_always = n;
     return TD_OK;
 }
 
@@ -314,6 +383,12 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
         return set_groups(cfg, key, value, err);
     case TD_KEY_TEMPERATURES:
         return set_temperatures(cfg, key, value, err);
+    case TD_KEY_DOUBLE:
+        return set_double(field, key, value, err);
+    case TD_KEY_LOGPROBS:
+        return set_logprobs(cfg, key, value, err);
+    case TD_KEY_ALWAYS_IDS:
+        return set_always_ids(cfg, key, value, err);
     }
     return td_error_set(err, TD_E_INTERNAL, "a setting of unknown type");
 }

@@ -1,3 +1,4 @@
+td_test(test_cost SOURCES unit/test_cost.c unit/plan_fixture.c LIBS td_plan)
 td_test(test_place SOURCES unit/test_place.c LIBS td_plan)
 td_test(test_plan SOURCES unit/test_plan.c unit/plan_fixture.c LIBS td_plan)
 td_test(test_plan_memory SOURCES unit/test_plan_memory.c unit/plan_fixture.c LIBS td_plan)

@@ -53,6 +53,17 @@ typedef enum td_capture_mode {
 #define TD_MAX_DRAWS 1024
 #define TD_MAX_ALWAYS_IDS 64
 
+/* What a mode stores of each position. */
+static inline bool td_capture_has_topk(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPP || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+static inline bool td_capture_has_draws(td_capture_mode m) {
+    return m == TD_CAPTURE_SAMPLE || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+static inline bool td_capture_is_dense(td_capture_mode m) {
+    return m == TD_CAPTURE_FULL || m == TD_CAPTURE_HIDDEN;
+}
+
 /* [devices] gpus: what the user asked for, before the machine is looked at. */
 typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_kind;
 
@@ -149,5 +160,6 @@ const char *td_overflow_name(td_overflow o);
 const char *td_on_bad_sample_name(td_on_bad_sample b);
 const char *td_token_dtype_name(td_token_dtype t);
 const char *td_text_unit_name(td_text_unit u);
+const char *td_capture_mode_name(td_capture_mode m); /* "topk+sample" */
 
 #endif

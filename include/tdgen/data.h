@@ -105,6 +105,7 @@ typedef struct td_source_limits {
     int32_t n_vocab; /* all ids must be below it (the model's padded vocabulary); 0 = unknown */
     int32_t eos_id;  /* for append_eos; -1: none known, then append_eos is refused by name */
     int32_t max_positions; /* the model's own limit, for the warning; 0 = unknown */
+    int32_t window;        /* its sliding window, for the statistics (td_cost_model); 0 = none */
 } td_source_limits;
 
 /* Resolves format = auto by extension and first bytes, checks that the file is there, readable and
@@ -148,6 +149,8 @@ td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64
  * `tokens_from_bytes` says so. */
 typedef struct td_dataset_stats {
     int64_t n_dataset_rows, n_samples, n_tokens, n_record_rows;
+    /* Query-key pairs of the attention of all samples, as in td_work_size; 0 = not known. */
+    double n_pairs, n_pairs_window;
     int32_t max_tokens; /* longest sample met */
     bool estimated, tokens_from_bytes;
 } td_dataset_stats;

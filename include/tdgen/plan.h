@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include "tdgen/config.h"
+#include "tdgen/cost.h"
 #include "tdgen/data.h"
 #include "tdgen/device.h"
 #include "tdgen/model.h"
@@ -72,7 +73,9 @@ typedef struct td_plan_stage {
     int32_t device;               /* index into plan->inventory devices */
     int32_t item_begin, item_end; /* items as in td_stage; empty stages do not appear */
     td_stage_memory memory;
-    double seconds_per_token; /* predicted; 0 = unknown */
+    td_stage_cost cost; /* all 0 where speeds are unknown */
+    double
+        seconds_per_token; /* predicted, in a micro-batch like td_plan.micro_batch; 0 = unknown */
 } td_plan_stage;
 
 typedef struct td_plan_group {
@@ -111,6 +114,8 @@ typedef struct td_plan {
     int32_t batch_tokens;     /* to pack with: run.batch_tokens, or less where memory asks for it */
     td_session_limits limits; /* n_slots: of the group with most stages */
     td_dataset_stats stats;   /* of the whole dataset */
+    td_cost_model cost;       /* see td_cost_flops */
+    td_work_size micro_batch; /* what the mean one consists of: predictions are for such ones */
     int32_t worker_id, total_workers;
     double bytes_per_row;  /* record size; 0 = unknown */
     uint64_t output_bytes; /* predicted, of this worker's share of the shards; 0 = unknown */

@@ -6,11 +6,11 @@
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
  * OUT/status.json, OUT/faults.json, OUT/tdgen.log   written by sched and the main job
  *
- * Where every row has the same size (modes topk, full, hidden) the layout of a shard is known before
- * anything is computed, so the writer makes the temp file at its full size and each sample's rows
- * go to their place as they arrive. Sets of different sizes (topp, draws) go to a side file and are
- * put in order at the end. Host memory does not grow with the shard. Commit = data hash, header,
- * fsync, rename, fsync of the folder, index line.
+ * Where every row has the same size (modes topk, full, hidden) the layout of a shard is known
+ * before anything is computed, so the writer makes the temp file at its full size and each sample's
+ * rows go to their place as they arrive. Sets of different sizes (topp, draws) go to a side file
+ * and are put in order at the end. Host memory does not grow with the shard. Commit = data hash,
+ * header, fsync, rename, fsync of the folder, index line.
  */
 #ifndef TDGEN_RECORD_H
 #define TDGEN_RECORD_H
@@ -114,6 +114,16 @@ void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL a
 /* Checks every byte of DIR; prints one line a shard that fails and a summary. TD_E_VERIFY when
  * anything is wrong. */
 td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
+
+typedef struct td_merge_options {
+    bool copy; /* copies instead of hard links */
+} td_merge_options;
+/* Makes OUT of folders that workers of one run wrote: what one worker alone would have written.
+ * Verifies them first, refuses other runs, unfinished ones, gaps and overlaps (TD_E_OUTPUT, both
+ * sides shown; TD_E_VERIFY for damage) before it writes anything, only reads them, and completes an
+ * OUT that an interrupted merge left. What it does is told on `log`. */
+td_status td_merge(const char *out_dir, const char *const *dirs, int32_t n_dirs,
+                   const td_merge_options *opt, FILE *log, td_error *err);
 
 typedef struct td_inspect_options {
     int64_t sample;        /* -1 = the first sample with rows */

@@ -9,6 +9,7 @@
 #include "row.h"
 #include "shard.h"
 #include "source.h"
+#include "tdgen/cost.h"
 #include "tdgen/util.h"
 #include "tokens.h"
 
@@ -31,22 +32,34 @@ static double place(int i) {
     return x - floor(x);
 }
 
-static void count(const td_shard *shard, td_dataset_stats *st) {
+/* Pairs of a sample; those of the whole whose parts are scaled up are scaled with them. */
+static void add_pairs(td_dataset_stats *st, int32_t n_tokens, double times,
+                      const td_source_limits *lim) {
+    td_work_size w = {0};
+    td_work_size_add(&w, n_tokens, 0, lim ? lim->window : 0);
+    st->n_pairs += times * w.n_pairs;
+    st->n_pairs_window += times * w.n_pairs_window;
+}
+
+static void count(const td_shard *shard, const td_source_limits *lim, td_dataset_stats *st) {
     st->n_dataset_rows = shard->row_end;
     st->n_samples += shard->n_samples;
     st->n_tokens += shard->n_tokens;
     st->n_record_rows += shard->n_rows;
-    for (int32_t i = 0; i < shard->n_samples; i++)
+    for (int32_t i = 0; i < shard->n_samples; i++) {
         st->max_tokens = TD_MAX(st->max_tokens, shard->samples[i].n_tokens);
+        add_pairs(st, shard->samples[i].n_tokens, 1, lim);
+    }
 }
 
-static td_status count_all(td_source *s, td_dataset_stats *st, td_error *err) {
+static td_status count_all(td_source *s, const td_source_limits *lim, td_dataset_stats *st,
+                           td_error *err) {
     for (;;) {
         td_shard *shard;
         td_status rc = td_source_next(s, true, &shard, err);
         if (rc != TD_OK || !shard)
             return rc;
-        count(shard, st);
+        count(shard, lim, st);
         td_shard_free(shard);
     }
 }
@@ -68,7 +81,7 @@ static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
         rc = td_source_next(s, true, &shard, err);
         if (rc != TD_OK || !shard)
             goto done; /* at the end: these are the numbers */
-        count(shard, st);
+        count(shard, lim, st);
         td_shard_free(shard);
         plain = td_source_plain_bytes(s);
     }
@@ -81,21 +94,26 @@ static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
     st->n_samples = llround(f * (double)st->n_samples);
     st->n_tokens = llround(f * (double)st->n_tokens);
     st->n_record_rows = llround(f * (double)st->n_record_rows);
+    st->n_pairs *= f;
+    st->n_pairs_window *= f;
 done:
     td_source_close(s);
     return rc;
 }
 
 /* What `seen` rows gave, scaled to n_rows. */
-static void scale(td_dataset_stats *st, const td_shard *sampled, int64_t seen, double n_rows) {
+static void scale(td_dataset_stats *st, const td_source_limits *lim, const td_shard *sampled,
+                  int64_t seen, double n_rows) {
     double f = seen ? n_rows / (double)seen : 0;
     st->estimated = true;
     st->n_dataset_rows = llround(n_rows);
     st->n_samples = llround(f * sampled->n_samples);
     st->n_tokens = llround(f * (double)sampled->n_tokens);
     st->n_record_rows = llround(f * (double)sampled->n_rows);
-    for (int32_t i = 0; i < sampled->n_samples; i++)
+    for (int32_t i = 0; i < sampled->n_samples; i++) {
         st->max_tokens = TD_MAX(st->max_tokens, sampled->samples[i].n_tokens);
+        add_pairs(st, sampled->samples[i].n_tokens, f, lim);
+    }
 }
 
 static double cut_rows(const td_config *cfg, double n_rows) {
@@ -109,8 +127,9 @@ static td_status take(td_shard_builder *b, td_row_maker *m, td_status made, td_e
     return made == TD_E_DATA ? TD_OK : made;
 }
 
-static td_status sample_lines(const td_config *cfg, td_data_format format, td_row_maker *m,
-                              td_shard_builder *b, td_dataset_stats *st, td_error *err) {
+static td_status sample_lines(const td_config *cfg, td_data_format format,
+                              const td_source_limits *lim, td_row_maker *m, td_shard_builder *b,
+                              td_dataset_stats *st, td_error *err) {
     td_lines l;
     td_status rc = td_lines_open(&l, cfg->data.path, false, err);
     if (rc != TD_OK)
@@ -170,18 +189,19 @@ static td_status sample_lines(const td_config *cfg, td_data_format format, td_ro
                                  .tokens_from_bytes = true,
                                  .estimated = true};
         st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
+        add_pairs(st, (int32_t)st->n_tokens, 1, lim);
     } else {
-        scale(st, b->shard, seen, cut_rows(cfg, n_rows));
+        scale(st, lim, b->shard, seen, cut_rows(cfg, n_rows));
     }
 done:
     td_lines_close(&l);
     return rc;
 }
 
-static td_status sample_tokens(const td_config *cfg, int32_t n_vocab, td_row_maker *m,
+static td_status sample_tokens(const td_config *cfg, const td_source_limits *lim, td_row_maker *m,
                                td_shard_builder *b, td_dataset_stats *st, td_error *err) {
     td_tokens *t = NULL;
-    td_status rc = td_tokens_open(cfg, n_vocab, &t, err);
+    td_status rc = td_tokens_open(cfg, lim ? lim->n_vocab : 0, &t, err);
     if (rc != TD_OK)
         return rc;
     double n_rows = cut_rows(cfg, (double)td_tokens_n_rows(t)), bytes = 0;
@@ -202,15 +222,15 @@ static td_status sample_tokens(const td_config *cfg, int32_t n_vocab, td_row_mak
             goto done;
         }
     }
-    scale(st, b->shard, seen, n_rows);
+    scale(st, lim, b->shard, seen, n_rows);
 done:
     td_tokens_close(t);
     return rc;
 }
 
 /* A large text that is one row: tokens per byte of pieces, then what overflow makes of the sum. */
-static td_status sample_whole_file(const td_config *cfg, td_row_maker *m, td_dataset_stats *st,
-                                   td_error *err) {
+static td_status sample_whole_file(const td_config *cfg, const td_source_limits *lim,
+                                   td_row_maker *m, td_dataset_stats *st, td_error *err) {
     td_lines l;
     td_status rc = td_lines_open(&l, cfg->data.path, true, err);
     if (rc != TD_OK)
@@ -258,6 +278,9 @@ static td_status sample_whole_file(const td_config *cfg, td_row_maker *m, td_dat
                                  .n_record_rows = llround(fmax(all - n_samples, 0)),
                                  .max_tokens = (int32_t)fmin(all, max),
                                  .estimated = true};
+        double whole = floor(all / max);
+        add_pairs(st, (int32_t)max, whole, lim);
+        add_pairs(st, (int32_t)(all - whole * max), 1, lim);
     }
     free(buf);
     td_lines_close(&l);
@@ -287,7 +310,7 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     }
     if (total <= (td_source_is_sequential(s) ? SMALL_PACKED_BYTES : SMALL_FILE_BYTES) ||
         (!whole && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
-        rc = count_all(s, &st, err);
+        rc = count_all(s, lim, &st, err);
         goto done;
     }
     rc = td_row_maker_init(&m, cfg, needs_tok ? tok : NULL, lim ? lim : &unknown, err);
@@ -296,11 +319,11 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     if (rc != TD_OK)
         goto done;
     if (format == TD_FORMAT_TOKENS)
-        rc = sample_tokens(cfg, lim ? lim->n_vocab : 0, &m, &b, &st, err);
+        rc = sample_tokens(cfg, lim, &m, &b, &st, err);
     else if (whole)
-        rc = sample_whole_file(cfg, &m, &st, err);
+        rc = sample_whole_file(cfg, lim, &m, &st, err);
     else
-        rc = sample_lines(cfg, format, &m, &b, &st, err);
+        rc = sample_lines(cfg, format, lim, &m, &b, &st, err);
 done:
     if (rc == TD_OK) {
         st.tokens_from_bytes |= needs_tok && !tok;

@@ -299,7 +299,7 @@ static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bo
     }
     g->bottleneck_over_ideal = place.bottleneck / ideal;
     if (pl->speeds_known)
-        g->tokens_per_s = 1 / place.bottleneck;
+        g->tokens_per_s = (double)plan->micro_batch.n_tokens / place.bottleneck;
     for (int32_t i = 0; i < place.n_stages; i++) {
         td_plan_stage *s = &g->stages[g->n_stages++];
         *s = (td_plan_stage){.device = devices[place.stages[i].device],
@@ -308,9 +308,9 @@ static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bo
         s->memory = td_plan_stage_memory(pl, s->item_begin, s->item_end);
         const td_plan_device *d = &plan->inventory.devices[s->device];
         if (pl->speeds_known) {
-            s->seconds_per_token = s->item_begin ? td_plan_boundary_seconds(pl, d) : 0;
-            for (int32_t item = s->item_begin; item < s->item_end; item++)
-                s->seconds_per_token += td_plan_item_seconds(pl, d, item);
+            s->cost = td_plan_stage_cost(pl, d, s->item_begin, s->item_end);
+            s->seconds_per_token = td_stage_cost_seconds(&s->cost, &plan->micro_batch) /
+                                   (double)plan->micro_batch.n_tokens;
         }
     }
     if (!place.exact && !td_plan_warn(plan,

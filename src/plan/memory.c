@@ -23,6 +23,20 @@ int32_t td_plan_longest_sample(const td_planner *pl) {
                : TD_MIN(TD_MAX(st->max_tokens, 1), pl->cfg->data.max_length);
 }
 
+/* Micro-batches do not reach over the end of a shard, and a sample is never cut. */
+static td_work_size typical_batch(const td_planner *pl, int32_t batch_tokens) {
+    const td_work_size *w = &pl->work;
+    const td_dataset_stats *st = &pl->plan->stats;
+    double tokens = (double)w->n_tokens, room = TD_MAX(batch_tokens, 1);
+    if (st->n_tokens <= 0)
+        return td_plan_scale_work(w, TD_MAX(room / tokens, 1));
+    double shards = ceil((double)st->n_dataset_rows / TD_MAX(pl->cfg->output.shard_samples, 1));
+    double n = TD_MAX(shards, 1) * ceil(tokens / TD_MAX(shards, 1) / room);
+    if ((double)st->n_samples * room < tokens)
+        n = TD_MAX(n, (double)st->n_samples);
+    return td_plan_scale_work(w, 1 / n);
+}
+
 void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {
     td_session_limits *lim = &pl->plan->limits;
     *lim = (td_session_limits){
@@ -43,6 +57,7 @@ void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {
         rows /= 2;
     lim->capture_rows = (int32_t)TD_MIN(rows, lim->max_rows);
     pl->plan->batch_tokens = batch_tokens;
+    pl->plan->micro_batch = typical_batch(pl, batch_tokens);
 }
 
 td_stage_memory td_plan_stage_memory(const td_planner *pl, int32_t begin, int32_t end) {

@@ -205,12 +205,13 @@ static td_status settle(td_planner *pl) {
     }
     /* Workers that share a device share its speed. */
     for (int32_t g = 0; pl->speeds_known && g < plan->n_groups; g++) {
-        double slowest = 0;
         for (int32_t s = 0; s < plan->groups[g].n_stages; s++) {
-            const td_plan_stage *st = &plan->groups[g].stages[s];
-            slowest = fmax(slowest, st->seconds_per_token * load[st->device]);
+            td_plan_stage *st = &plan->groups[g].stages[s];
+            td_plan_scale_cost(&st->cost, load[st->device]);
+            st->seconds_per_token *= load[st->device];
         }
-        plan->groups[g].tokens_per_s = 1 / slowest;
+        plan->groups[g].tokens_per_s =
+            (double)plan->micro_batch.n_tokens / td_cost_group_seconds(plan, g, &plan->micro_batch);
     }
     free(load);
     return td_plan_count_domains(pl, &fits);
@@ -297,7 +298,8 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
      */
     for (int32_t g = 0; g < plan->n_groups; g++) {
         const td_plan_group *gr = &plan->groups[g];
-        bubble = fmax(bubble, (gr->n_stages - 1) * (double)plan->batch_tokens / gr->tokens_per_s);
+        double batch_s = (double)plan->micro_batch.n_tokens / gr->tokens_per_s;
+        bubble = fmax(bubble, (gr->n_stages - 1) * batch_s);
     }
     plan->wall_s = tokens / plan->tokens_per_s + bubble;
 }
@@ -308,6 +310,8 @@ td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_m
     td_plan plan = {.stats = *stats};
     td_planner pl = {
         .cfg = cfg, .model = model, .plan = &plan, .n_items = model->n_layers + 2, .err = err};
+    td_cost_model_init(model, &plan.cost);
+    pl.work = td_plan_dataset_work(stats, &plan.cost, cfg->data.max_length);
     td_status st = td_plan_choose_devices(&pl, inv);
     if (st == TD_OK)
         st = resolve_compute(&pl);

@@ -16,6 +16,7 @@ typedef struct td_planner {
     td_plan *plan; /* under construction: inventory, compute, limits, stats are set in this order */
     bool speeds_known; /* every chosen device has a rate */
     int32_t n_items;   /* embedding, layers, norm + lm_head */
+    td_work_size work; /* of the whole dataset, or of one full sample where it is not known */
     bool *idle;        /* [n_devices] chosen, but known to be in no group; owned */
     /* What did not fit, for the message: the devices of the group that failed. */
     int32_t *failed_devices; /* [n_devices] owned */
@@ -25,15 +26,25 @@ typedef struct td_planner {
 
 /* --- cost.c: predicted time ------------------------------------------------------------------- */
 
-/* Seconds per token of item i on a device; with unknown speeds, seconds on a device of 1 TFLOP/s.
- */
+/* Work of the whole dataset; of one sample of max_length where the statistics are empty. */
+td_work_size td_plan_dataset_work(const td_dataset_stats *st, const td_cost_model *c,
+                                  int32_t max_length);
+td_work_size td_plan_scale_work(const td_work_size *w, double factor);
+/* Items [begin, end) on a device, the copy of the hidden state to it included; with unknown speeds
+ * as if it did 1 TFLOP/s and 1 TB/s. The seconds of a stage are the sum of its items' (taken as
+ * stages of their own, with one copy), as the layers of one class are alike. */
+td_stage_cost td_plan_stage_cost(const td_planner *pl, const td_plan_device *dev, int32_t begin,
+                                 int32_t end);
+/* The same on a device that n stages share. */
+void td_plan_scale_cost(td_stage_cost *c, double n);
+/* Seconds of a typical micro-batch for one item without the copy, > 0; and for the copy alone. */
 double td_plan_item_seconds(const td_planner *pl, const td_plan_device *dev, int32_t item);
-/* Seconds per token to bring the hidden state from the stage before. */
 double td_plan_boundary_seconds(const td_planner *pl, const td_plan_device *dev);
 
 /* --- memory.c: what fits ---------------------------------------------------------------------- */
 
-/* Limits of a session for micro-batches of batch_tokens, on groups of at most `width` devices. */
+/* Limits of a session for micro-batches of batch_tokens, on groups of at most `width` devices; and
+ * what a typical micro-batch is then. */
 void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width);
 /* The longest sample that a micro-batch must hold. */
 int32_t td_plan_longest_sample(const td_planner *pl);

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TOP_MEANING                                                                                \
-    "most probable tokens, by log-probability descending, ties by the lower id"
+#define TOP_MEANING "most probable tokens, by log-probability descending, ties by the lower id"
 #define PACKED_MEANING "little-endian bit order, id_bits each, all ones where there is no id"
 #define Q8_MEANING                                                                                 \
     "q: log-probability = max - q / 254 * (max - min) with the row's q8_range; 255 = no token"
@@ -269,7 +268,8 @@ static int64_t length_of(const td_capture_spec *s, const td_layout_counts *c, td
 }
 
 bool td_layout_init(td_layout *l, const td_capture_spec *spec, const td_layout_counts *c) {
-    static const int64_t max = INT64_MAX / 64; /* no product below overflows with 8 bytes, 32 bits */
+    static const int64_t max =
+        INT64_MAX / 64; /* no product below overflows with 8 bytes, 32 bits */
     if (c->n_samples < 0 || c->n_tokens < 0 || c->n_rows < 0 || c->n_id_bytes < -1 ||
         c->n_entries < 0 || c->n_samples > max || c->n_tokens > max || c->n_rows > max ||
         c->n_id_bytes > max || c->n_entries > max || spec->n_temperatures < 0 ||
@@ -318,13 +318,17 @@ int64_t td_shard_name_parse(const char *name, bool *packed) {
     const char *rest = name + 6 + digits;
     if (digits < 6 || digits > 18)
         return -1;
-    *packed = strcmp(rest, ".safetensors.zst") == 0;
-    if (!*packed && strcmp(rest, ".safetensors") != 0)
+    bool zst = strcmp(rest, ".safetensors.zst") == 0;
+    if (!zst && strcmp(rest, ".safetensors") != 0)
         return -1;
     long long n = strtoll(name + 6, NULL, 10);
     char canonical[TD_SHARD_NAME_SIZE];
-    td_shard_name(n, *packed, canonical);
-    return strcmp(canonical, name) == 0 ? n : -1;
+    td_shard_name(n, zst, canonical);
+    if (strcmp(canonical, name) != 0)
+        return -1;
+    if (packed)
+        *packed = zst;
+    return n;
 }
 
 /* --- header --------------------------------------------------------------------------------- */
@@ -385,8 +389,7 @@ static json_t *metadata(const td_layout *l, const td_shard_meta *m, const td_sha
         set_number(o, "n_tokens", l->counts.n_tokens) &&
         set_number(o, "n_rows", l->counts.n_rows) &&
         set_number(o, "n_entries", l->counts.n_entries) &&
-        set_number(o, "n_skipped", m->n_skipped) &&
-        set_number(o, "n_bad_rows", m->n_bad_rows) &&
+        set_number(o, "n_skipped", m->n_skipped) && set_number(o, "n_bad_rows", m->n_bad_rows) &&
         set_number(o, "n_overflow_rows", m->n_overflow_rows) && set_kinds(o, m) &&
         set_text(o, "alignment", TD_TEXT_ALIGNMENT) && set_text(o, "logarithm", TD_TEXT_LOGARITHM);
     free(capture);

@@ -157,7 +157,7 @@ bool td_layout_header_hash(char *header, size_t n, uint64_t *out);
 /* "shard-000012.safetensors", packed: "shard-000012.safetensors.zst" */
 #define TD_SHARD_NAME_SIZE 48
 void td_shard_name(int64_t number, bool packed, char out[TD_SHARD_NAME_SIZE]);
-/* The number in a shard's file name, -1 when it is no such name. */
+/* The number in a shard's file name, -1 when it is no such name. `packed` may be NULL. */
 int64_t td_shard_name_parse(const char *name, bool *packed);
 
 #define TD_TEXT_ALIGNMENT                                                                          \

@@ -19,6 +19,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "record/merge.h"
 #include "tdgen/log.h"
 
 #define LOCK_NAME ".lock"
@@ -137,8 +138,7 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
         return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", o->dir);
     struct dirent *e;
     while (rc == TD_OK && (e = readdir(d))) {
-        bool packed;
-        int64_t number = td_shard_name_parse(e->d_name, &packed);
+        int64_t number = td_shard_name_parse(e->d_name, NULL);
         if (number >= 0) {
             if (!td_grow((void **)&list, &cap, n + 1, sizeof *list))
                 rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
@@ -254,7 +254,9 @@ static td_status load_folder(td_output *o, td_error *err) {
     char *path = td_output_path(o, TD_MANIFEST_NAME);
     if (!path)
         return td_error_nomem(err, "a path", 0);
-    td_status rc = scan_folder(o, &numbers, &n, err);
+    td_status rc = td_merge_check_unfinished(o->dir, err);
+    if (rc == TD_OK)
+        rc = scan_folder(o, &numbers, &n, err);
     if (rc != TD_OK)
         goto done;
     if (access(path, F_OK) != 0 && errno == ENOENT) {

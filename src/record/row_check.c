@@ -113,9 +113,9 @@ static bool check_top(const td_row_view *r, int32_t *n_valid, td_row_problem *p)
             return problem(p, ids_name, "place %d is used after a free one", j);
         if (!is_logprob(lp))
             return problem(p, lp_name, "place %d holds %g, no log-probability", j, (double)lp);
-        if (j && (lp > r->top_logprobs[j - 1] || (r->rounding == TD_ROUND_NONE &&
-                                                  lp == r->top_logprobs[j - 1] &&
-                                                  id <= r->top_ids[j - 1])))
+        if (j && (lp > r->top_logprobs[j - 1] ||
+                  (r->rounding == TD_ROUND_NONE && lp == r->top_logprobs[j - 1] &&
+                   id <= r->top_ids[j - 1])))
             return problem(p, lp > r->top_logprobs[j - 1] ? lp_name : ids_name,
                            "places %d and %d are not in order", j - 1, j);
         n++;
@@ -153,9 +153,9 @@ static bool check_draws_in_top(const td_row_view *r, int32_t n_top, td_row_probl
         if (at < 0)
             continue;
         double b = (double)r->draw_logprobs[at];
-        double allowed = r->rounding == TD_ROUND_Q8 ? error_of(r, r->top_error, a) +
-                                                          error_of(r, r->draw_error, b)
-                                                    : 0;
+        double allowed = r->rounding == TD_ROUND_Q8
+                             ? error_of(r, r->top_error, a) + error_of(r, r->draw_error, b)
+                             : 0;
         if (fabs(a - b) > allowed)
             return problem(p, "draw_logprobs", "token %d has %g, but %g in topk_logprobs",
                            r->top_ids[j], b, a);
@@ -188,9 +188,9 @@ static bool check_draws(const td_row_view *r, td_row_problem *p) {
         mass += exp((double)lp);
         slack += mass_error(r, r->draw_error, (double)lp);
         if (has_proposal)
-            proposal += exp(s->proposal_power * ((double)lp - error_of(r, r->draw_error,
-                                                                       (double)lp)) -
-                            (double)r->proposal_logsumexp);
+            proposal +=
+                exp(s->proposal_power * ((double)lp - error_of(r, r->draw_error, (double)lp)) -
+                    (double)r->proposal_logsumexp);
     }
     if (total != s->n_draws)
         return problem(p, "draw_counts", "%lld draws are counted, n_draws is %d", (long long)total,
@@ -286,8 +286,8 @@ static bool check_always(const td_row_view *r, int32_t n_valid, td_row_problem *
                                top_name(r, false), (double)r->top_logprobs[j]);
         }
         if (n_valid && !in_top && is_above(r, r->top_error, lp, r->top_logprobs[n_valid - 1]))
-            return problem(p, "always_logprobs", "id %d holds %g, above the last candidate's %g", id,
-                           (double)lp, (double)r->top_logprobs[n_valid - 1]);
+            return problem(p, "always_logprobs", "id %d holds %g, above the last candidate's %g",
+                           id, (double)lp, (double)r->top_logprobs[n_valid - 1]);
     }
     return true;
 }
@@ -372,8 +372,7 @@ bool td_row_check(const td_row_view *r, bool deep, td_row_problem *p) {
     if (td_mode_has_topk(s->mode) || s->mode == TD_CAPTURE_TOPP)
         if (!check_top(r, &n_valid, p))
             return false;
-    if (td_mode_has_draws(s->mode) &&
-        (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))
+    if (td_mode_has_draws(s->mode) && (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))
         return false;
     if (!check_target(r, n_valid, p) || !check_always(r, n_valid, p))
         return false;
@@ -383,7 +382,6 @@ bool td_row_check(const td_row_view *r, bool deep, td_row_problem *p) {
     if (s->mode != TD_CAPTURE_FULL)
         return true;
     if (r->tail_mass != 0)
-        return problem(p, "tail_mass", "holds %g, but every token is stored",
-                       (double)r->tail_mass);
+        return problem(p, "tail_mass", "holds %g, but every token is stored", (double)r->tail_mass);
     return check_finite(r, p) && (!deep || check_logits(r, p));
 }

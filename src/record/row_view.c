@@ -149,9 +149,9 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     const int32_t *input_ids = td_shard_file_data(f, TD_T_INPUT_IDS);
     *v = (td_row_view){.spec = s,
                        .position = ((const int32_t *)td_shard_file_data(f, TD_T_ROW_POSITION))[row],
-                       .rounding = s->q8                            ? TD_ROUND_Q8
+                       .rounding = s->q8                        ? TD_ROUND_Q8
                                    : s->logprob_dtype == TD_F16 ? TD_ROUND_F16
-                                                                    : TD_ROUND_NONE};
+                                                                : TD_ROUND_NONE};
     v->target = input_ids[tokens[sample] + v->position + 1];
     int64_t at = 0;
     if (s->mode != TD_CAPTURE_HIDDEN)
@@ -164,8 +164,8 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     if (s->mode == TD_CAPTURE_TOPP) {
         if (!entries_of(f, TD_T_TOPP_OFFSETS, row, s->top_k, &at, &v->n_top, why))
             return false;
-        read_set(f, &topp_set, row, at, v->n_top, false, rr->top_ids, rr->top_logprobs,
-                 &v->top_ids, &v->top_logprobs, &v->top_error);
+        read_set(f, &topp_set, row, at, v->n_top, false, rr->top_ids, rr->top_logprobs, &v->top_ids,
+                 &v->top_logprobs, &v->top_error);
     }
     if (td_mode_has_draws(s->mode)) {
         if (!entries_of(f, TD_T_DRAW_OFFSETS, row, td_spec_max_entries(s), &at, &v->n_drawn, why))

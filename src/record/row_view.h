@@ -6,7 +6,8 @@
  *   td_row_reader_create(f, &rr, err);     f: a td_shard_file, outlives rr
  *   for each sample i: if (td_row_sample_sound(f, i, ...)) for its rows r:
  *       td_row_read(rr, i, r, &view, &why)
- *       n = td_row_top(&view, 5, ids, logprobs)    the most probable tokens, in every mode but hidden
+ *       n = td_row_top(&view, 5, ids, logprobs)    the most probable tokens, in every mode but
+ * hidden
  *
  * Files are not trusted: every offset and index is checked before it is followed; whether the
  * numbers are right is the business of td_row_check.

@@ -145,16 +145,11 @@ static td_status read_meta(td_shard_file *f, const td_capture_spec *spec, td_sta
     struct {
         const char *key;
         int64_t *out;
-    } numbers[] = {{"shard", &m->number},
-                   {"row_begin", &m->row_begin},
-                   {"row_end", &m->row_end},
-                   {"n_samples", &c.n_samples},
-                   {"n_tokens", &c.n_tokens},
-                   {"n_rows", &c.n_rows},
-                   {"n_entries", &c.n_entries},
-                   {"n_skipped", &m->n_skipped},
-                   {"n_bad_rows", &m->n_bad_rows},
-                   {"n_overflow_rows", &m->n_overflow_rows}};
+    } numbers[] = {{"shard", &m->number},          {"row_begin", &m->row_begin},
+                   {"row_end", &m->row_end},       {"n_samples", &c.n_samples},
+                   {"n_tokens", &c.n_tokens},      {"n_rows", &c.n_rows},
+                   {"n_entries", &c.n_entries},    {"n_skipped", &m->n_skipped},
+                   {"n_bad_rows", &m->n_bad_rows}, {"n_overflow_rows", &m->n_overflow_rows}};
     const char *schema = NULL;
     td_status rc = meta_text(f->st, "schema", code, &schema, err);
     if (rc != TD_OK)
@@ -256,8 +251,8 @@ static td_status open_content(td_shard_file *f, td_status code, td_error *err) {
         return td_error_errno(err, code, errno, "%s: cannot open", f->path);
     if (f->packed) {
         int plain = -1;
-        td_status rc = td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash,
-                                      &f->disk_bytes, err);
+        td_status rc =
+            td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash, &f->disk_bytes, err);
         close(f->fd);
         f->fd = plain;
         if (rc != TD_OK)

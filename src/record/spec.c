@@ -34,9 +34,9 @@ static bool has_sets(td_capture_mode m) {
 }
 
 int32_t td_spec_max_entries(const td_capture_spec *s) {
-    return s->mode == TD_CAPTURE_TOPP          ? s->top_k
-           : td_mode_has_draws(s->mode)        ? TD_MIN(s->n_draws, s->n_vocab)
-                                               : 0;
+    return s->mode == TD_CAPTURE_TOPP   ? s->top_k
+           : td_mode_has_draws(s->mode) ? TD_MIN(s->n_draws, s->n_vocab)
+                                        : 0;
 }
 
 bool td_spec_has_proposal(const td_capture_spec *s) {
@@ -213,8 +213,7 @@ static bool get_lists(const json_t *o, td_capture_spec *s) {
     }
     for (int32_t i = 0; i < s->n_always; i++) {
         const json_t *v = json_array_get(always, (size_t)i);
-        if (!json_is_integer(v) || json_integer_value(v) < 0 ||
-            json_integer_value(v) >= s->n_vocab)
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= s->n_vocab)
             return false;
         s->always_ids[i] = (int32_t)json_integer_value(v);
     }
@@ -245,8 +244,8 @@ static bool parse(const json_t *o, td_capture_spec *s) {
         return false;
     const char *dtype = json_string_value(json_object_get(o, "logprob_dtype"));
     s->q8 = dtype && strcmp(dtype, "q8") == 0;
-    if (!s->q8 && (!get_dtype(o, "logprob_dtype", &s->logprob_dtype) ||
-                   s->logprob_dtype == TD_BF16))
+    if (!s->q8 &&
+        (!get_dtype(o, "logprob_dtype", &s->logprob_dtype) || s->logprob_dtype == TD_BF16))
         return false;
     return get_bool(o, "pack_ids", &s->pack_ids);
 }

@@ -1,7 +1,7 @@
 /* spec.h - what a run stores per row: the capture spec, fixed for a folder.
  *
- * As JSON it stands in manifest.json ("capture") and, as text, in each shard's __metadata__, so that
- * a shard alone says how it is read. Only keys that the mode uses are in it:
+ * As JSON it stands in manifest.json ("capture") and, as text, in each shard's __metadata__, so
+ * that a shard alone says how it is read. Only keys that the mode uses are in it:
  *
  *   {"mode": "topp", "n_vocab": V, "n_valid_vocab": ids at or above have no probability,
  *    "top_k", "top_p", "min_k", "n_draws", "proposal_power", "logprob_dtype": "f16|f32|q8",

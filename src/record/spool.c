@@ -133,8 +133,8 @@ int64_t td_spool_entries(const td_spool *s, int32_t sample) {
     return s->n_entries[sample];
 }
 
-/* One tensor of the set: the part of each block from entry_offset bytes an entry on, elem_size each.
- * packed: ids go through the bit packer. */
+/* One tensor of the set: the part of each block from entry_offset bytes an entry on, elem_size
+ * each. packed: ids go through the bit packer. */
 static td_status copy_part(const td_spool *s, const bool *keep, const shard_temp *to,
                            td_tensor_id id, size_t entry_offset, size_t elem_size, bool packed,
                            char *buf, size_t buf_size, td_error *err) {
@@ -171,7 +171,7 @@ td_status td_spool_copy(const td_spool *s, const bool *keep, const shard_temp *t
     enum { BUF = 1 << 20 };
     bool draws = td_mode_has_draws(s->spec.mode), pack = s->spec.pack_ids;
     size_t before = sizeof(int32_t) * (draws ? 2 : 1);
-    td_tensor_id ids = draws ? (pack ? TD_T_DRAW_IDS_PACKED : TD_T_DRAW_IDS)
+    td_tensor_id ids = draws  ? (pack ? TD_T_DRAW_IDS_PACKED : TD_T_DRAW_IDS)
                        : pack ? TD_T_TOPP_IDS_PACKED
                               : TD_T_TOPP_IDS;
     td_tensor_id lp = s->spec.q8 ? (draws ? TD_T_DRAW_Q8 : TD_T_TOPP_Q8)

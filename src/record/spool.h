@@ -2,8 +2,8 @@
  *
  * How many entries a sample has is known only when it was computed, so its entries cannot go to
  * their place at once. They are appended to a side file as they arrive, and copied in sample order
- * when the shard is complete: the bytes of the shard do not depend on the order of arrival, and host
- * memory holds two numbers a sample.
+ * when the shard is complete: the bytes of the shard do not depend on the order of arrival, and
+ * host memory holds two numbers a sample.
  *
  * A block of the side file, one a sample with E entries:
  *   ids I32 [E] | draws: counts I32 [E] | log-probabilities [E] as they are stored

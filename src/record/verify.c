@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "record/identity.h"
 #include "record/index.h"
+#include "record/merge.h"
 #include "record/row_check.h"
 #include "tdgen/json.h"
 
@@ -77,8 +78,7 @@ static bool check_offsets(verifier *v, const char *name, const int64_t *o, int64
     }
     for (int64_t i = 0; i < n; i++)
         if (o[i + 1] < o[i] || o[i + 1] > end) {
-            found(v, "%s is not ascending up to %lld at %lld", name, (long long)end,
-                  (long long)i);
+            found(v, "%s is not ascending up to %lld at %lld", name, (long long)end, (long long)i);
             return false;
         }
     if (o[n] != end) {
@@ -426,7 +426,9 @@ td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
     verifier v = {.dir = dir, .out = out, .verbose = verbose};
     shard_name *shards = NULL;
     size_t n = 0;
-    td_status rc = list_shards(dir, &shards, &n, err);
+    td_status rc = td_merge_check_unfinished(dir, err);
+    if (rc == TD_OK)
+        rc = list_shards(dir, &shards, &n, err);
     if (rc != TD_OK)
         return rc;
     char *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);

@@ -72,8 +72,7 @@ static int64_t count_skipped(const td_shard_writer *w) {
 }
 
 static td_status temp_create(td_shard_writer *w, const char *suffix, int64_t n_rows,
-                             int64_t n_entries, int64_t n_skipped, shard_temp *out,
-                             td_error *err) {
+                             int64_t n_entries, int64_t n_skipped, shard_temp *out, td_error *err) {
     const td_shard *s = w->shard;
     td_layout layout;
     char name[TD_SHARD_NAME_SIZE];
@@ -150,11 +149,11 @@ static td_status write_tables(const td_shard_writer *w, const shard_temp *t, td_
         return rc;
     rc = shard_temp_write(t, TD_T_INPUT_IDS, 0, s->ids, (uint64_t)s->n_tokens, err);
     if (rc == TD_OK && w->o->has_ids)
-        rc = shard_temp_write(t, TD_T_SAMPLE_ID_OFFSETS, 0, s->id_offsets, (uint64_t)s->n_samples + 1,
-                         err);
+        rc = shard_temp_write(t, TD_T_SAMPLE_ID_OFFSETS, 0, s->id_offsets,
+                              (uint64_t)s->n_samples + 1, err);
     if (rc == TD_OK && w->o->has_ids)
         rc = shard_temp_write(t, TD_T_SAMPLE_ID_BYTES, 0, s->id_bytes,
-                         (uint64_t)t->layout.counts.n_id_bytes, err);
+                              (uint64_t)t->layout.counts.n_id_bytes, err);
     return rc;
 }
 
@@ -330,8 +329,7 @@ static td_status check_rows(const td_shard_writer *w, const td_sample *m, int32_
     for (int32_t p = 1; p < m->n_tokens; p++) {
         if (!w->shard->loss_mask[m->token_offset + p])
             continue;
-        td_row_view v =
-            view_of(&w->o->spec, cap, r, p - 1, w->shard->ids[m->token_offset + p]);
+        td_row_view v = view_of(&w->o->spec, cap, r, p - 1, w->shard->ids[m->token_offset + p]);
         td_row_problem why;
         /* Sums over the vocabulary are made for the first row only: verify makes them all. */
         if (!sizes_fit(&v, &why) || !td_row_check(&v, r == (size_t)first_row, &why))
@@ -376,9 +374,9 @@ static td_status write_topk_logprobs(const td_shard_writer *w, uint64_t first, i
     size_t k = (size_t)s->top_k;
     column c;
     column_begin(&c, &w->temp,
-                 s->q8                            ? TD_T_TOPK_Q8
+                 s->q8                        ? TD_T_TOPK_Q8
                  : s->logprob_dtype == TD_F16 ? TD_T_TOPK_LOGPROBS_F16
-                                                  : TD_T_TOPK_LOGPROBS_F32,
+                                              : TD_T_TOPK_LOGPROBS_F32,
                  first * k, err);
     for (int32_t r = 0; r < n_rows; r++) {
         const float *row = lp + (size_t)r * stride;
@@ -465,7 +463,8 @@ static td_status write_rows(const td_shard_writer *w, int32_t sample, const td_c
         {TD_T_HIDDEN_F16, cap->dense, (size_t)s->n_hidden},
     };
     for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(plain); i++) {
-        size_t columns = plain[i].n_columns, es = td_dtype_size(t->layout.tensor[plain[i].id].dtype);
+        size_t columns = plain[i].n_columns,
+               es = td_dtype_size(t->layout.tensor[plain[i].id].dtype);
         if (t->layout.tensor[plain[i].id].present)
             rc = shard_temp_write(t, plain[i].id, at * columns,
                                   (const char *)plain[i].data + r * columns * es, n * columns, err);
@@ -500,8 +499,8 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         first_row > cap->n_rows - m->n_rows || (top && cap->top_k < spec->top_k) ||
         (draws && cap->n_draws != spec->n_draws) ||
         (dense && (!cap->dense || cap->dense_dtype != spec->dense_dtype)) ||
-        (spec->mode != TD_CAPTURE_HIDDEN && (cap->n_temperatures != spec->n_temperatures ||
-                                             cap->n_always != spec->n_always)) ||
+        (spec->mode != TD_CAPTURE_HIDDEN &&
+         (cap->n_temperatures != spec->n_temperatures || cap->n_always != spec->n_always)) ||
         (spec->mode == TD_CAPTURE_TOPP && !cap->n_kept))
         rc = td_error_set(
             err, TD_E_INTERNAL,
@@ -509,9 +508,8 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
             "top_k %d of %d, draws %d of %d, temperatures %d of %d, always_ids %d of %d, device "
             "kind %d of %d)",
             (long long)w->shard->number, sample, td_mode_name(spec->mode), first_row, m->n_rows,
-            cap->n_rows, cap->top_k, spec->top_k, cap->n_draws, spec->n_draws,
-            cap->n_temperatures, spec->n_temperatures, cap->n_always, spec->n_always, device_kind,
-            w->n_run_kinds);
+            cap->n_rows, cap->top_k, spec->top_k, cap->n_draws, spec->n_draws, cap->n_temperatures,
+            spec->n_temperatures, cap->n_always, spec->n_always, device_kind, w->n_run_kinds);
     if (rc == TD_OK)
         rc = check_rows(w, m, sample, cap, first_row, err);
     if (rc == TD_OK)
@@ -575,7 +573,8 @@ static td_status write_offsets(const td_shard_writer *w, const shard_temp *to, c
     column_begin(&c, to, id, 0, err);
     push_i64(&c, 0);
     for (int32_t i = 0; i < s->n_samples; i++) {
-        int64_t left = is_skipped(w, i) ? 0 : s->samples[i].n_rows, first = s->samples[i].row_offset;
+        int64_t left = is_skipped(w, i) ? 0 : s->samples[i].n_rows,
+                first = s->samples[i].row_offset;
         while (left) {
             int64_t n = TD_MIN(left, (int64_t)(buf_size / sizeof(int64_t)));
             td_status rc = td_pread_all(w->temp.fd, buf, (size_t)n * sizeof(int64_t),
@@ -751,7 +750,8 @@ td_status td_shard_writer_commit(td_shard_writer *w, td_error *err) {
     if (n_skipped || w->spool)
         rc = assemble(w, n_rows, n_entries, n_skipped, err);
     if (rc == TD_OK)
-        rc = shard_temp_write(&w->temp, TD_T_SAMPLE_DEVICE, 0, w->device, (uint64_t)s->n_samples, err);
+        rc = shard_temp_write(&w->temp, TD_T_SAMPLE_DEVICE, 0, w->device, (uint64_t)s->n_samples,
+                              err);
     if (rc == TD_OK)
         rc = shard_temp_write(&w->temp, TD_T_SAMPLE_STATUS, 0, status, (uint64_t)s->n_samples, err);
     td_index_entry entry = {0};

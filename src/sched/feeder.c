@@ -156,6 +156,10 @@ fail:
     return rc;
 }
 
+static void note_end(td_run_state *run) {
+    atomic_store(&run->n_data_shards, td_source_next_number(run->in->source));
+}
+
 void *td_feeder_main(void *arg) {
     td_run_state *run = arg;
     td_error err = {0};
@@ -163,6 +167,8 @@ void *td_feeder_main(void *arg) {
     while (!td_run_stopping(run)) {
         bool skipped, at_end;
         rc = skip_if_finished(run, &skipped, &at_end, &err);
+        if (rc == TD_OK && at_end)
+            note_end(run);
         if (rc != TD_OK || at_end)
             break;
         if (skipped)
@@ -172,6 +178,8 @@ void *td_feeder_main(void *arg) {
             break;
         rc = td_source_next(run->in->source, true, &o->shard, &err);
         if (rc != TD_OK || !o->shard) {
+            if (rc == TD_OK)
+                note_end(run);
             release_place(run, o);
             break;
         }

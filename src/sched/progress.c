@@ -174,6 +174,11 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     if (f && f->n_reexec)
         json_object_set_new(j, "reexecutions", json_integer(f->n_reexec));
     bool done = strcmp(state, "done") == 0;
+    json_object_set_new(j, "worker_id", json_integer(run->in->cfg->run.worker_id));
+    json_object_set_new(j, "total_workers", json_integer(run->in->cfg->run.total_workers));
+    int64_t n_data_shards = atomic_load(&run->n_data_shards);
+    if (n_data_shards >= 0)
+        json_object_set_new(j, "shards_in_data", json_integer((json_int_t)n_data_shards));
     json_t *devices = td_health_json(p->health);
     if (devices)
         json_object_set_new(j, "devices", devices);

@@ -406,6 +406,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     run->in = in;
     run->limits = in->plan->limits;
     run->start_s = td_time_s();
+    atomic_store(&run->n_data_shards, -1);
     pthread_mutex_init(&run->lock, NULL);
     pthread_cond_init(&run->changed, NULL);
 

@@ -93,6 +93,7 @@ typedef struct td_run_state {
 
     _Atomic int64_t n_shards_written, n_shards_kept, n_bad, n_overflow_rows;
     _Atomic int64_t n_tokens_idle, n_samples_idle; /* without a target: nothing to compute */
+    _Atomic int64_t n_data_shards; /* of the dataset, all workers'; -1 until its end was met */
     _Atomic int64_t n_tokens_kept, n_samples_kept; /* in shards that were finished before */
 } td_run_state;
 

@@ -78,6 +78,9 @@ run 2 'data\.max_length = 256, but GPT2LMHeadModel has learned [0-9]+ positions'
 # What contradicts the model is refused before anything is written.
 run 2 'capture\.top_k = 1000, but the vocabulary of .*/llama has [0-9]+ tokens' \
     model.path=test/fixtures/families/llama capture.top_k=1000 data.max_length=20 output.dir="$TMP/early"
+run 2 'always_ids names id 999999, but the vocabulary of .*/llama has ids 0 to' \
+    model.path=test/fixtures/families/llama capture.always_ids=2,999999 data.max_length=20 \
+    capture.top_k=4 output.dir="$TMP/early"
 check "a refused run left its output folder" [ ! -e "$TMP/early" ]
 # --- data: 4
 run 4 'none\.jsonl' data.path="$TMP/none.jsonl" output.dir="$TMP/e1"

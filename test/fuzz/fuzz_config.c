@@ -39,6 +39,9 @@ static const char *const pieces[] = {"[model]\n",
                                      "gpus = 0,1\n",
                                      "groups = 0 | 1,2 | 0\n",
                                      "top_k = 7\n",
+                                     "top_p = 0.5\n",
+                                     "always_ids = 3,1\n",
+                                     "mode = sample\n",
                                      "separator = \"",
                                      "\\n",
                                      "\\",
@@ -132,6 +135,12 @@ static const char *broken_promise(const td_config *c) {
     if (c->data.max_length < 1 || c->capture.top_k < 1 || c->capture.top_k > TD_MAX_TOP_K ||
         c->run.batch_tokens < 1 || c->output.shard_samples < 1 || c->data.max_samples < 0)
         return "a number is out of range";
+    if (!(c->capture.top_p > 0 && c->capture.top_p <= 1) || !(c->capture.proposal_power > 0) ||
+        c->capture.n_draws < 1 || c->capture.n_draws > TD_MAX_DRAWS || c->capture.min_k < 1)
+        return "a setting of the capture is out of range";
+    for (int32_t i = 0; i < c->capture.n_always; i++)
+        if (c->capture.always_ids[i] < (i ? c->capture.always_ids[i - 1] + 1 : 0))
+            return "always_ids do not ascend";
     if (c->run.worker_id < 0 || c->run.worker_id >= c->run.total_workers)
         return "worker_id is out of range";
     if (!c->data.separator || !c->data.prompt_field != !c->data.completion_field ||

@@ -27,8 +27,11 @@ void td_fixture_init(td_fixture *f) {
     f->cfg.capture.dense_dtype = TD_BF16;
     f->cfg.output.dir = td_asprintf("%s/out", f->dir);
     f->cfg.output.shard_samples = 4;
-    f->model = (td_model_config){
-        .architecture = "LlamaForCausalLM", .n_vocab = 50, .n_hidden = 12, .config_hash = 0x1234, .eos_id = 2};
+    f->model = (td_model_config){.architecture = "LlamaForCausalLM",
+                                 .n_vocab = 50,
+                                 .n_hidden = 12,
+                                 .config_hash = 0x1234,
+                                 .eos_id = 2};
     f->id = (td_identity){.model = &f->model,
                           .compute = TD_F32,
                           .has_tokenizer = true,

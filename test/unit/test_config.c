@@ -45,6 +45,16 @@ Test(config, defaults) {
     cr_expect_eq(c.capture.top_k, 64);
     cr_expect_eq(c.capture.logprob_dtype, TD_F16);
     cr_expect_eq(c.capture.n_temperatures, 0);
+    cr_expect_not(c.capture.mask_padded_vocab);
+    cr_expect_eq(c.capture.top_p, 0.98);
+    cr_expect_eq(c.capture.min_k, 1);
+    cr_expect_eq(c.capture.n_draws, 50);
+    cr_expect_eq(c.capture.proposal_power, 1.0);
+    cr_expect_eq(c.capture.dense_dtype, TD_BF16);
+    cr_expect_eq(c.capture.n_always, 0);
+    cr_expect_not(c.capture.pack_ids);
+    cr_expect_not(c.capture.quantise_logprobs);
+    cr_expect_not(c.output.zstd);
     cr_expect_str_eq(c.output.dir, "o");
     cr_expect_eq(c.output.shard_samples, 1024);
     cr_expect_eq(c.run.batch_tokens, 8192);
@@ -52,6 +62,53 @@ Test(config, defaults) {
     cr_expect_eq(c.run.on_bad_sample, TD_BAD_FAIL);
     cr_expect_eq(c.run.worker_id, 0);
     cr_expect_eq(c.run.total_workers, 1);
+    td_config_free(&c);
+}
+
+Test(config, capture_modes) {
+    static const struct {
+        const char *name;
+        td_capture_mode mode;
+        bool topk, draws, dense;
+    } modes[] = {
+        {"topk", TD_CAPTURE_TOPK, 1, 0, 0},     {"topp", TD_CAPTURE_TOPP, 1, 0, 0},
+        {"sample", TD_CAPTURE_SAMPLE, 0, 1, 0}, {"topk+sample", TD_CAPTURE_TOPK_SAMPLE, 1, 1, 0},
+        {"full", TD_CAPTURE_FULL, 0, 0, 1},     {"hidden", TD_CAPTURE_HIDDEN, 0, 0, 1}};
+    for (size_t i = 0; i < TD_ARRAY_LEN(modes); i++) {
+        char mode[64];
+        snprintf(mode, sizeof mode, "capture.mode=%s", modes[i].name);
+        td_config c = load_ok(BASE_INI "[capture]\n"
+                                       "top_p = .5 ; half\nmin_k = 2\nn_draws = 1024\n"
+                                       "proposal_power = 2.5e-1\nlogprob_dtype = q8\n"
+                                       "dense_dtype = f32\nalways_ids = 7, 2,2147483647\n"
+                                       "pack_ids = yes\n[output]\nzstd = true\n",
+                              (const char *[4]){mode});
+        cr_expect_eq(c.capture.mode, modes[i].mode);
+        cr_expect_str_eq(td_capture_mode_name(c.capture.mode), modes[i].name);
+        cr_expect_eq(td_capture_has_topk(c.capture.mode), modes[i].topk);
+        cr_expect_eq(td_capture_has_draws(c.capture.mode), modes[i].draws);
+        cr_expect_eq(td_capture_is_dense(c.capture.mode), modes[i].dense);
+        cr_expect_eq(c.capture.top_p, 0.5);
+        cr_expect_eq(c.capture.min_k, 2);
+        cr_expect_eq(c.capture.n_draws, 1024);
+        cr_expect_eq(c.capture.proposal_power, 0.25);
+        cr_expect(c.capture.quantise_logprobs);
+        cr_expect_eq(c.capture.logprob_dtype, TD_F32);
+        cr_expect_eq(c.capture.dense_dtype, TD_F32);
+        cr_assert_eq(c.capture.n_always, 3);
+        cr_expect_eq(c.capture.always_ids[0], 2);
+        cr_expect_eq(c.capture.always_ids[1], 7);
+        cr_expect_eq(c.capture.always_ids[2], INT32_MAX);
+        cr_expect(c.capture.pack_ids);
+        cr_expect(c.output.zstd);
+        td_config_free(&c);
+    }
+    td_config c =
+        load_ok(BASE_INI "[capture]\nlogprob_dtype = q8\nalways_ids = 1\n",
+                (const char *[4]){"capture.logprob_dtype=f16", "capture.always_ids=none"});
+    cr_expect_not(c.capture.quantise_logprobs);
+    cr_expect_eq(c.capture.logprob_dtype, TD_F16);
+    cr_expect_eq(c.capture.n_always, 0);
     td_config_free(&c);
 }
 

@@ -35,6 +35,11 @@ Test(data_stats, statistics_of_a_small_file_are_exact) {
     cr_assert_eq(st.n_tokens, 14);
     cr_assert_eq(st.n_record_rows, 9);
     cr_assert_eq(st.max_tokens, 4);
+    cr_assert_float_eq(st.n_pairs, 10 + 10 + 3 + 6 + 0 + 1, 1e-9);
+    cr_assert_float_eq(st.n_pairs_window, 10 + 10 + 3 + 6 + 0 + 1, 1e-9);
+    F.lim.window = 2; /* a token sees itself and one before */
+    cr_assert_float_eq(stats_of(F.tok).n_pairs_window, 7 + 7 + 3 + 5 + 0 + 1, 1e-9);
+    F.lim.window = 0;
     cr_assert_not(st.estimated);
     cr_assert_not(st.tokens_from_bytes);
     F.cfg.data.append_eos = true; /* nothing about tokens is known without a tokenizer */
@@ -53,7 +58,7 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     /* 20 MB of ragged rows, blank lines between some. */
     td_strbuf b = {0}, word = {0};
     uint64_t rnd = 3;
-    double rows = 0, tokens = 0;
+    double rows = 0, tokens = 0, pairs = 0;
     while (b.len < 20u << 20) {
         size_t n = test_random(&rnd) % 800;
         td_strbuf_clear(&word);
@@ -64,6 +69,7 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
             td_strbuf_printf(&b, "%600s\n", "");
         rows++;
         tokens += (double)n;
+        pairs += (double)(n * (n + 1) / 2);
     }
     fixture_file(&F, "a.jsonl", b.data, b.len);
     td_dataset_stats st = stats_of(F.tok);
@@ -72,6 +78,7 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     near("samples", st.n_samples, rows, 0.1);
     near("tokens", st.n_tokens, tokens, 0.1);
     near("longest", st.max_tokens, 800, 0.05);
+    near("pairs", (int64_t)st.n_pairs, pairs, 0.1);
     F.cfg.data.max_samples = 1500;
     st = stats_of(F.tok);
     cr_assert_not(st.estimated);
@@ -89,6 +96,8 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     st = stats_of(F.tok);
     cr_assert(st.estimated);
     near("tokens of the file", st.n_tokens, (double)b.len, 0.01);
+    near("pairs of the file", (int64_t)st.n_pairs, (double)b.len * (F.cfg.data.max_length + 1) / 2,
+         0.01);
     near("samples of the file", st.n_samples, (double)b.len / F.cfg.data.max_length, 0.01);
     td_strbuf_free(&b);
     td_strbuf_free(&word);

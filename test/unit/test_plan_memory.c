@@ -348,7 +348,8 @@ Test(predict, filling_a_pipeline_takes_time) {
     pf_open(&f, "llama-8b", "8xa100-80gb");
     f.cfg.devices.gpus_per_model = 8;
     cr_assert_eq(pf_make(&f), TD_OK);
-    double bubble = 7 * 8192 / f.plan.tokens_per_s;
+    double bubble = 7 * (double)f.plan.micro_batch.n_tokens / f.plan.tokens_per_s;
+    cr_assert(f.plan.micro_batch.n_tokens > 8000 && f.plan.micro_batch.n_tokens <= 8192);
     cr_assert_float_eq(f.plan.wall_s, 50000000 / f.plan.tokens_per_s + bubble,
                        1e-9 * f.plan.wall_s);
     pf_close(&f);
@@ -407,14 +408,15 @@ Test(predict, layers_cost_what_they_compute) {
     pf_open(&f, "llama-8b", NULL);
     td_planner pl = {.model = &f.model, .plan = &f.plan, .n_items = f.model.n_layers + 2};
     td_plan_device dev = {0};
-    f.plan.stats = f.stats;
-    f.plan.stats.n_samples = 100; /* long ones: attention counts */
+    f.plan.micro_batch = (td_work_size){0};
+    td_work_size_add(&f.plan.micro_batch, 30000, 30000, 16); /* a long one: attention counts */
+    double tokens = 30000;
     double dense = td_plan_item_seconds(&pl, &dev, 3);
     f.model.window[3] = 16;
     cr_expect_lt(td_plan_item_seconds(&pl, &dev, 4), dense);
     cr_expect_eq(td_plan_item_seconds(&pl, &dev, 3), dense);
 
-    double C = f.model.n_hidden, E = 64, router = 2 * E * C * 1e-12;
+    double C = f.model.n_hidden, E = 64, router = tokens * 2 * E * C * 1e-12;
     f.model.moe[2] = true;
     f.model.n_experts = (int32_t)E;
     f.model.n_experts_used = 4;

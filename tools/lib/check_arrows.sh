@@ -11,13 +11,13 @@ cd "$root"
 # Leaf headers, for everybody.
 leaves='status|log|util|json|dtype|convert'
 declare -A allowed=(
-    [plan]="config|data|device|model|plan"
-    [data]="config|data|tokenizer|safetensors"
+    [plan]="config|cost|data|device|model|plan"
+    [data]="config|cost|data|tokenizer|safetensors"
     [record]="config|data|device|model|record|safetensors|tokenizer"
     [model]="device|model|safetensors|tokenizer"
     [cpu]="device|device_check"
     [gpu]="device|device_check"
-    [sched]="config|data|device|faults|model|plan|record|run|tokenizer"
+    [sched]="config|cost|data|device|faults|model|plan|record|run|tokenizer"
 )
 # Headers of one room only.
 declare -A system_owner=(
