@@ -19,6 +19,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "record/coverage.h"
 #include "record/merge.h"
 #include "tdgen/log.h"
 
@@ -311,6 +312,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int
     td_spec_of(cfg, id->model,
                cfg->capture.mask_padded_vocab && id->has_tokenizer ? id->tokenizer_n_vocab : 0,
                &o->spec);
+    td_coverage_init(&o->coverage, td_mode_has_topk(o->spec.mode) ? o->spec.top_k : 0);
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
     if (!o->dir)
@@ -405,6 +407,31 @@ td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *e
     return rc;
 }
 
+void td_output_add_coverage(td_output *o, const td_coverage *c) {
+    pthread_mutex_lock(&o->mutex);
+    td_coverage_merge(&o->coverage, c);
+    pthread_mutex_unlock(&o->mutex);
+}
+
+void td_output_coverage_get(td_output *o, td_coverage *c) {
+    pthread_mutex_lock(&o->mutex);
+    *c = o->coverage;
+    pthread_mutex_unlock(&o->mutex);
+}
+
+/* The rows of a finished shard, for the report: a courtesy, so a shard that cannot be read now is
+ * left out. The mutex is held. */
+static void count_kept(td_output *o, int64_t number) {
+    td_shard_file *f = NULL;
+    td_error ignored;
+    char *path = td_shard_path(o->dir, number);
+    if (path && o->coverage.top_k &&
+        td_shard_file_open(path, &o->spec, TD_E_OUTPUT, NULL, &f, &ignored) == TD_OK)
+        td_coverage_add_shard(&o->coverage, f);
+    td_shard_file_close(f);
+    free(path);
+}
+
 /* Proves a shard of the index once. A stale line is corrected; *good = false when the file is bad.
  */
 static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_error *err) {
@@ -473,6 +500,8 @@ td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, 
     } else {
         is_done = true;
     }
+    if (is_done)
+        count_kept(o, number);
     if (is_done && totals)
         *totals = (td_shard_totals){.n_samples = e->n_samples,
                                     .n_tokens = e->n_tokens,

@@ -4,7 +4,8 @@
 . "$(dirname "$0")/lib.sh"
 
 config "$TMP/one.ini"
-expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini"
+expect 0 'Truncation: the 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
+check "no truncation report in status.json" grep -q '"mean_kl"' "$TMP/one-out/status.json"
 for w in 0 1 2; do
     expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/w$w" run.worker_id=$w \
         run.total_workers=3
