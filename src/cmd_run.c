@@ -322,7 +322,7 @@ static td_status make_plan(job *j, bool dry_run, td_error *err) {
     if (rc == TD_OK)
         rc = td_plan_make(&j->cfg, &j->inventory, &j->model, &j->stats,
                           &(td_plan_record_cost){
-                              .bytes_per_row = td_record_bytes_per_row(&j->cfg),
+                              .bytes_per_row = td_record_bytes_per_row(&j->cfg, &j->model),
                               .bytes_per_token = td_record_bytes_per_token(&j->cfg),
                           },
                           &j->plan, err);
