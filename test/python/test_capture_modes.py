@@ -27,12 +27,17 @@ class Runs:
         self.tdgen, self.tmp, self.made = tdgen, tmp, 0
 
     def __call__(self, *overrides, compute="f32"):
-        out = f"{self.tmp}/run{self.made}"
+        self.path = f"{self.tmp}/run{self.made}"
         self.made += 1
-        subprocess.run([self.tdgen, "-c", "conf/demo.ini", f"output.dir={out}", "--quiet", f"model.compute={compute}",
-                        *ROWS, *overrides], cwd=ROOT, check=True)
-        self.path = out
-        return rd.Run(out)
+        tool(self.tdgen, "-c", "conf/demo.ini", f"output.dir={self.path}", "--quiet", f"model.compute={compute}", *ROWS,
+             *overrides)
+        return rd.Run(self.path)
+
+
+def tool(*command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
 
 
 def log_softmax(z):
@@ -200,6 +205,30 @@ def states(runs):
         assert worst <= allowed, worst
 
 
+def llamacpp(runs):
+    """--kl-divergence-base from chunks of one text, from full logits and from states: perplexity.cpp's own
+    figure, the mean negative log-likelihood of the second halves, is the record's."""
+    from test_export import read_llamacpp
+
+    teacher = os.path.join(ROOT, "demo", "teacher")
+    chunks = ["data.max_length=24", "data.overflow=split"]
+    full = runs("capture.mode=full", "capture.dense_dtype=f32", *chunks)
+    export = [sys.executable, os.path.join(ROOT, "tools", "tdgen_export"), "llamacpp"]
+    rest = ["--bos", "none", "--n-ctx", "24", "--skip-others", "--quiet"]
+    tool(*export, runs.path, runs.tmp + "/full.kld", *rest)
+    runs("capture.mode=hidden", "capture.dense_dtype=f32", *chunks)
+    tool(*export, runs.path, runs.tmp + "/hidden.kld", *rest, "--model", teacher)
+    want = [-r["target_logprob"][12:23].astype(np.float64) for r in full if len(r["input_ids"]) == 24]
+    assert len(want) > 6
+    for name in ("full", "hidden"):
+        n_ctx, n_vocab, tokens, rows = read_llamacpp(f"{runs.tmp}/{name}.kld")
+        assert (n_ctx, n_vocab, len(tokens)) == (24, full.vocab_size, len(want))
+        nll = np.array([[-logp[tokens[c][13 + j]] for j, (_, _, logp) in enumerate(chunk)] for c, chunk in enumerate(rows)])
+        # 16 bits over at most 16 nats
+        assert np.abs(nll - np.minimum(want, 16)).max() < 2e-4
+        print(f"   llama.cpp base file from {name}: mean nll {nll.mean():.6f}, the record's {np.mean(want):.6f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tdgen", default=os.environ.get("TDGEN"))
@@ -211,6 +240,7 @@ def main():
         runs = Runs(tdgen, tmp)
         modes(runs)
         states(runs)
+        llamacpp(runs)
     print("OK")
 
 
