@@ -143,7 +143,7 @@ Test(place, too_many_kinds_fall_back_to_the_given_order) {
     rng_state = 2;
     for (int i = 0; i < 40; i++) {
         instance in = random_instance(6, 1);
-        in.n_devices = in.n_kinds = 12; /* 4096 used-device sets */
+        in.n_devices = in.n_kinds = 13; /* 8192 used-device sets */
         for (int32_t d = 0; d < in.n_devices; d++) {
             in.kind_of[d] = d;
             in.limit[d] = 8 + (int)rnd(30);
