@@ -497,10 +497,9 @@ static void trim_alternatives(td_plan *plan) {
     plan->n_alternatives = keep + others;
 }
 
-/* gpus_per_model = 1, 2, 3, 4, 6, 8 ... and all. */
+/* gpus_per_model = 1, 2, 4, 8 ... and all. */
 static int32_t next_width(int32_t w, int32_t n) {
-    int32_t next = w < 4 ? w + 1 : w % 3 ? w + w / 2 : w / 3 * 4;
-    return w == n ? n + 1 : TD_MIN(next, n);
+    return w == n ? n + 1 : TD_MIN(2 * w, n);
 }
 
 static td_status list_widths(td_planner *pl, const int32_t *active, int32_t n, int32_t *group_of,
