@@ -5,6 +5,7 @@
 
 #include "cmd_devices.h"
 #include "cmd_inspect.h"
+#include "cmd_merge.h"
 #include "cmd_run.h"
 #include "cmd_tokenize.h"
 #include "cmd_verify.h"
@@ -38,6 +39,7 @@ static const char HELP[] =
     "  devices             what this machine offers\n"
     "  inspect DIR         what is in an output folder, with a readable table of predictions\n"
     "  verify DIR          re-reads and checks every byte of an output folder\n"
+    "  merge OUT DIR...    makes one folder of those that several workers wrote\n"
     "  tokenize            text on stdin to token ids on stdout\n"
     "  COMMAND --help      more about one of them\n"
     "  --help, --version\n"
@@ -63,10 +65,8 @@ typedef struct command {
 } command;
 
 static const command COMMANDS[] = {
-    {"devices", td_cmd_devices},
-    {"inspect", td_cmd_inspect},
-    {"verify", td_cmd_verify},
-    {"tokenize", td_cmd_tokenize},
+    {"devices", td_cmd_devices}, {"inspect", td_cmd_inspect},   {"verify", td_cmd_verify},
+    {"merge", td_cmd_merge},     {"tokenize", td_cmd_tokenize},
 };
 
 static int usage_error(const char *fmt, const char *arg, const char *nearest) {

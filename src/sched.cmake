@@ -1,6 +1,12 @@
 add_library(td_queue STATIC sched/queue.c)
 target_link_libraries(td_queue PUBLIC td_common)
+# Built on request: cmake --build build/release --target bench_queue
+add_executable(bench_queue EXCLUDE_FROM_ALL ${PROJECT_SOURCE_DIR}/tools/bench/bench_queue.c)
+target_link_libraries(bench_queue PRIVATE td_queue)
+
+add_library(td_claims STATIC sched/claims.c)
+target_link_libraries(td_claims PUBLIC td_queue td_plan)
 
 add_library(td_sched STATIC sched/run.c sched/feeder.c sched/group.c sched/progress.c sched/summary.c sched/stop.c
   sched/faults.c sched/watchdog.c sched/health.c)
-target_link_libraries(td_sched PUBLIC td_queue td_plan td_data td_model td_record)
+target_link_libraries(td_sched PUBLIC td_queue td_claims td_plan td_data td_model td_record)

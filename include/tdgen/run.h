@@ -42,6 +42,9 @@ typedef struct td_group_summary {
     int64_t n_tokens, n_rows, n_samples, n_batches;
     double wait_s;     /* nothing to claim */
     double finished_s; /* after the start of the run */
+    /* Of what it completed: how long it took while it had work, and by the cost model (0 = the
+     * plan knows no speeds). */
+    double observed_s, predicted_s;
     double stage_busy_s[64];
     double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;

@@ -165,38 +165,44 @@ static bool same_value(const json_t *a, const json_t *b) {
     return same;
 }
 
-static void show_difference(const char *key, const json_t *folder, const json_t *run, int n,
-                            td_strbuf *b) {
+static void show_difference(const char *key, const json_t *a, const json_t *b, const char *in_a,
+                            const char *in_b, int n, td_strbuf *out) {
     const char *meaning = key_meaning(key);
-    td_strbuf_puts(b, n ? "; " : "");
-    td_strbuf_puts(b, key);
+    td_strbuf_puts(out, n ? "; " : "");
+    td_strbuf_puts(out, key);
     if (meaning)
-        td_strbuf_printf(b, " (%s)", meaning);
-    td_strbuf_puts(b, " is ");
-    show_value(folder, b);
-    td_strbuf_puts(b, " in the folder and ");
-    show_value(run, b);
-    td_strbuf_puts(b, " in this run");
+        td_strbuf_printf(out, " (%s)", meaning);
+    td_strbuf_puts(out, " is ");
+    show_value(a, out);
+    td_strbuf_printf(out, " in %s and ", in_a);
+    show_value(b, out);
+    td_strbuf_printf(out, " in %s", in_b);
+}
+
+int td_identity_differences(const json_t *a, const json_t *b, bool skip_weights, const char *in_a,
+                            const char *in_b, td_strbuf *out) {
+    int n = 0;
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)b, key, v) {
+        const json_t *f = json_object_get(a, key);
+        if (!same_value(f, v))
+            show_difference(key, f, v, in_a, in_b, n++, out);
+    }
+    json_object_foreach((json_t *)a, key, v) {
+        if (json_object_get(b, key) || json_is_null(v))
+            continue;
+        if (skip_weights && strcmp(key, "model.weights_hash") == 0)
+            continue;
+        show_difference(key, v, NULL, in_a, in_b, n++, out);
+    }
+    return n;
 }
 
 td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip_weights,
                               const char *dir, td_error *err) {
     td_strbuf b = {0};
-    int n = 0;
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)run, key, v) {
-        const json_t *f = json_object_get(folder, key);
-        if (!same_value(f, v))
-            show_difference(key, f, v, n++, &b);
-    }
-    json_object_foreach((json_t *)folder, key, v) {
-        if (json_object_get(run, key) || json_is_null(v))
-            continue;
-        if (skip_weights && strcmp(key, "model.weights_hash") == 0)
-            continue;
-        show_difference(key, v, NULL, n++, &b);
-    }
+    int n = td_identity_differences(folder, run, skip_weights, "the folder", "this run", &b);
     td_status rc = TD_OK;
     if (n)
         rc =

@@ -25,6 +25,9 @@ td_status td_identity_set_weights(json_t *identity, uint64_t weights_hash, td_er
  * known yet. */
 td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip_weights,
                               const char *dir, td_error *err);
+/* Appends "KEY (meaning) is X in IN_A and Y in IN_B; ..." for every key that differs; how many. */
+int td_identity_differences(const json_t *a, const json_t *b, bool skip_weights, const char *in_a,
+                            const char *in_b, td_strbuf *out);
 td_status td_identity_fingerprint(const json_t *identity, uint64_t *out, td_error *err);
 
 /* The bytes of manifest.json for a run; freed by the caller. `identity` is borrowed. */

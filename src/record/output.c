@@ -19,6 +19,8 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "record/coverage.h"
+#include "record/merge.h"
 #include "tdgen/log.h"
 
 #define LOCK_NAME ".lock"
@@ -236,7 +238,9 @@ static td_status load_folder(td_output *o, td_error *err) {
     char *path = td_output_path(o, TD_MANIFEST_NAME);
     if (!path)
         return td_error_nomem(err, "a path", 0);
-    td_status rc = scan_folder(o, &numbers, &n, err);
+    td_status rc = td_merge_check_unfinished(o->dir, err);
+    if (rc == TD_OK)
+        rc = scan_folder(o, &numbers, &n, err);
     if (rc != TD_OK)
         goto done;
     if (access(path, F_OK) != 0 && errno == ENOENT) {
@@ -290,6 +294,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int
                                 .logprob_dtype = cfg->capture.logprob_dtype,
                                 .n_temperatures = cfg->capture.n_temperatures,
                                 .n_vocab = id->model->n_vocab};
+    td_coverage_init(&o->coverage, o->spec.top_k);
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
     if (!o->dir)
@@ -384,6 +389,33 @@ td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *e
     return rc;
 }
 
+void td_output_add_coverage(td_output *o, const td_coverage *c) {
+    pthread_mutex_lock(&o->mutex);
+    td_coverage_merge(&o->coverage, c);
+    pthread_mutex_unlock(&o->mutex);
+}
+
+void td_output_coverage_get(td_output *o, td_coverage *c) {
+    pthread_mutex_lock(&o->mutex);
+    *c = o->coverage;
+    pthread_mutex_unlock(&o->mutex);
+}
+
+/* The rows of a finished shard, for the report: a courtesy, so a shard that cannot be read now is
+ * left out. The mutex is held. */
+static void count_kept(td_output *o, int64_t number) {
+    char name[TD_SHARD_NAME_SIZE];
+    td_shard_file *f = NULL;
+    td_error ignored;
+    td_shard_name(number, name);
+    char *path = td_output_path(o, name);
+    if (path && o->coverage.top_k &&
+        td_shard_file_open(path, &o->spec, TD_E_OUTPUT, NULL, &f, &ignored) == TD_OK)
+        td_coverage_add_shard(&o->coverage, f);
+    td_shard_file_close(f);
+    free(path);
+}
+
 /* Proves a shard of the index once. A stale line is corrected; *good = false when the file is bad.
  */
 static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_error *err) {
@@ -452,6 +484,8 @@ td_status td_output_shard_done(td_output *o, int64_t number, int64_t row_begin, 
     } else {
         is_done = true;
     }
+    if (is_done)
+        count_kept(o, number);
     if (is_done && totals)
         *totals = (td_shard_totals){.n_samples = e->n_samples,
                                     .n_tokens = e->n_tokens,

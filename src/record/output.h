@@ -20,14 +20,17 @@ struct td_output {
     uint64_t fingerprint; /* valid when manifest_there or bound */
 
     pthread_mutex_t mutex;
-    td_index index;   /* Protected by mutex. */
-    bool index_dirty; /* Protected by mutex: the file is not what `index` says, in order */
-    bool index_torn;  /* Protected by mutex: an append failed, half a line may be there */
+    td_index index;       /* Protected by mutex. */
+    bool index_dirty;     /* Protected by mutex: the file is not what `index` says, in order */
+    td_coverage coverage; /* Protected by mutex. */
+    bool index_torn;      /* Protected by mutex: an append failed, half a line may be there */
 };
 
 /* "DIR/NAME", NULL when out of memory. */
 char *td_output_path(const td_output *o, const char *name);
 /* The shard's file is in place: adds its line. Any thread. */
 td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *err);
+/* Counts the rows of a shard that is in place. Any thread. */
+void td_output_add_coverage(td_output *o, const td_coverage *c);
 
 #endif

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "record/identity.h"
 #include "record/index.h"
+#include "record/merge.h"
 #include "record/row_check.h"
 #include "tdgen/json.h"
 
@@ -409,7 +410,9 @@ td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
     verifier v = {.dir = dir, .out = out, .verbose = verbose};
     int64_t *numbers = NULL;
     size_t n = 0;
-    td_status rc = list_shards(dir, &numbers, &n, err);
+    td_status rc = td_merge_check_unfinished(dir, err);
+    if (rc == TD_OK)
+        rc = list_shards(dir, &numbers, &n, err);
     if (rc != TD_OK)
         return rc;
     char *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);

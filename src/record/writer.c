@@ -46,6 +46,8 @@ struct td_shard_writer {
      * the caller joined or otherwise synchronised with the putting threads. */
     _Atomic uint8_t *state;
     uint8_t *device; /* [n_samples]; written by the putting thread */
+    pthread_mutex_t mutex;
+    td_coverage coverage; /* of the rows put. Protected by mutex */
 };
 
 /* --- columns: sequential writes of small elements --------------------------------------------- */
@@ -346,6 +348,7 @@ static void writer_free(td_shard_writer *w) {
     free(w->kind_of);
     free(w->state);
     free(w->device);
+    pthread_mutex_destroy(&w->mutex);
     free(w);
 }
 
@@ -363,6 +366,8 @@ td_status td_shard_writer_open(td_output *o, const td_shard *shard, const char *
     w->o = o;
     w->shard = shard;
     w->temp.fd = -1;
+    pthread_mutex_init(&w->mutex, NULL);
+    td_coverage_init(&w->coverage, o->coverage.top_k);
     size_t n = (size_t)shard->n_samples;
     w->state = td_calloc(n, sizeof *w->state);
     w->device = td_calloc(n, 1);
@@ -479,6 +484,25 @@ static td_status claim(td_shard_writer *w, int32_t sample, td_error *err) {
     return TD_OK;
 }
 
+/* The rows count for the report of what truncation loses. */
+static void count_rows(td_shard_writer *w, const td_sample *m, const td_captured *cap,
+                       int32_t first_row) {
+    td_coverage c;
+    td_coverage_init(&c, w->coverage.top_k);
+    if (c.top_k == 0)
+        return;
+    for (int32_t i = 0; i < m->n_rows; i++) {
+        size_t r = (size_t)first_row + (size_t)i;
+        td_coverage_add(&c, cap->tail_mass[r],
+                        td_coverage_wants_levels(&c, m->row_offset + i)
+                            ? cap->topk_logprobs + r * (size_t)cap->top_k
+                            : NULL);
+    }
+    pthread_mutex_lock(&w->mutex);
+    td_coverage_merge(&w->coverage, &c);
+    pthread_mutex_unlock(&w->mutex);
+}
+
 td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device_kind,
                               const td_captured *cap, int32_t first_row, td_error *err) {
     td_status rc = claim(w, sample, err);
@@ -499,8 +523,10 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         rc = check_rows(w, m, sample, cap, first_row, err);
     if (rc == TD_OK)
         rc = write_rows(w, m, cap, first_row, err);
-    if (rc == TD_OK)
+    if (rc == TD_OK) {
         w->device[sample] = w->kind_of[device_kind];
+        count_rows(w, m, cap, first_row);
+    }
     atomic_store_explicit(&w->state[sample], rc == TD_OK ? SAMPLE_PUT : SAMPLE_EMPTY,
                           memory_order_relaxed);
     return rc;
@@ -656,6 +682,8 @@ td_status td_shard_writer_commit(td_shard_writer *w, td_error *err) {
         rc = publish(w, err);
     if (rc == TD_OK)
         rc = td_output_add_entry(w->o, &entry, err);
+    if (rc == TD_OK)
+        td_output_add_coverage(w->o, &w->coverage);
 done:
     free(status);
     writer_free(w);

@@ -1,11 +1,17 @@
-/* The feeder reads ahead of the groups: at most max_open shards are open at a time, which bounds
- * memory and holds the reader back. The writer closes them. */
+/* The feeder reads ahead of the groups: at most max_open shards are open at a time (see
+ * td_claims_max_open), which bounds memory and holds the reader back. The writer closes them. */
 #include "sched/run_state.h"
 
 #include <stdlib.h>
 #include <time.h>
 #include "tdgen/log.h"
 #include "tdgen/util.h"
+
+/* What was read and given to the groups so far. */
+typedef struct td_feeder {
+    double kflop, bytes, rows;
+    uint64_t bytes_before; /* the shard that is being read */
+} td_feeder;
 
 static void nap(void) {
     struct timespec ts = {.tv_nsec = 1000000};
@@ -118,7 +124,39 @@ static td_status skip_blamed(td_run_state *run, const td_open_shard *o, const ui
     return rc;
 }
 
-static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error *err) {
+static void describe_work(const td_run_state *run, td_open_shard *o) {
+    const td_plan *plan = run->in->plan;
+    for (int32_t i = 0; i < o->shard->n_batches; i++) {
+        const td_micro_batch *mb = &o->shard->batches[i];
+        td_work_size size = {0};
+        for (int32_t k = 0; k < mb->n_samples; k++) {
+            const td_sample *s = &o->shard->samples[mb->samples[k]];
+            td_work_size_add(&size, s->n_tokens, s->n_rows, plan->cost.window);
+        }
+        o->work[i] = (td_work){.open = o, .batch = i};
+        td_claim_item_init(&o->work[i].item, &plan->cost, &size, mb->alone);
+    }
+}
+
+/* What is left to read, by the work per byte so far (and per row, where max_samples ends the data
+ * before the file does). Shards that needed no computing count for neither. */
+static void estimate_unread(td_run_state *run, td_feeder *f, const td_open_shard *o) {
+    const td_config *cfg = run->in->cfg;
+    uint64_t at, total;
+    for (int32_t i = 0; i < o->shard->n_batches; i++)
+        f->kflop += (double)o->work[i].item.kflop;
+    td_source_progress(run->in->source, &at, &total);
+    f->bytes += at > f->bytes_before ? (double)(at - f->bytes_before) : 0;
+    f->rows += (double)(o->shard->row_end - o->shard->row_begin);
+    double unread = f->bytes > 0 && total > at ? f->kflop / f->bytes * (double)(total - at) : 0;
+    if (cfg->data.max_samples > 0 && f->rows > 0)
+        unread = TD_MIN(unread, f->kflop / f->rows *
+                                    (double)TD_MAX(cfg->data.max_samples - o->shard->row_end, 0));
+    td_claim_board_set_unread(run->board, unread / cfg->run.total_workers);
+}
+
+static td_status open_and_publish(td_run_state *run, td_feeder *f, td_open_shard *o,
+                                  td_error *err) {
     td_shard *shard = o->shard;
     uint8_t *marks;
     td_status rc = mark_suspects(run, shard, &marks, err);
@@ -139,11 +177,13 @@ static td_status open_and_publish(td_run_state *run, td_open_shard *o, td_error 
     /* The shard can be complete, committed and freed as soon as its last micro-batch is published
      * (or at once without any): from there on neither it nor o->work is touched. */
     int32_t n = shard->n_batches;
+    describe_work(run, o);
+    estimate_unread(run, f, o);
     atomic_store(&o->n_left, n);
     if (n == 0)
         td_run_shard_complete(run, o);
     for (int32_t i = 0; i < n; i++) {
-        o->work[i] = (td_work){.open = o, .batch = i};
+        td_claim_board_add(run->board, &o->work[i].item);
         while (!td_queue_publish(run->queue, &o->work[i])) {
             if (td_run_stopping(run))
                 return TD_OK;
@@ -156,13 +196,22 @@ fail:
     return rc;
 }
 
+static void note_end(td_run_state *run) {
+    atomic_store(&run->n_data_shards, td_source_next_number(run->in->source));
+}
+
 void *td_feeder_main(void *arg) {
     td_run_state *run = arg;
+    td_feeder f = {0};
     td_error err = {0};
     td_status rc = TD_OK;
     while (!td_run_stopping(run)) {
         bool skipped, at_end;
+        uint64_t total;
+        td_source_progress(run->in->source, &f.bytes_before, &total);
         rc = skip_if_finished(run, &skipped, &at_end, &err);
+        if (rc == TD_OK && at_end)
+            note_end(run);
         if (rc != TD_OK || at_end)
             break;
         if (skipped)
@@ -172,18 +221,21 @@ void *td_feeder_main(void *arg) {
             break;
         rc = td_source_next(run->in->source, true, &o->shard, &err);
         if (rc != TD_OK || !o->shard) {
+            if (rc == TD_OK)
+                note_end(run);
             release_place(run, o);
             break;
         }
         atomic_fetch_add(&run->n_bad, o->shard->n_bad_rows);
         atomic_fetch_add(&run->n_overflow_rows, o->shard->n_overflow_rows);
         count_idle(run, o->shard);
-        rc = open_and_publish(run, o, &err);
+        rc = open_and_publish(run, &f, o, &err);
         if (rc != TD_OK)
             break;
     }
     if (rc != TD_OK)
         td_run_fail(run, &err);
+    td_claim_board_set_unread(run->board, 0);
     td_queue_close(run->queue);
     pthread_mutex_lock(&run->lock);
     run->feeder_ended = true;

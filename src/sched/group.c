@@ -1,7 +1,8 @@
 /* A group's thread: claims micro-batches, keeps its pipeline full, stores what comes out.
  *
- * The claims it holds and has not begun are in `held`; slots[] is a ring of micro-batches in
- * flight, submitted and waited for in order. Only this thread touches the session.
+ * What to claim next, and when to leave the rest to faster groups, is claims.c's to say; slots[] is
+ * a ring of micro-batches in flight, submitted and waited for in order. Only this thread touches
+ * the session.
  *
  * A micro-batch that is `alone` (a suspect, see faults.h) is submitted when nothing is in flight,
  * and nothing follows before it is done.
@@ -19,24 +20,23 @@
 #include "tdgen/log.h"
 #include "tdgen/util.h"
 
-enum { MAX_CLAIM = 64 };
 #define SLICE_S 0.5
 #define PATIENCE_MEANS 20.0
 
 typedef struct flight {
     td_claim claim;
     td_batch batch;
+    td_claim_item item; /* a copy: the claim's own may be gone once it is done */
+    double predicted_s; /* of the slowest stage; 0 = unknown */
     int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
+    int64_t *row_dataset_row, *row_position;
 } flight;
 
 typedef struct loop {
     td_group *g;
     flight *slots;
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
-    td_claim held[MAX_CLAIM];
-    uint32_t n_held, next_held;
-    double seconds_per_batch, seconds_per_token; /* moving averages of completions */
-    double last_completion_s;
+    td_claimer claimer;
     bool gone; /* the watch gave this thread up */
 } loop;
 
@@ -47,6 +47,8 @@ static void free_slots(loop *l) {
             free(l->slots[i].seq_offsets);
             free(l->slots[i].row_token);
             free(l->slots[i].row_target);
+            free(l->slots[i].row_dataset_row);
+            free(l->slots[i].row_position);
         }
     free(l->slots);
 }
@@ -62,11 +64,14 @@ static td_status make_slots(loop *l, td_error *err) {
         f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
         f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
         f->row_target = td_calloc((size_t)lim->max_rows, sizeof *f->row_target);
-        ok = f->ids && f->seq_offsets && f->row_token && f->row_target;
+        f->row_dataset_row = td_calloc((size_t)lim->max_rows, sizeof *f->row_dataset_row);
+        f->row_position = td_calloc((size_t)lim->max_rows, sizeof *f->row_position);
+        ok = f->ids && f->seq_offsets && f->row_token && f->row_target && f->row_dataset_row &&
+             f->row_position;
     }
     return ok ? TD_OK
               : td_error_nomem(err, "the host arrays of a group",
-                               (size_t)lim->max_tokens * (size_t)l->n_slots * 16);
+                               (size_t)lim->max_tokens * (size_t)l->n_slots * 32);
 }
 
 /* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
@@ -85,6 +90,8 @@ static void fill(flight *f, const td_work *w) {
             if (mask[t]) {
                 f->row_token[r] = n + t - 1;
                 f->row_target[r] = ids[t];
+                f->row_dataset_row[r] = s->row;
+                f->row_position[r] = s->start + t - 1;
                 r++;
             }
         n += s->n_tokens;
@@ -96,16 +103,38 @@ static void fill(flight *f, const td_work *w) {
                           .ids = f->ids,
                           .seq_offsets = f->seq_offsets,
                           .row_token = f->row_token,
-                          .row_target = f->row_target};
+                          .row_target = f->row_target,
+                          .row_dataset_row = f->row_dataset_row,
+                          .row_position = f->row_position};
+}
+
+/* Are the n elements of a dense row finite? 16-bit floats are not where their exponent is all ones.
+ */
+static bool row_is_finite(const void *row, td_dtype dtype, int64_t n) {
+    const uint16_t *h = row, ones = dtype == TD_F16 ? 0x7c00 : 0x7f80;
+    const float *f = row;
+    int bad = 0;
+    if (dtype == TD_F32)
+        for (int64_t i = 0; i < n; i++)
+            bad |= !isfinite(f[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            bad |= (h[i] & ones) == ones;
+    return !bad;
 }
 
 /* A target of probability 0 (its logit was -inf) cannot be learnt from either. */
 static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
-    for (int32_t r = first; r < first + n; r++)
-        if (!isfinite(cap->logsumexp[r]) || !isfinite(cap->target_logprob[r])) {
+    const size_t row_bytes = (size_t)cap->n_dense * td_dtype_size(cap->dense_dtype);
+    for (int32_t r = first; r < first + n; r++) {
+        bool good = cap->logsumexp ? isfinite(cap->logsumexp[r]) && isfinite(cap->target_logprob[r])
+                                   : row_is_finite((const char *)cap->dense + (size_t)r * row_bytes,
+                                                   cap->dense_dtype, cap->n_dense);
+        if (!good) {
             *bad = r;
             return false;
         }
+    }
     return true;
 }
 
@@ -161,45 +190,13 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
     return TD_OK;
 }
 
-/* About two seconds of work, at most a quarter of what each group can still expect, at least one:
- * long runs of neighbours while there is much to do, single ones at the end. */
-static uint32_t claim_size(const loop *l) {
-    double share = (double)td_queue_available(l->g->run->queue) / (4.0 * l->g->run->n_groups);
-    double by_time = l->seconds_per_batch > 0 ? 2.0 / l->seconds_per_batch : 1;
-    return (uint32_t)TD_MAX(1.0, TD_MIN(TD_MIN(share, by_time), (double)MAX_CLAIM));
-}
-
-static bool is_alone(const td_claim *c) {
-    const td_work *w = c->item;
-    return w->open->shard->batches[w->batch].alone;
-}
-
-static bool next_claim(loop *l, td_claim *out) {
-    if (l->n_in_flight && is_alone(&l->slots[l->head].claim))
-        return false;
-    if (l->next_held == l->n_held) {
-        l->next_held = 0;
-        l->n_held = td_queue_claim(l->g->run->queue, l->g->id, claim_size(l), l->held);
-    }
-    if (l->next_held == l->n_held || (l->n_in_flight && is_alone(&l->held[l->next_held])))
-        return false;
-    *out = l->held[l->next_held++];
-    return true;
-}
-
-/* How long the oldest micro-batch may take: by what is in flight and the mean time of a token,
- * since micro-batches differ (a suspect is a single sample). Before any was done the plan's
- * estimate stands in, and where the speed is not known, ten times the usual patience: the first one
- * also pays for what drivers and libraries do once. */
+/* How long the oldest micro-batch may take: a multiple of what the cost model says of all that is
+ * in flight, corrected by what was observed. Before any was done only the plan's speeds stand in,
+ * and where they are not known, ten times the usual patience: the first one also pays for what
+ * drivers and libraries do once. */
 static void set_patience(loop *l) {
-    double least = td_run_patience_s(), seconds = 10 * least;
-    int64_t n_tokens = 0;
-    for (int32_t i = 0; i < l->n_in_flight; i++)
-        n_tokens += l->slots[(l->head + i) % l->n_slots].batch.n_tokens;
-    if (l->seconds_per_token > 0)
-        seconds = PATIENCE_MEANS * l->seconds_per_token * (double)n_tokens;
-    else if (l->g->plan->tokens_per_s > 0)
-        seconds = PATIENCE_MEANS * (double)n_tokens / l->g->plan->tokens_per_s;
+    double least = td_run_patience_s(), expected = td_claimer_expected_s(&l->claimer);
+    double seconds = expected > 0 ? PATIENCE_MEANS * expected : 10 * least;
     atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, seconds)));
 }
 
@@ -218,10 +215,11 @@ static td_status name_batch(const flight *f, td_error *err) {
 static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     int32_t slot = (l->head + l->n_in_flight) % l->n_slots;
     flight *f = &l->slots[slot];
-    if (l->n_in_flight == 0)
-        l->last_completion_s = td_time_s();
     f->claim = *claim;
+    f->item = ((const td_work *)claim->item)->item;
+    f->predicted_s = td_cost_group_seconds(l->g->run->in->plan, (int32_t)l->g->id, &f->item.size);
     fill(f, claim->item);
+    td_claimer_submitted(&l->claimer, td_time_s(), claim);
     l->n_in_flight++; /* also on failure: the claim is then given back with the others */
     set_patience(l);
     atomic_store(&l->g->in_flight[slot], claim->item);
@@ -274,18 +272,15 @@ static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_er
     l->head = (l->head + 1) % l->n_slots;
     atomic_store(&l->g->oldest, l->head);
     l->n_in_flight--;
-    double now = td_time_s(), dt = now - l->last_completion_s;
-    l->last_completion_s = now;
-    double per_token = dt / TD_MAX(f->batch.n_tokens, 1);
-    bool first = l->seconds_per_batch <= 0;
-    l->seconds_per_batch = first ? dt : 0.8 * l->seconds_per_batch + 0.2 * dt;
-    l->seconds_per_token = first ? per_token : 0.8 * l->seconds_per_token + 0.2 * per_token;
+    td_claimer_completed(&l->claimer, td_time_s(), &f->item, f->predicted_s);
+    atomic_store(&l->g->observed_us, (int64_t)(1e6 * l->claimer.total_s));
+    atomic_store(&l->g->predicted_us, (int64_t)(1e6 * l->claimer.total_predicted_s));
     return TD_OK;
 }
 
 static void wait_for_work(loop *l) {
     double t0 = td_time_s();
-    struct timespec ts = {.tv_nsec = 500000};
+    struct timespec ts = {.tv_nsec = (long)(1e9 * td_claimer_nap_s(&l->claimer))};
     nanosleep(&ts, NULL);
     atomic_fetch_add(&l->g->wait_us, (int64_t)(1e6 * (td_time_s() - t0)));
 }
@@ -306,9 +301,9 @@ static void retire(loop *l, bool hung, const td_error *why) {
             poisoned_shard = w->open->shard->number;
         td_queue_fail(run->queue, g->id, c->number);
     }
-    while (l->next_held < l->n_held)
-        td_queue_release(run->queue, g->id, l->held[l->next_held++].number);
+    td_claimer_release_held(&l->claimer, td_time_s());
     td_queue_retire(run->queue, g->id);
+    td_claim_board_retire(run->board, (int32_t)g->id);
     l->n_in_flight = 0;
     td_error e = *why;
     td_error_prefix(&e, "group %u", g->id);
@@ -333,7 +328,7 @@ static void work_loop(loop *l) {
         bool device_failed = true, hung = false;
         td_status rc = TD_OK;
         while (rc == TD_OK && !l->gone && l->n_in_flight < l->n_slots && !td_run_stopping(run) &&
-               next_claim(l, &claim))
+               td_claimer_next(&l->claimer, td_time_s(), &claim))
             rc = submit(l, &claim, &err);
         if (l->gone)
             return;
@@ -397,10 +392,14 @@ void *td_group_main(void *arg) {
             g->session = NULL;
         } else {
             rc = make_slots(&l, &err);
-            if (rc == TD_OK)
+            if (rc == TD_OK) {
+                td_claimer_setup in = td_claimer_setup_of(run->in->plan, (int32_t)g->id, l.n_slots,
+                                                          run->board, run->queue);
+                td_claimer_init(&l.claimer, &in);
                 work_loop(&l);
-            else
+            } else {
                 td_run_fail(run, &err);
+            }
             pthread_mutex_lock(&run->lock);
             g->finished_s = td_time_s() - run->start_s;
             if (!g->ended)

@@ -138,11 +138,38 @@ static void stamp(time_t t, char *buf, size_t n) {
 static json_t *group_json(const td_group *g, double elapsed_s) {
     int64_t tokens = atomic_load(&g->n_tokens);
     double wait_s = 1e-6 * (double)atomic_load(&g->wait_us);
-    return json_pack("{s:i, s:I, s:I, s:I, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
-                     (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples),
-                     "micro_batches", (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
-                     elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s,
-                     "retired", g->retired);
+    double seen_s = 1e-6 * (double)atomic_load(&g->observed_us);
+    double planned_s = 1e-6 * (double)atomic_load(&g->predicted_us);
+    /* Idle: nothing to claim. Observed and planned: tokens/s while it had work; 0 = not known. */
+    return json_pack(
+        "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
+        (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples), "micro_batches",
+        (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
+        elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s, "idle_share",
+        elapsed_s > 0 ? TD_MIN(1.0, wait_s / elapsed_s) : 0.0, "observed_tokens_per_s",
+        seen_s > 0 ? (double)tokens / seen_s : 0.0, "planned_tokens_per_s",
+        planned_s > 0 ? (double)tokens / planned_s : 0.0, "retired", g->retired);
+}
+
+/* What truncation loses so far (td_coverage), NULL when no row was recorded. */
+static json_t *coverage_json(td_run_state *run) {
+    td_coverage c;
+    td_output_coverage_get(run->in->output, &c);
+    if (c.n_rows == 0)
+        return NULL;
+    double n = (double)c.n_rows, p1 = td_coverage_tail_quantile(&c, 0.01),
+           p5 = td_coverage_tail_quantile(&c, 0.05), p50 = td_coverage_tail_quantile(&c, 0.5);
+    json_t *levels = json_array();
+    for (int32_t i = 0; levels && c.n_level_rows && i < c.n_levels; i++)
+        json_array_append_new(levels,
+                              json_pack("{s:i, s:f, s:f}", "top_k", c.level[i].k, "mean_tail",
+                                        c.level[i].sum_tail / (double)c.n_level_rows, "mean_kl",
+                                        c.level[i].sum_kl / (double)c.n_level_rows));
+    return json_pack("{s:i, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "top_k", c.top_k, "rows",
+                     (json_int_t)c.n_rows, "rows_of_kept_shards", (json_int_t)c.n_rows_kept,
+                     "mean_mass", 1 - c.sum_tail / n, "p1_mass", 1 - p1, "p5_mass", 1 - p5,
+                     "p50_mass", 1 - p50, "mean_tail", c.sum_tail / n, "mean_kl", c.sum_kl / n,
+                     "smaller_k", levels);
 }
 
 static void write_status(td_progress *p, const view *v, const char *state) {
@@ -174,6 +201,14 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     if (f && f->n_reexec)
         json_object_set_new(j, "reexecutions", json_integer(f->n_reexec));
     bool done = strcmp(state, "done") == 0;
+    json_t *coverage = coverage_json(run);
+    if (coverage)
+        json_object_set_new(j, "truncation", coverage);
+    json_object_set_new(j, "worker_id", json_integer(run->in->cfg->run.worker_id));
+    json_object_set_new(j, "total_workers", json_integer(run->in->cfg->run.total_workers));
+    int64_t n_data_shards = atomic_load(&run->n_data_shards);
+    if (n_data_shards >= 0)
+        json_object_set_new(j, "shards_in_data", json_integer((json_int_t)n_data_shards));
     json_t *devices = td_health_json(p->health);
     if (devices)
         json_object_set_new(j, "devices", devices);

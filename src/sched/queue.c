@@ -128,6 +128,7 @@ void td_queue_close(td_queue *q) {
  */
 
 static void retry_push(td_queue *q, uint64_t number) {
+    /* relaxed, here and in pop: a guess at the position, which the cell's seq confirms */
     uint64_t pos = atomic_load_explicit(&q->retry_tail, memory_order_relaxed);
     for (;;) {
         retry_cell *c = &q->retry[pos & (q->capacity - 1)];
@@ -159,6 +160,7 @@ static bool retry_pop(td_queue *q, uint64_t *number) {
         uint64_t seq = atomic_load_explicit(&c->seq, memory_order_acquire);
         int64_t d = (int64_t)(seq - (pos + 1));
         if (d == 0) {
+            /* relaxed: the ticket again; the data is ordered by seq */
             if (atomic_compare_exchange_weak_explicit(&q->retry_head, &pos, pos + 1,
                                                       memory_order_relaxed, memory_order_relaxed)) {
                 *number = c->number;
@@ -185,11 +187,14 @@ static bool take(td_queue *q, uint32_t owner, uint32_t epoch, uint64_t number, t
     uint64_t w = atomic_load_explicit(&s->state, memory_order_acquire);
     if (word_state(w) != FREE || word_gen(w) != gen_of(q, number))
         return false;
+    /* Read while it is FREE and only we have its number. Once it is CLAIMED a retirement may take
+     * it back, a peer finish it, and the producer fill the slot anew. */
+    void *item = s->item;
     if (!atomic_compare_exchange_strong_explicit(
             &s->state, &w, word(word_gen(w), word_tries(w), epoch, owner, CLAIMED),
             memory_order_seq_cst, memory_order_relaxed))
         return false;
-    *out = (td_claim){.number = number, .item = s->item, .tries = word_tries(w)};
+    *out = (td_claim){.number = number, .item = item, .tries = word_tries(w)};
     return true;
 }
 
@@ -198,6 +203,7 @@ static bool take(td_queue *q, uint32_t owner, uint32_t epoch, uint64_t number, t
 static bool leave(td_queue *q, uint32_t owner, uint64_t number, uint32_t to, uint32_t add_tries,
                   uint32_t *tries) {
     slot *s = slot_of(q, number);
+    /* relaxed: only to know what to compare with; the exchange decides and orders */
     uint64_t w = atomic_load_explicit(&s->state, memory_order_relaxed);
     if (word_state(w) != CLAIMED || word_owner(w) != owner || word_gen(w) != gen_of(q, number))
         return false;
@@ -231,6 +237,7 @@ uint32_t td_queue_claim(td_queue *q, uint32_t owner, uint32_t want, td_claim *ou
         /* An item is FREE from before its push until it is popped, and popped once. */
         assert(got == 1);
     } else {
+        /* relaxed: a guess, confirmed by the exchange */
         uint64_t c = atomic_load_explicit(&q->cursor, memory_order_relaxed);
         uint64_t n;
         do {
@@ -262,6 +269,7 @@ bool td_queue_begin_commit(td_queue *q, uint32_t owner, uint64_t number) {
 
 void td_queue_done(td_queue *q, uint32_t owner, uint64_t number) {
     slot *s = slot_of(q, number);
+    /* relaxed: nobody but us moves a COMMITTING item, so it is what we wrote */
     uint64_t w = atomic_load_explicit(&s->state, memory_order_relaxed);
     assert(word_state(w) == COMMITTING && word_owner(w) == owner);
     (void)owner;
@@ -290,6 +298,7 @@ bool td_queue_release(td_queue *q, uint32_t owner, uint64_t number) {
 
 uint32_t td_queue_retire(td_queue *q, uint32_t owner) {
     assert(owner < q->n_owners);
+    /* relaxed: a guess, confirmed by the exchange */
     uint32_t e = atomic_load_explicit(&q->epochs[owner], memory_order_relaxed);
     do {
         if (e & 1)
@@ -302,7 +311,8 @@ uint32_t td_queue_retire(td_queue *q, uint32_t owner) {
     for (uint32_t i = 0; i < q->capacity; i++) {
         slot *s = &q->slots[i];
         uint64_t w = atomic_load_explicit(&s->state, memory_order_seq_cst);
-        if (word_state(w) != CLAIMED || word_owner(w) != owner)
+        /* Of the epoch that ends here: an owner may be reinstated while this scan goes on. */
+        if (word_state(w) != CLAIMED || word_owner(w) != owner || word_epoch(w) != (e & 0xffff))
             continue;
         uint64_t tries = TD_MIN(word_tries(w) + 1u, 255u);
         /* acq_rel: as in leave(); a failed exchange means that the owner got to commit first */
@@ -310,7 +320,8 @@ uint32_t td_queue_retire(td_queue *q, uint32_t owner) {
                                                      word(word_gen(w), tries, 0, 0, FREE),
                                                      memory_order_acq_rel, memory_order_relaxed))
             continue;
-        /* The number is rebuilt from the cursor's era: slot i holds the one item with that index
+        /* relaxed: take() released the word after the cursor moved, and we acquired the word.
+         * The number is rebuilt from the cursor's era: slot i holds the one item with that index
          * in [cursor - capacity, cursor). */
         uint64_t c = atomic_load_explicit(&q->cursor, memory_order_relaxed);
         uint64_t back = ((c - 1) - i) & (q->capacity - 1);
@@ -320,15 +331,34 @@ uint32_t td_queue_retire(td_queue *q, uint32_t owner) {
     return n;
 }
 
+bool td_queue_reinstate(td_queue *q, uint32_t owner) {
+    assert(owner < q->n_owners);
+    /* relaxed: only this owner's thread makes an odd epoch even */
+    uint32_t e = atomic_load_explicit(&q->epochs[owner], memory_order_relaxed);
+    if (!(e & 1))
+        return false;
+    /* seq_cst: a later retire must find it in the one order that td_queue_claim argues with. It
+     * publishes nothing: the owner's next claims are ordered by their own words. */
+    return atomic_compare_exchange_strong_explicit(&q->epochs[owner], &e, e + 1,
+                                                   memory_order_seq_cst, memory_order_relaxed);
+}
+
+bool td_queue_is_retired(const td_queue *q, uint32_t owner) {
+    /* relaxed: a hint; claim and begin_commit find out for certain */
+    return atomic_load_explicit(&q->epochs[owner], memory_order_relaxed) & 1;
+}
+
 bool td_queue_finished(const td_queue *q) {
     /* acquire on closed: `published` is final; acquire on n_done: all results are visible */
     if (!atomic_load_explicit(&q->closed, memory_order_acquire))
         return false;
+    /* relaxed: final, and ordered by the acquire above */
     uint64_t p = atomic_load_explicit(&q->published, memory_order_relaxed);
     return atomic_load_explicit(&q->n_done, memory_order_acquire) == p;
 }
 
 uint64_t td_queue_available(const td_queue *q) {
+    /* relaxed: two moments' values, an estimate only */
     uint64_t c = atomic_load_explicit(&q->cursor, memory_order_relaxed);
     uint64_t p = atomic_load_explicit(&q->published, memory_order_relaxed);
     return p > c ? p - c : 0;

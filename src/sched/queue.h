@@ -20,13 +20,36 @@
  * retire leaves it alone, so the answer of a retired owner is discarded by one failed
  * compare-and-swap and no item is ever written by two owners.
  *
+ * Invariants (each is an assertion of test/spin/queue.pml or a check of
+ * test/stress/stress_queue.c): I1 an item reaches COMMITTING exactly once, and by its one live
+ * claimer I2 an item that is FREE is either at or behind the cursor or in the retry ring, exactly
+ * once; so none is lost, and none is given to two I3 an owner whose epoch is odd has no item
+ * CLAIMED under an earlier epoch once retire returned and every td_queue_claim of his that was
+ * under way has returned; it gets no new one I4 a slot holds another item only after its last one
+ * is DONE I5 n_done <= published; both are equal and the queue is closed if and only if nothing is
+ *      outstanding: that is the termination
+ *
+ * An owner's life: its epoch is even while it may claim. td_queue_retire makes it odd and takes its
+ * claims back; td_queue_reinstate makes it even again, a new one: what was taken from the owner
+ * under an earlier epoch stays taken. The owner itself must have dropped those claims before (it
+ * answers for none of them any more), or an answer to an old claim could meet a new one of the same
+ * item.
+ *
  * Termination: td_queue_finished() is true if and only if the producer closed the queue and every
  * published item is DONE. An owner leaves then, not when the cursor ends: a peer may still fail.
  *
- * Progress guarantees: claim, begin_commit, done, finished are lock-free (a failed CAS means that
- * another thread's succeeded); done and finished are wait-free. publish is wait-free and belongs to
- * one thread. fail and retire push to the retry ring, which is lock-free except that a thread
- * stopped inside a push delays pops of that one cell (Vyukov's bounded MPMC ring).
+ * Progress of each operation (in any of them a thread that stops for ever holds up nobody else,
+ * but for the one case under "retry ring"):
+ *   publish        wait-free; one thread only; false instead of waiting when the ring is full
+ *   close          wait-free
+ *   claim          lock-free: a failed exchange means that another claim got its items
+ *   begin_commit   wait-free: one exchange, which fails only when the claim is lost
+ *   done, finished, available, is_retired   wait-free
+ *   fail, release  one exchange and a push to the retry ring
+ *   retire         one exchange on the epoch, then `capacity` slots, a push for each taken back
+ *   reinstate      wait-free: one exchange
+ *   retry ring     lock-free pushes and pops (Vyukov's bounded MPMC ring), except that a thread
+ *                  stopped between its ticket and its write delays the pops behind that one cell
  *
  * test/spin/queue.pml models this protocol; change both together (tools/lib/check_spin.sh).
  */
@@ -71,9 +94,14 @@ uint32_t td_queue_fail(td_queue *q, uint32_t owner, uint64_t number);
 /* As fail, without counting a failure: work that was claimed and not begun. */
 bool td_queue_release(td_queue *q, uint32_t owner, uint64_t number);
 
-/* Takes everything that `owner` has claimed and not begun to commit away from it, and lets it claim
- * nothing more. Any thread. Returns how many items came back. */
+/* Takes everything that `owner` has claimed and not begun to commit away from it (a failure of
+ * each), and lets it claim nothing more until it is reinstated. Any thread. Returns how many items
+ * came back. */
 uint32_t td_queue_retire(td_queue *q, uint32_t owner);
+/* Lets a retired owner claim again, under a new epoch. Called by the owner's own thread, which has
+ * dropped all claims of its earlier life. False: it is not retired. */
+bool td_queue_reinstate(td_queue *q, uint32_t owner);
+bool td_queue_is_retired(const td_queue *q, uint32_t owner); /* a moment's answer */
 
 bool td_queue_finished(const td_queue *q);
 /* Published and not claimed yet (the retry ring not counted): a moment's estimate. */

@@ -8,10 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "tdgen/log.h"
 #include "tdgen/util.h"
 
 enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
+#define OPEN_MEMORY_SHARE (1.0 / 16) /* of the machine's, for shards that are open */
 #define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
 
 /* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. Nobody
@@ -143,6 +145,7 @@ static void free_state(td_run_state *run) {
     free(run->groups);
     free(run->open);
     td_queue_destroy(run->queue);
+    td_claim_board_destroy(run->board);
     pthread_cond_destroy(&run->changed);
     pthread_mutex_destroy(&run->lock);
     free(run);
@@ -231,6 +234,7 @@ static void give_up_stuck(td_run_state *run, double dt) {
                 poisoned_shard = w->open->shard->number;
         }
         td_queue_retire(run->queue, g->id);
+        td_claim_board_retire(run->board, i);
         bool last = td_run_retire(run, g, true, &err);
         pthread_mutex_lock(&run->lock);
         g->stuck = true;
@@ -360,6 +364,8 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
                               .n_batches = atomic_load(&grp->n_batches),
                               .wait_s = 1e-6 * (double)atomic_load(&grp->wait_us),
                               .finished_s = grp->finished_s,
+                              .observed_s = 1e-6 * (double)atomic_load(&grp->observed_us),
+                              .predicted_s = 1e-6 * (double)atomic_load(&grp->predicted_us),
                               .retired = grp->retired,
                               .hung = grp->hung};
         memcpy(s.retired_why, grp->retired_why, sizeof s.retired_why);
@@ -406,6 +412,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     run->in = in;
     run->limits = in->plan->limits;
     run->start_s = td_time_s();
+    atomic_store(&run->n_data_shards, -1);
     pthread_mutex_init(&run->lock, NULL);
     pthread_cond_init(&run->changed, NULL);
 
@@ -415,7 +422,12 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     rc = td_queue_create(QUEUE_CAPACITY, (uint32_t)run->n_groups, &run->queue, err);
     if (rc != TD_OK)
         goto done;
-    run->max_open = TD_MIN(4 + run->n_groups, 64);
+    rc = td_claim_board_create(run->n_groups, &run->board, err);
+    if (rc != TD_OK)
+        goto done;
+    run->max_open = td_claims_max_open(in->plan, in->cfg->output.shard_samples,
+                                       OPEN_MEMORY_SHARE * (double)sysconf(_SC_PHYS_PAGES) *
+                                           (double)sysconf(_SC_PAGESIZE));
     run->open = td_calloc((size_t)run->max_open, sizeof *run->open);
     progress = td_progress_create(run);
     if (!run->open || !progress) {

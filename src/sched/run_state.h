@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include "sched/claims.h"
 #include "sched/queue.h"
 #include "tdgen/run.h"
 
@@ -19,6 +20,7 @@ typedef struct td_open_shard {
 } td_open_shard;
 
 typedef struct td_work {
+    td_claim_item item; /* first: all that claims.c knows of it */
     td_open_shard *open;
     int32_t batch;
     _Atomic int32_t n_failed; /* groups that failed or hung with it in flight */
@@ -40,6 +42,8 @@ typedef struct td_group {
     /* Progress, written by the group's thread, read by main. */
     _Atomic int64_t n_tokens, n_rows, n_samples, n_batches;
     _Atomic int64_t wait_us;
+    /* Of what it completed: how long it took, and by the cost model (0 = speeds unknown). */
+    _Atomic int64_t observed_us, predicted_us;
     /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
      * session's slot i, and `oldest` the slot of the oldest. Written by the group's thread. A
      * work is taken out before it is done, so what is seen here is in an open shard. */
@@ -65,6 +69,7 @@ typedef struct td_run_state {
     const td_run_input *in;
     td_session_limits limits;
     td_queue *queue;
+    td_claim_board *board;
     td_group *groups;
     int32_t n_groups;
     const char **kinds;  /* device kinds of the groups, without repetition */
@@ -93,6 +98,7 @@ typedef struct td_run_state {
 
     _Atomic int64_t n_shards_written, n_shards_kept, n_bad, n_overflow_rows;
     _Atomic int64_t n_tokens_idle, n_samples_idle; /* without a target: nothing to compute */
+    _Atomic int64_t n_data_shards; /* of the dataset, all workers'; -1 until its end was met */
     _Atomic int64_t n_tokens_kept, n_samples_kept; /* in shards that were finished before */
 } td_run_state;
 

@@ -36,6 +36,17 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
     for (int32_t i = 0; i < grp->n_stages; i++)
         fprintf(out, " %.0f%%", s->wall_s > 0 ? 100 * grp->stage_busy_s[i] / s->wall_s : 0.0);
     fputc('\n', out);
+    if (grp->observed_s > 0) {
+        char seen[16], plan_rate[16];
+        double n = (double)grp->n_tokens;
+        fprintf(out, "    speed     %s tokens/s while it had work",
+                td_human_count(n / grp->observed_s, seen, sizeof seen));
+        if (grp->predicted_s > 0)
+            fprintf(out, ", planned %s (%.0f%%)",
+                    td_human_count(n / grp->predicted_s, plan_rate, sizeof plan_rate),
+                    100 * grp->predicted_s / grp->observed_s);
+        fputc('\n', out);
+    }
     print_profile(grp->op_s, out);
     if (grp->retired)
         fprintf(out, "    retired: %s\n", grp->retired_why);
@@ -80,6 +91,9 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
             (long long)s->n_shards_written, (long long)s->n_shards_kept, (long long)t.n_shards,
             td_human_bytes(t.size_bytes, a, sizeof a),
             t.n_tokens ? (double)t.size_bytes / (double)t.n_tokens : 0.0);
+    td_coverage coverage;
+    td_output_coverage_get(output, &coverage);
+    td_coverage_print(&coverage, out);
     if (s->n_overflow_rows)
         fprintf(out, "Rows longer than data.max_length: %lld\n", (long long)s->n_overflow_rows);
     if (t.n_skipped || s->n_bad_samples)

@@ -108,27 +108,27 @@ def raises(kind, call):
 
 def check_record(record):
     """The reader's own promises for one record."""
-    ids, p = tdgen_reader.to_target(record)
+    ids, p = tdgen_reader.to_targets(record)
     assert np.allclose(p.sum(axis=1), 1, atol=1e-2)
-    _, ignored = tdgen_reader.to_target(record, tail="ignore")
+    _, ignored = tdgen_reader.to_targets(record, tail="ignore")
     assert np.array_equal(ignored, p[:, :-1])
-    _, scaled = tdgen_reader.to_target(record, temperature=3.7, tail="renormalise")
+    _, scaled = tdgen_reader.to_targets(record, temperature=3.7, tail="renormalise")
     assert np.allclose(scaled.sum(axis=1), 1, atol=1e-5)
     assert (np.diff(scaled, axis=1) <= 1e-7).all()
     dense = tdgen_reader.to_dense(record)
     assert dense.shape == (len(ids), record["vocab_size"])
     assert np.allclose(dense.sum(axis=1), 1, atol=1e-2)
     assert (dense.argmax(axis=1) == ids[:, 0]).mean() > 0.9  # ties after rounding aside
-    assert raises(ValueError, lambda: tdgen_reader.to_target(record, tail="drop"))
-    assert raises(ValueError, lambda: tdgen_reader.to_target(record, temperature=0))
+    assert raises(ValueError, lambda: tdgen_reader.to_targets(record, tail="drop"))
+    assert raises(ValueError, lambda: tdgen_reader.to_targets(record, temperature=0))
     if 3.7 not in record["temperatures"]:
-        assert raises(ValueError, lambda: tdgen_reader.to_target(record, temperature=3.7))
+        assert raises(ValueError, lambda: tdgen_reader.to_targets(record, temperature=3.7))
     for t in record["temperatures"]:
-        _, p = tdgen_reader.to_target(record, temperature=t, tail="bucket")
+        _, p = tdgen_reader.to_targets(record, temperature=t, tail="bucket")
         kept = p[:, :-1].sum(axis=1, dtype=np.float64)
         assert (kept <= 1 + 1e-2).all() and (p >= 0).all()
         # against the candidates' own ratios, which need no normaliser
-        _, q = tdgen_reader.to_target(record, temperature=t, tail="renormalise")
+        _, q = tdgen_reader.to_targets(record, temperature=t, tail="renormalise")
         assert np.allclose(p[:, :-1] / kept[:, None], q, atol=1e-4)
 
 
@@ -153,8 +153,11 @@ def check_torch(path, n_rows):
 def check_run(path):
     run = tdgen_reader.Run(path)
     n_rows = n_samples = 0
-    for entry in run.shards:
+    for k, entry in enumerate(run.shards):
         t, meta = check_file(os.path.join(path, entry["file"]), run.manifest)
+        ours = run.shard(k)  # our own mapping against the stock package
+        assert set(ours) == set(t) and ours.metadata == meta
+        assert all(ours[name].dtype == x.dtype and np.array_equal(ours[name], x) for name, x in t.items())
         assert int(meta["shard"]) == entry["shard"] and int(meta["n_rows"]) == entry["rows"]
         n_rows += check_values(t, run.vocab_size)
         n_samples += len(t["sample_index"])

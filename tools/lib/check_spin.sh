@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the Spin model of the work queue exhaustively, and that the model can fail: without the
-# second look at the owner's epoch in td_queue_claim an item must get lost.
+# Checks the Spin model of the work queue exhaustively, and that the model can fail: every rule that a
+# BUG_ switch of the model breaks must make an error. About a minute and 1.2 GB.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 model=$PWD/test/spin/queue.pml
@@ -8,14 +8,15 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 cd "$tmp"
 
-verify() { # FILE: prints Spin's report
-    spin -a "$1" >/dev/null
-    cc -O2 -DSAFETY -DCOLLAPSE -DMEMLIM=4000 -o pan pan.c
-    ./pan -m200000
+verify() { # [SPIN ARGUMENT...]: prints Spin's report
+    rm -f pan pan.?
+    spin -a "$@" "$model" >spin.log || cat spin.log >&2
+    # -w: no stringop warnings about code that Spin wrote
+    cc -w -O2 -DSAFETY -DCOLLAPSE -DMEMLIM=4000 -o pan pan.c
+    ./pan -m400000
 }
 
-cp "$model" queue.pml
-verify queue.pml >report
+verify >report
 grep -E 'errors:|states, stored' report
 grep -q 'errors: 0' report
 if grep -qE 'max search depth too small|out of memory|Search not completed' report; then
@@ -23,14 +24,16 @@ if grep -qE 'max search depth too small|out of memory|Search not completed' repo
     exit 1
 fi
 
-sed 's/:: retired\[me\] -> give_back(me, n, 0, ok).*/:: false -> skip/' "$model" >broken.pml
-if cmp -s broken.pml "$model"; then
-    echo "the mutation does not apply any more" >&2
+mapfile -t bugs < <(grep -oE '^#ifn?def BUG_[A-Z_]+' "$model" | cut -d' ' -f2 | sort -u)
+if ((${#bugs[@]} < 6)); then
+    echo "the model has lost its planted bugs" >&2
     exit 1
 fi
-verify broken.pml >report || true
-if grep -q 'errors: 0' report; then
-    echo "the model does not notice a lost item" >&2
-    exit 1
-fi
-echo "the mutated model fails as it must"
+for bug in "${bugs[@]}"; do
+    verify "-D$bug" >report || true
+    if ! grep -qE 'errors: [1-9]' report; then
+        echo "the model does not notice $bug" >&2
+        exit 1
+    fi
+    printf '%s: found (%s)\n' "$bug" "$(grep -m1 -oE 'assertion violated|invalid end state' report || echo error)"
+done

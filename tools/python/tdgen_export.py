@@ -1,0 +1,839 @@
+"""tdgen_export - what tools/tdgen_export is made of: a run's record as the files that trainers read.
+
+Every export streams sample by sample (memory is bounded by one sample and some 64 MiB of rows on their
+way to a file), writes beside its target under a temporary name and renames at the end, and refuses a
+target that exists. What a format cannot say is refused by name, never approximated in silence.
+
+The layouts were read from the readers' own source; LAYOUTS names file and commit of each.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+
+import numpy as np
+from tdgen_reader import RecordError, to_logprobs
+
+LAYOUTS = {
+    "axolotl": "axolotl-ai-cloud/axolotl 067b021c8b87 (0.18.0): src/axolotl/integrations/kd/collator.py, "
+               "kernels/liger.py, trainer.py, collator_online_teacher.py; utils/data/wrappers.py "
+               "(_is_dataset_already_tokenized). Before 0.10.0: v0.9.2 integrations/kd/trainer.py",
+    "distillkit": "arcee-ai/DistillKit a61c2e7d25c2 (1.0.0): distillkit/signals.py, trainer.py, main.py "
+                  "(collate_packed_batch), pack_logits.py, compression/compressor.py, compression/bitpack.py, "
+                  "compression/monotonic_logprobs.py",
+    "nemo": "NVIDIA/NeMo-Aligner af2b3bd96ad7: examples/nlp/synthetic_data_gen/compute_topk_logits.py, "
+            "nemo_aligner/data/nlp/datasets.py (KnowledgeDistillationDataset), nemo_aligner/utils/distributed.py",
+    "llamacpp": "ggml-org/llama.cpp 050fc7f32de1: tools/perplexity/perplexity.cpp (perplexity, log_softmax, "
+                "process_logits, kl_divergence)",
+    "hdf5": "the Python generator that tdgen replaces: TeacherLogitsGenerator and CachedLogitsDataset "
+            "(teacher_logits.h5, metadata.json)",
+}
+
+BATCH_BYTES = 32 << 20  # rows of a table are written in batches of about this size
+FILE_BYTES = 500 << 20  # and a new file begins behind about so many bytes, as the hub has them
+NO_LOGPROB = -1e9  # in places that a mask leaves out: Axolotl's own filling, finite so that 0 * x stays 0
+
+
+class ExportError(Exception):
+    """Something the user can act on."""
+
+
+# ---- progress, output ----
+
+
+class Progress:
+    """A bar on stderr, where that is a terminal."""
+
+    def __init__(self, total, quiet=False):
+        self.total, self.done, self.begin, self.shown = total, 0, time.monotonic(), 0.0
+        self.on = not quiet and sys.stderr.isatty()
+
+    def step(self, n=1):
+        self.done += n
+        now = time.monotonic()
+        if self.on and (now - self.shown > 0.2 or self.done == self.total):
+            self.shown = now
+            part = self.done / max(self.total, 1)
+            left = (now - self.begin) * (1 - part) / max(part, 1e-9)
+            bar = "#" * int(30 * part)
+            print(f"\r[{bar:30}] {self.done:,} of {self.total:,} samples, {left:.0f} s left ", end="",
+                  file=sys.stderr, flush=True)
+
+    def close(self):
+        if self.on and self.shown:
+            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
+
+
+class Target:
+    """A file or folder that appears whole under its name or not at all.
+
+    `path` is where to write meanwhile. commit() gives it its name; leaving the with block otherwise
+    removes it.
+    """
+
+    def __init__(self, out, folder):
+        self.out, self.folder, self.path = os.path.normpath(out), folder, None
+
+    def __enter__(self):
+        parent, name = os.path.split(os.path.abspath(self.out))
+        self._refuse()
+        os.makedirs(parent, exist_ok=True)
+        self.path = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
+        os.chmod(self.path, 0o777 & ~_umask())
+        self._whole = self.path
+        if not self.folder:
+            self.path = os.path.join(self.path, name)
+        return self
+
+    def _refuse(self):
+        if os.path.lexists(self.out):
+            raise ExportError(f"{self.out} exists; an export never writes over anything: remove it or choose "
+                              "another name")
+
+    def commit(self):
+        self._refuse()
+        for folder, _, names in os.walk(self._whole):
+            for name in names:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+        os.rename(self.path, self.out)
+        _sync(os.path.dirname(os.path.abspath(self.out)))
+
+    def __exit__(self, *_):
+        shutil.rmtree(self._whole, ignore_errors=True)
+
+
+def _umask():
+    old = os.umask(0)
+    os.umask(old)
+    return old
+
+
+def _sync(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def provenance(run, layout, options):
+    """What the files carry along: whose probabilities these are, and how they were written."""
+    identity = run.manifest["identity"]
+    return {
+        "made_by": f"tdgen_export {layout}",
+        "tdgen": run.manifest.get("tdgen"),
+        "run_fingerprint": run.fingerprint,
+        "capture": run.capture,
+        "vocab_size": run.vocab_size,
+        "teacher": {k[6:]: v for k, v in identity.items() if k.startswith("model.")},
+        "tokenizer": {k[10:]: v for k, v in identity.items() if k.startswith("tokenizer.")},
+        "data": {k[5:]: v for k, v in identity.items() if k.startswith("data.")},
+        "options": options,
+        "layout": LAYOUTS.get(layout),
+    }
+
+
+# ---- tables ----
+
+
+class Column:
+    """One column: kind "value", "list" (a 1-D array a row) or "lists" (a list of lists a row)."""
+
+    def __init__(self, name, kind, dtype):
+        self.name, self.kind, self.dtype = name, kind, dtype
+
+
+class Table:
+    """Rows on their way into files of a folder, in batches."""
+
+    def __init__(self, columns, sink):
+        import pyarrow as pa
+
+        self.pa, self.columns, self.sink = pa, columns, sink
+        fields = []
+        for c in columns:
+            kind = pa.string() if c.dtype is str else pa.from_numpy_dtype(c.dtype)
+            for _ in range({"value": 0, "list": 1, "lists": 2}[c.kind]):
+                kind = pa.list_(kind)
+            fields.append(pa.field(c.name, kind))
+        self.schema = pa.schema(fields, metadata=sink.metadata)
+        self._clear()
+
+    def _clear(self):
+        self.rows, self.size = [], 0
+
+    def add(self, **row):
+        """Values, 1-D arrays, and for "lists" (offsets from 0, flat values) or a 2-D array."""
+        self.rows.append(row)
+        for c in self.columns:
+            value = row[c.name]
+            if c.kind == "lists":
+                flat = value[1] if isinstance(value, tuple) else value
+                self.size += flat.size * np.dtype(c.dtype).itemsize
+            elif c.kind == "list":
+                self.size += value.size * np.dtype(c.dtype).itemsize
+            else:
+                self.size += 16
+        if self.size >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self):
+        if not self.rows:
+            return
+        arrays = [self._array(c) for c in self.columns]
+        self.sink.write(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema), self.size)
+        self._clear()
+
+    def _array(self, c):
+        pa, values = self.pa, [row[c.name] for row in self.rows]
+        if c.kind == "value":
+            return pa.array(values, self.schema.field(c.name).type)
+        if c.kind == "list":
+            return pa.ListArray.from_arrays(_ends([len(v) for v in values]), self._flat(values, c.dtype))
+        inner, flat = [], []
+        for v in values:
+            if isinstance(v, tuple):
+                inner.append(np.diff(v[0]))
+                flat.append(v[1])
+            else:
+                inner.append(np.full(v.shape[0], v.shape[1], np.int64))
+                flat.append(v.reshape(-1))
+        lists = pa.ListArray.from_arrays(_ends(np.concatenate(inner)), self._flat(flat, c.dtype))
+        return pa.ListArray.from_arrays(_ends([len(n) for n in inner]), lists)
+
+    def _flat(self, values, dtype):
+        return self.pa.array(np.ascontiguousarray(np.concatenate(values), dtype))
+
+    def close(self):
+        self.flush()
+        self.sink.close(self.schema)
+
+
+def _ends(lengths):
+    ends = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    if ends[-1] >= 2**31:
+        raise ExportError(f"one batch of rows has {ends[-1]} values: the sample is too long for this format")
+    return ends.astype(np.int32)
+
+
+class Files:
+    """Numbered files in a folder that get their -of-NNNNN at the end."""
+
+    pattern = ""
+
+    def __init__(self, folder, origin):
+        self.folder, self.origin = folder, origin
+        self.metadata = {"tdgen": json.dumps(origin)}
+        self.names, self.writer, self.bytes = [], None, 0
+
+    def write(self, batch, size):
+        if self.writer is None:
+            path = os.path.join(self.folder, f"{len(self.names)}.part")
+            self.writer, self.bytes = self._open(path, batch.schema), 0
+            self.names.append(path)
+        self._write(batch)
+        self.bytes += size
+        if self.bytes >= FILE_BYTES:
+            self._end()
+
+    def _end(self):
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def close(self, schema):
+        if not self.names:  # no rows at all: a file that says so
+            path = os.path.join(self.folder, "0.part")
+            self.writer = self._open(path, schema)
+            self.names.append(path)
+        self._end()
+        final = []
+        for i, path in enumerate(self.names):
+            final.append(self.pattern.format(i, len(self.names)))
+            os.rename(path, os.path.join(self.folder, final[-1]))
+        self._finish(final)
+
+
+class ArrowFolder(Files):
+    """What datasets' save_to_disk writes, for datasets.load_from_disk: Arrow streams, state.json and
+    dataset_info.json."""
+
+    pattern = "data-{:05d}-of-{:05d}.arrow"
+
+    def _open(self, path, schema):
+        import pyarrow as pa
+
+        return pa.ipc.new_stream(path, schema)
+
+    def _write(self, batch):
+        self.writer.write_batch(batch)
+
+    def _finish(self, names):
+        state = {"_data_files": [{"filename": n} for n in names], "_fingerprint": self.origin["run_fingerprint"],
+                 "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
+                 "_output_all_columns": False, "_split": "train"}
+        info = {"citation": "", "description": json.dumps(self.origin), "features": None, "homepage": "",
+                "license": ""}
+        for name, value in (("state.json", state), ("dataset_info.json", info), ("tdgen_export.json", self.origin)):
+            with open(os.path.join(self.folder, name), "w", encoding="utf-8") as f:
+                json.dump(value, f, indent=2)
+
+
+class ParquetFolder(Files):
+    """Parquet files, as datasets.load_dataset(FOLDER) and every Parquet reader take them.
+    Floats are float32 always: half floats in Parquet are read wrongly or not at all by many readers."""
+
+    pattern = "train-{:05d}-of-{:05d}.parquet"
+
+    def _open(self, path, schema):
+        import pyarrow.parquet as pq
+
+        return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_statistics=False)
+
+    def _write(self, batch):
+        self.writer.write_batch(batch)
+
+    def _finish(self, names):
+        # The underscore: readers of whole folders pass such files by.
+        with open(os.path.join(self.folder, "_tdgen_export.json"), "w", encoding="utf-8") as f:
+            json.dump(self.origin, f, indent=2)
+
+
+# ---- what is exported ----
+
+
+class Source:
+    """The samples of a run that an export takes, with progress and counts of what it leaves out."""
+
+    def __init__(self, run, options, quiet=False):
+        self.run, self.options, self.quiet = run, options, quiet
+        self.n_samples = self.n_rows = self.n_skipped = self.n_empty = 0
+        total = len(run)
+        if options.get("samples"):
+            total = min(total, options["samples"])
+        self.total = total
+
+    def records(self, empty=False, dense=True):
+        """(number, record) of every usable sample; those without a row only with empty=True."""
+        bar = Progress(self.total, self.quiet)
+        try:
+            for i in range(self.total):
+                record = self.run.sample(i, dense=dense)
+                if record["skipped"]:
+                    self.n_skipped += 1
+                elif len(record["row_position"]) == 0 and not empty:
+                    self.n_empty += 1
+                else:
+                    self.n_samples += 1
+                    self.n_rows += len(record["row_position"])
+                    yield i, record
+                bar.step()
+        finally:
+            bar.close()
+
+    def summary(self):
+        left_out = []
+        if self.n_skipped:
+            left_out.append(f"{self.n_skipped} that the run could not compute")
+        if self.n_empty:
+            left_out.append(f"{self.n_empty} without a position to predict")
+        text = f"{self.n_samples:,} samples, {self.n_rows:,} positions"
+        return text + (f"; left out: {', '.join(left_out)}" if left_out else "")
+
+
+def check_whole(run, partial):
+    """A folder that does not hold all of its run is not exported by accident."""
+    numbers = [e["shard"] for e in run.shards]
+    if not numbers:
+        raise ExportError(f"{run.path} has no finished shard")
+    if partial:
+        return
+    if numbers != list(range(len(numbers))):
+        raise ExportError(f"{run.path} holds shards {_ranges(numbers)}: the others are in other workers' folders "
+                          "(tdgen merge) or not done; --partial exports what is here")
+    try:
+        with open(os.path.join(run.path, "status.json"), encoding="utf-8") as f:
+            state = json.load(f).get("state")
+    except (FileNotFoundError, ValueError):
+        return  # a folder that was copied without it
+    if state is not None and state != "done":
+        raise ExportError(f"{run.path}: the run's state is {state!r}, not done; --partial exports what is there")
+
+
+def _ranges(numbers):
+    out = []
+    for n in numbers:
+        if out and out[-1][1] == n - 1:
+            out[-1][1] = n
+        else:
+            out.append([n, n])
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in out[:8]) + (", ..." if len(out) > 8 else "")
+
+
+def check_tokenizer(run, folder):
+    """The student's tokenizer.json must be the one the ids were made with; shows both sides if not."""
+    import xxhash
+
+    path = folder if os.path.isfile(folder) else os.path.join(folder, "tokenizer.json")
+    try:
+        with open(path, "rb") as f:
+            have = f"{xxhash.xxh3_64_intdigest(f.read()):016x}"
+    except OSError as e:
+        raise ExportError(f"--tokenizer: {path}: {e.strerror}") from e
+    want = run.manifest["identity"].get("tokenizer.hash")
+    if have != want:
+        raise ExportError(f"the ids were not made with this tokenizer:\n  {path}: {have}\n  {run.path}: {want}")
+
+
+def needs_mode(run, layout, modes, why):
+    if run.mode not in modes:
+        raise ExportError(f"{layout} takes capture modes {', '.join(modes)}, this run is {run.mode}: {why}")
+
+
+def top(ids, logp, k):
+    """The k most probable of each row, most probable first, ties by the lower id."""
+    if ids.shape[1] <= k and ids.strides[0] != 0:
+        return ids, logp
+    if ids.strides[0] != 0:  # already in order
+        return ids[:, :k], logp[:, :k]
+    out = np.empty((len(logp), min(k, logp.shape[1])), np.int32)
+    for r, row in enumerate(logp):
+        # argpartition breaks ties at the border as it likes: take all that reach it, then sort.
+        least = np.partition(row, len(row) - out.shape[1])[len(row) - out.shape[1]]
+        near = np.flatnonzero(row >= least)
+        out[r] = near[np.lexsort((near, -row[near]))][: out.shape[1]]
+    values = np.take_along_axis(logp, out, axis=1)
+    return np.where(np.isneginf(values), -1, out).astype(np.int32), values
+
+
+def candidates(run, record, options):
+    """ids int32 [R, K] and natural log-probabilities float64 [R, K] at the wished temperature."""
+    ids, logp, _ = to_logprobs(record, options.get("temperature", 1.0), options.get("tail", "ignore"),
+                               options.get("source"))
+    k = options.get("top_k")
+    if run.mode == "full" and not k:
+        raise ExportError("the run holds all logits: say how many to take with --top-k K")
+    if k:
+        if run.mode == "sample" or (run.mode == "topk+sample" and options.get("source") != "topk"):
+            raise ExportError("--top-k would cut draws off and bias the estimate")
+        ids, logp = top(ids, logp, k)
+        if options.get("tail") == "renormalise":
+            logp = logp - np.log(np.exp(logp).sum(axis=1, keepdims=True))
+    return ids, logp
+
+
+def set_size(run, options):
+    """The most entries that candidates() gives a row."""
+    draws = int(run.capture.get("n_draws", 0))
+    source = options.get("source") or ("combined" if run.mode == "topk+sample" else run.mode)
+    size = {"topk": run.top_k, "topp": run.top_k, "sample": draws, "combined": run.top_k + draws,
+            "full": run.vocab_size}[source]
+    return min(size, options.get("top_k") or size, run.vocab_size)
+
+
+def fill_free(ids, logp, vocab_size, width, value):
+    """Rows of exactly `width` entries: free places get the lowest ids that the row does not use, and `value`."""
+    n, k = ids.shape
+    out_ids = np.full((n, width), -1, np.int32)
+    out = np.full((n, width), value, np.float64)
+    out_ids[:, :k], out[:, :k] = ids, np.where(ids >= 0, logp, value)
+    for r in np.flatnonzero((out_ids < 0).any(axis=1)):
+        free = np.flatnonzero(out_ids[r] < 0)
+        unused = np.setdiff1d(np.arange(min(vocab_size, 2 * width), dtype=np.int32), out_ids[r])
+        out_ids[r, free] = unused[: len(free)]
+    return out_ids, out
+
+
+def next_token_is_target(record):
+    """bool [L]: at position t, whether a row says what follows it."""
+    has = np.zeros(len(record["input_ids"]), bool)
+    has[record["row_position"]] = True
+    return has
+
+
+# ---- Hugging Face ----
+
+
+def export_hf(run, out, options, quiet):
+    """The record as it is, a row a sample: Arrow (save_to_disk) or Parquet."""
+    raw = options.get("f16_bits", False)
+    lp = np.uint16 if raw else np.float32
+    columns = [Column("index", "value", np.int64), Column("start", "value", np.int64)]
+    k0 = run.shard(0)
+    if "sample_id_bytes" in k0:
+        columns.append(Column("id", "value", str))
+    columns += [Column("input_ids", "list", np.int32), Column("loss_mask", "list", np.uint8),
+                Column("row_position", "list", np.int32)]
+    for name, dtype in (("logsumexp", np.float32), ("tail_mass", np.float32), ("target_logprob", np.float32),
+                        ("target_rank", np.int32), ("entropy", np.float32), ("proposal_logsumexp", np.float32)):
+        if name in k0:
+            columns.append(Column(name, "list", dtype))
+    for name in ("logsumexp_t", "always_logprobs"):
+        if name in k0:
+            columns.append(Column(name, "lists", np.float32))
+    lists = []  # (ids, log-probabilities, counts, offsets)
+    if run.mode in ("topk", "topk+sample"):
+        lists.append(("topk_ids", "topk_logprobs", None, None))
+    if run.mode == "topp":
+        lists.append(("topp_ids", "topp_logprobs", None, "topp_offsets"))
+    if run.mode in ("sample", "topk+sample"):
+        lists.append(("draw_ids", "draw_logprobs", "draw_counts", "draw_offsets"))
+    for ids, logprobs, counts, _ in lists:
+        columns += [Column(ids, "lists", np.int32), Column(logprobs, "lists", lp)]
+        if counts:
+            columns.append(Column(counts, "lists", np.int32))
+    dense = {"full": "logits", "hidden": "hidden"}.get(run.mode)
+    if dense:
+        columns.append(Column(dense, "lists", lp))
+
+    def floats(x):
+        return x.astype(np.float16).view(np.uint16) if raw else x
+
+    source = Source(run, options, quiet)
+    origin = provenance(run, "hf", options)
+    if raw:
+        origin["f16_bits"] = "uint16 columns are the bits of IEEE half floats: numpy view(float16)"
+    kind = ParquetFolder if options.get("format", "arrow") == "parquet" else ArrowFolder
+    with Target(out, folder=True) as target:
+        table = Table(columns, kind(target.path, origin))
+        for _, record in source.records(empty=True):
+            row = {c.name: record[c.name] for c in columns if c.name in record}
+            for ids, logprobs, counts, offsets in lists:
+                for name in (ids, logprobs, counts):
+                    if name:
+                        value = floats(record[name]) if name == logprobs else record[name]
+                        row[name] = (record[offsets], value) if offsets else value
+            if dense:
+                row[dense] = floats(record[dense])
+            table.add(**row)
+        table.close()
+        target.commit()
+    how = "datasets.load_dataset" if kind is ParquetFolder else "datasets.load_from_disk"
+    return f"{source.summary()}; {how}({out!r})"
+
+
+# ---- Axolotl ----
+
+
+def export_axolotl(run, out, options, quiet):
+    """Prepared columns for axolotl.integrations.kd.
+
+    Since 0.10.0 its loss takes target row i with the student's state at position i, and the labels, which
+    it shifts itself, with the token there: row i predicts token i + 1, label i is token i. Up to 0.9.2 the
+    trainer shifts the target rows too, so that row i has to predict token i (before_0_10).
+    """
+    needs_mode(run, "axolotl", ("topk", "topp", "sample", "topk+sample", "full"),
+               "it holds no probabilities; make logits with tools/tdgen_logits")
+    late = 1 if options.get("before_0_10") else 0
+    columns = [Column("input_ids", "list", np.int32), Column("labels", "list", np.int32),
+               Column("attention_mask", "list", np.int8), Column("position_ids", "list", np.int32),
+               Column("target_token_ids", "lists", np.int32), Column("target_logprobs", "lists", np.float32),
+               Column("target_mask", "lists", np.int8)]
+    source = Source(run, options, quiet)
+    width = None if run.mode in ("topp", "sample", "topk+sample") else set_size(run, options)
+    with Target(out, folder=True) as target:
+        table = Table(columns, ArrowFolder(target.path, provenance(run, "axolotl", options)))
+        for _, record in source.records():
+            tokens = record["input_ids"]
+            n = len(tokens)
+            ids, logp = candidates(run, record, options)
+            ids, logp = fill_free(ids, logp, run.vocab_size, width or ids.shape[1], NO_LOGPROB)
+            used = logp > NO_LOGPROB / 2
+            k = ids.shape[1]
+            # Positions without a row hold ids that exist, and a mask of zeros.
+            all_ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
+            all_logp = np.full((n, k), NO_LOGPROB, np.float32)
+            mask = np.zeros((n, k), np.int8)
+            at = record["row_position"] + late
+            all_ids[at], all_logp[at], mask[at] = ids, logp, used
+            table.add(input_ids=tokens, labels=np.where(record["loss_mask"] == 1, tokens, -100),
+                      attention_mask=np.ones(n, np.int8), position_ids=np.arange(n),
+                      target_token_ids=all_ids, target_logprobs=all_logp, target_mask=mask)
+        table.close()
+        target.commit()
+    return source.summary()
+
+
+# ---- DistillKit ----
+
+
+def export_distillkit(run, out, options, quiet):
+    """input_ids, token_ids, top_values, labels for DistillKit's OfflineSignalSource; compressed or not.
+
+    Its loss compares row i with the student's logits at i, so row i predicts token i + 1, and needs as many
+    rows as tokens: the last token, which predicts nothing, is left out of input_ids (its own pack_logits
+    does the same). A row counts where labels[i] >= 0, unshifted; labels is token i where row i is
+    recorded and -100 elsewhere.
+    """
+    needs_mode(run, "distillkit", ("topk", "topp", "sample", "topk+sample", "full"),
+               "it holds no probabilities; make logits with tools/tdgen_logits")
+    k = set_size(run, options)
+    packed = options.get("compressed")
+    columns = [Column("input_ids", "list", np.int64), Column("labels", "list", np.int64)]
+    if packed:
+        # DistributionQuantizationConfig with every value exact: no loss beyond the type's rounding.
+        value_type = {"float32": np.float32, "float16": np.float16}[packed]
+        columns += [Column("compressed_logprobs", "lists", np.uint8), Column("bytepacked_indices", "lists", np.uint8)]
+        # ceil(log2(d)), as its compressor computes it
+        bits = max(1, int(np.ceil(np.log2(np.float32(run.vocab_size)))))
+    else:
+        columns += [Column("token_ids", "lists", np.int32), Column("top_values", "lists", np.float32)]
+    source = Source(run, options, quiet)
+    partly = 0
+    with Target(out, folder=True) as target:
+        table = Table(columns, ArrowFolder(target.path, provenance(run, "distillkit", options)))
+        for _, record in source.records():
+            n = len(record["input_ids"]) - 1
+            tokens = record["input_ids"][:n].astype(np.int64)
+            # -1e4 has probability 0 in every type it casts to, and 0 * -1e4 is 0 where 0 * -inf is not.
+            ids, logp = fill_free(*candidates(run, record, options), run.vocab_size, k, -1e4)
+            all_ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
+            all_logp = np.full((n, k), -np.log(k), np.float32)
+            at = record["row_position"]
+            all_ids[at], all_logp[at] = ids, logp
+            has = next_token_is_target(record)[:n]
+            partly += not has.all()
+            row = {"input_ids": tokens, "labels": np.where(has, tokens, -100)}
+            if packed:
+                order = np.argsort(-all_logp, axis=1, kind="stable")  # the format wants them descending
+                values = np.take_along_axis(all_logp, order, axis=1).astype(value_type)
+                row["compressed_logprobs"] = np.ascontiguousarray(values).view(np.uint8)
+                row["bytepacked_indices"] = pack_msb(np.take_along_axis(all_ids, order, axis=1), bits)
+            else:
+                row["token_ids"], row["top_values"] = all_ids, all_logp
+            table.add(**row)
+        table.close()
+        if packed:
+            with open(os.path.join(target.path, "compression_config.yaml"), "w", encoding="utf-8") as f:
+                f.write(f"d: {run.vocab_size}\nk: {k}\nexact_k: {k}\nexact_dtype: {packed}\n"
+                        "polynomial_terms: null\nresidual_bins: []\ndelta_encoding: false\n")
+        target.commit()
+    note = ("" if not partly else f"\nnote: in {partly} samples only some positions are targets. DistillKit's masks "
+            "of KL and of cross entropy differ by one position; labels are set for KL, which is then exact")
+    return source.summary() + note
+
+
+def pack_msb(ids, bits):
+    """uint8 [R, ceil(K * bits / 8)]: numbers end to end, the highest bit first, as distillkit's pack_to_bytes."""
+    shifts = np.arange(bits - 1, -1, -1)
+    stream = ((ids[:, :, None] >> shifts) & 1).astype(np.uint8).reshape(len(ids), -1)
+    return np.packbits(stream, axis=1)
+
+
+# ---- NeMo-Aligner ----
+
+
+def export_nemo(run, out, options, quiet):
+    """A JSON line a sample: tokens and labels shifted against each other, logits with their maximum at 0."""
+    needs_mode(run, "nemo", ("topk", "topk+sample", "full"),
+               "its loss renormalises teacher and student over rows of one width")
+    options = dict(options, source="topk" if run.mode == "topk+sample" else None)
+    k = set_size(run, options)
+    source = Source(run, options, quiet)
+    with Target(out, folder=False) as target:
+        with open(target.path, "w", encoding="ascii") as f:
+            for i, record in source.records():
+                tokens = record["input_ids"].astype(np.int64)
+                n = len(tokens) - 1
+                ids, logp = candidates(run, record, options)
+                full_rows(run, record, ids, logp, k)
+                logits = np.zeros((n, k), np.float32)
+                all_ids = np.tile(np.arange(k, dtype=np.int64), (n, 1))
+                lse = np.zeros(n, np.float32)
+                at = record["row_position"]
+                logits[at], all_ids[at] = logp - logp[:, :1], ids
+                lse[at] = -logp[:, 0]
+                line = {"tokens": tokens[:-1].tolist(), "labels": tokens[1:].tolist(),
+                        "loss_mask": record["loss_mask"][1:].tolist(),
+                        "topk_logits": _floats(logits), "topk_token_ids": all_ids.tolist(),
+                        "log_sum_exp_logits": _floats(lse), "index": i}
+                f.write(json.dumps(line, separators=(",", ":")) + "\n")
+        with open(_side(target, ".tdgen.json"), "w", encoding="utf-8") as f:
+            json.dump(provenance(run, "nemo", options), f, indent=2)
+        commit_with_side(target, ".tdgen.json")
+    return source.summary()
+
+
+def _floats(x):
+    """Nested lists whose decimals are the shortest that give back the float32."""
+    if x.ndim > 1:
+        return [_floats(row) for row in x]
+    return [float(str(v)) for v in x]
+
+
+def full_rows(run, record, ids, logp, k):
+    """Refuses a row with fewer than k candidates: there is no number for a logit of minus infinity."""
+    short = ((ids < 0) | ~np.isfinite(logp)).any(axis=1)
+    if short.any() or ids.shape[1] != k:
+        r = int(np.flatnonzero(short)[0]) if short.any() else 0
+        n = int(((ids[r] >= 0) & np.isfinite(logp[r])).sum())
+        raise ExportError(f"dataset row {record['index']}, position {int(record['row_position'][r])}: only {n} tokens "
+                          f"have a probability, and this format has {k} in every row: --top-k {max(n, 1)}")
+
+
+def _side(target, suffix):
+    return target.path + suffix
+
+
+def commit_with_side(target, suffix):
+    """The file's companion first, so that the file never stands without it."""
+    beside = os.path.normpath(target.out) + suffix
+    if os.path.lexists(beside):
+        raise ExportError(f"{beside} exists; remove it or choose another name")
+    _sync(_side(target, suffix))
+    os.rename(_side(target, suffix), beside)
+    try:
+        target.commit()
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+# ---- llama.cpp ----
+
+
+def export_llamacpp(run, out, options, quiet):
+    """The file of llama-perplexity --kl-divergence-base, for --kl-divergence.
+
+    "_logits_", int32 n_ctx, int32 n_vocab, int32 n_chunk, int32 tokens[n_chunk][n_ctx], then for each chunk
+    and each position from n_ctx / 2 to n_ctx - 2: float scale, float lowest log-probability, uint16
+    [n_vocab, rounded up to even]: log p = scale * x + lowest. Log-probabilities more than 16 below the
+    highest are raised to that floor: the format's own loss.
+    """
+    needs_mode(run, "llamacpp", ("full",), "the format holds every token's log-probability")
+    n_ctx, bos = options.get("n_ctx"), options.get("bos")
+    if bos is None:
+        raise ExportError("--bos ID or --bos none: llama.cpp puts its BOS in place of each chunk's first token where "
+                          "the model asks for one (tokenizer.ggml.add_bos_token), and the teacher must have seen the same")
+    if not n_ctx:
+        n_ctx = max((int(np.diff(run.shard(k)["sample_offsets"]).max(initial=0)) for k in range(len(run.shards))),
+                    default=0)
+    if n_ctx < 4:
+        raise ExportError(f"a context of {n_ctx} tokens: llama.cpp needs more")
+    first = n_ctx // 2
+    chosen, others = [], 0
+    source = Source(run, options, quiet)
+    for i, record in source.records(empty=True, dense=False):
+        tokens, rows = record["input_ids"], record["row_position"]
+        why = None
+        if len(tokens) != n_ctx:
+            why = f"has {len(tokens)} tokens, a chunk {n_ctx}"
+        elif not np.isin(np.arange(first, n_ctx - 1), rows).all():
+            why = f"has no record of every position from {first} to {n_ctx - 2}"
+        elif bos != "none" and int(tokens[0]) != int(bos):
+            why = f"begins with token {int(tokens[0])}, where llama.cpp would put its BOS {bos}"
+        if why is None:
+            chosen.append(i)
+        elif options.get("skip_others"):
+            others += 1
+        else:
+            raise ExportError(f"dataset row {record['index']}, token {record['start']}: the sample {why}; make the run "
+                              f"with data.max_length = {n_ctx} and overflow = split over one long text, or leave such "
+                              "samples out with --skip-others")
+    if not chosen:
+        raise ExportError(f"no sample has {n_ctx} tokens with every position recorded")
+    v = run.vocab_size
+    with Target(out, folder=False) as target:
+        with open(target.path, "wb") as f:
+            f.write(b"_logits_" + np.array([n_ctx, v, len(chosen)], "<i4").tobytes())
+            for i in chosen:
+                f.write(run.sample(i, dense=False)["input_ids"].astype("<i4").tobytes())
+            bar = Progress(len(chosen), quiet)
+            block = max(1, BATCH_BYTES // (4 * v))
+            for i in chosen:
+                rows = run.sample(i, dense=False)["row_position"]
+                begin, end = np.searchsorted(rows, [first, n_ctx - 1])
+                for r in range(begin, end, block):
+                    f.write(quantise_llamacpp(run.dense_rows(i, r, min(r + block, end))).tobytes())
+                bar.step()
+            bar.close()
+        with open(_side(target, ".tdgen.json"), "w", encoding="utf-8") as f:
+            json.dump(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), f, indent=2)
+        commit_with_side(target, ".tdgen.json")
+    left = f"; left out: {others} samples that are no chunk" if others else ""
+    return (f"{len(chosen):,} chunks of {n_ctx} tokens, {len(chosen) * (n_ctx - 1 - first):,} positions{left}; "
+            f"llama-perplexity --kl-divergence --kl-divergence-base {out} -c {n_ctx}")
+
+
+def quantise_llamacpp(logits):
+    """uint16 [n, 4 + V rounded up to even] of float32 logits [n, V], in llama.cpp's own float32 arithmetic."""
+    n, v = logits.shape
+    out = np.zeros((n, 4 + (v + 1) // 2 * 2), "<u2")
+    high = logits.max(axis=1, keepdims=True)
+    low = np.maximum(logits.min(axis=1, keepdims=True), high - np.float32(16))
+    total = np.exp(logits - high).sum(axis=1, keepdims=True, dtype=np.float64)
+    log_total = np.log(total).astype(np.float32)
+    scale = ((high - low) / np.float32(65535)).astype(np.float32)
+    head = out[:, :4].view("<f4")
+    head[:, 0:1], head[:, 1:2] = scale, low - high - log_total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.rint((np.float32(1) / scale) * (logits - low))
+    out[:, 4 : 4 + v] = np.where((logits > low) & (scale > 0), steps, 0).astype(np.uint16)
+    return out
+
+
+# ---- HDF5 ----
+
+
+def export_hdf5(run, out, options, quiet):
+    """teacher_logits.h5 and metadata.json, as the Python generator wrote them: raw logits as float16."""
+    import h5py
+
+    needs_mode(run, "hdf5", ("topk", "topk+sample", "full"), "its rows are the top k")
+    options = dict(options, source="topk" if run.mode == "topk+sample" else None)
+    k = set_size(run, options)
+    source = Source(run, options, quiet)
+    longest = options.get("max_length") or int(run.manifest["identity"].get("data.max_length", 0))
+    gaps = 0
+    with Target(out, folder=True) as target:
+        with h5py.File(os.path.join(target.path, "teacher_logits.h5"), "w") as f:
+            shape, grow, chunks = (0, longest, k), (None, longest, k), (1, longest, k)
+            zipped = {"compression": "gzip", "compression_opts": 4}
+            values = f.create_dataset("logits_values", shape, "float16", maxshape=grow, chunks=chunks, **zipped)
+            indices = f.create_dataset("logits_indices", shape, "int32", maxshape=grow, chunks=chunks, **zipped)
+            lengths = f.create_dataset("seq_lengths", (0,), "int32", maxshape=(None,))
+            f.attrs["tdgen"] = json.dumps(provenance(run, "hdf5", options))
+            for _, record in source.records():
+                n = len(record["input_ids"])
+                if n > longest:
+                    raise ExportError(f"dataset row {record['index']} has {n} tokens: --max-length {n} or more")
+                if len(record["row_position"]) != n - 1:
+                    gaps += 1
+                    if not options.get("allow_gaps"):
+                        raise ExportError(
+                            f"dataset row {record['index']}: {len(record['row_position'])} of {n - 1} positions are "
+                            "recorded. The format has no mask, and its trainers would take the zeros of the others for "
+                            "a teacher that is sure of token 0; --allow-gaps writes them for a trainer that masks")
+                ids, logp = candidates(run, record, options)
+                full_rows(run, record, ids, logp, k)
+                raw = logp + record["logsumexp"].astype(np.float64)[:, None]
+                if np.abs(raw).max(initial=0) > 65504:
+                    raise ExportError(f"dataset row {record['index']}: a logit is beyond float16, the format's type")
+                row = np.zeros((longest, k), np.float16)
+                row_ids = np.zeros((longest, k), np.int32)
+                row[record["row_position"]], row_ids[record["row_position"]] = raw, ids
+                at = len(lengths)
+                for data, value in ((values, row), (indices, row_ids), (lengths, n)):
+                    data.resize(at + 1, axis=0)
+                    data[at] = value
+        with open(os.path.join(target.path, "metadata.json"), "w", encoding="utf-8") as f:
+            # Its reader gives these to a dataclass and takes no other names.
+            json.dump({"num_samples": source.n_samples, "max_seq_length": longest, "top_k": k,
+                       "vocab_size": run.vocab_size, "teacher_model": run.manifest.get("model_path", ""),
+                       "dataset_name": run.manifest.get("data_path"), "dataset_config": None, "dataset_split": None},
+                      f, indent=2)
+        target.commit()
+    note = f"; {gaps} samples with unrecorded positions (zeros)" if gaps else ""
+    return (f"{source.summary()}{note}\nnote: a sample's last position predicts nothing in the data and holds zeros; "
+            "the old generator had the teacher's guess there. Trainers that shift never read it")
+
+
+EXPORTS = {"hf": export_hf, "axolotl": export_axolotl, "distillkit": export_distillkit, "nemo": export_nemo,
+           "llamacpp": export_llamacpp, "hdf5": export_hdf5}
+
+__all__ = ["EXPORTS", "ExportError", "RecordError", "check_tokenizer", "check_whole"]
