@@ -131,7 +131,8 @@ static void draw_numbers(int64_t *out, int64_t n, int64_t total, uint64_t seed) 
     qsort(out, (size_t)n, sizeof *out, by_value);
 }
 
-/* Some samples have no rows: more are drawn than asked for, and every m-th of those is used. */
+/* Of all samples in shards that have rows; one without rows stands for the next that has some, so
+ * that there may be fewer than asked for. */
 static td_status draw_samples(td_recheck *r, int32_t n_wanted, uint64_t seed, td_error *err) {
     int64_t total = 0, first = 0;
     size_t e = 0;
@@ -298,6 +299,14 @@ static double gap(float a, float b) {
     return a == b ? 0 : fabs((double)a - (double)b); /* equal infinities */
 }
 
+/* The most that rounding to the normal f16 x moved it by: 11 significant bits. */
+static double half_ulp_f16(float x) {
+    int e = -14;
+    if (x != 0 && isfinite(x))
+        frexp((double)x, &e); /* |x| in [2^(e-1), 2^e) */
+    return ldexp(1, TD_MAX(e, -13) - 12);
+}
+
 /* Every bit that was captured for the row. */
 static uint64_t hash_row(const td_captured *c, size_t r) {
     uint64_t h[11] = {0};
@@ -359,8 +368,10 @@ static void compare_row(const td_shard_file *f, int64_t row, const td_captured *
             continue;
         }
         float again = f16 ? td_f16_to_f32(td_f32_to_f16(lp2[m])) : lp2[m];
-        d->logprob = fmax(d->logprob, gap(lp, again));
-        d->sum_logprob += gap(lp, again);
+        /* what storing it in 16 bits may have moved it by is no difference of the numbers */
+        double by = fmax(0, gap(lp, lp2[m]) - (f16 ? half_ulp_f16(lp) : 0));
+        d->logprob = fmax(d->logprob, by);
+        d->sum_logprob += by;
         differ |= lp != again;
     }
     d->n_rows_differ += differ;
