@@ -6,6 +6,9 @@
 #include "record/identity.h"
 #include "record/index.h"
 #include "record/merge.h"
+#include "record/pack.h"
+#include "record/row_check.h"
+#include "record/row_view.h"
 #include "tdgen/dtype.h"
 #include "tdgen/json.h"
 #include "tdgen/record.h"
@@ -25,6 +28,8 @@ typedef struct difference {
     int64_t n_samples, n_rows, n_rows_differ; /* differ: in any bit of what is stored */
     int64_t n_ids, n_ids_differ;              /* stored candidates, and those not found again */
     int64_t n_ranks_differ;
+    int64_t n_draws, n_draws_moved;
+    double dense; /* of logits or states, relative to those above 1 */
     double logprob, logsumexp, target, entropy, tail; /* largest absolute ones */
     double sum_logprob;                               /* of absolute ones, over those found again */
 } difference;
@@ -35,8 +40,9 @@ struct td_recheck {
     td_index index;
     td_recheck_sample *samples; /* ascending by shard and place */
     int32_t n_samples;
-    int64_t *place;     /* [n_samples] within its shard */
-    int64_t *number;    /* [n_samples] of its shard */
+    int64_t *place;  /* [n_samples] within its shard */
+    int64_t *number; /* [n_samples] of its shard */
+    td_row_reader *reader;
     td_shard_file *f;   /* the one opened last */
     difference diff[2]; /* recorded on this device kind, on others */
     char other_kind[160];
@@ -57,33 +63,24 @@ static uint64_t next_random(uint64_t *state) { /* splitmix64 */
 static td_status open_shard(td_recheck *r, int64_t number, td_error *err) {
     if (r->f && r->f->meta.number == number)
         return TD_OK;
+    td_row_reader_destroy(r->reader);
     td_shard_file_close(r->f);
+    r->reader = NULL;
     r->f = NULL;
-    char name[TD_SHARD_NAME_SIZE];
-    td_shard_name(number, name);
-    char *path = td_asprintf("%s/%s", r->dir, name);
+    char *path = td_shard_path(r->dir, number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_shard_file_open(path, &r->manifest.spec, TD_E_VERIFY, NULL, &r->f, err);
+    if (rc == TD_OK)
+        rc = td_row_reader_create(r->f, &r->reader, err);
     free(path);
     return rc;
 }
 
-/* Offsets and positions of the sample lie in the shard. */
 static bool is_sound(const td_shard_file *f, int64_t i) {
     const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
-    const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
-    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
     const uint8_t *device = td_shard_file_data(f, TD_T_SAMPLE_DEVICE);
-    const td_layout_counts *c = &f->layout.counts;
-    if (t[i] < 0 || t[i + 1] < t[i] || t[i + 1] > c->n_tokens || rows[i] < 0 ||
-        rows[i + 1] < rows[i] || rows[i + 1] > c->n_rows || device[i] >= f->meta.n_kinds ||
-        t[i + 1] - t[i] > INT32_MAX)
-        return false;
-    for (int64_t k = rows[i]; k < rows[i + 1]; k++)
-        if (position[k] < 0 || position[k] + INT64_C(1) >= t[i + 1] - t[i])
-            return false;
-    return true;
+    return td_row_sample_sound(f, i) && device[i] < f->meta.n_kinds && t[i + 1] - t[i] <= INT32_MAX;
 }
 
 static td_status copy_sample(td_recheck *r, int64_t number, int64_t i, td_error *err) {
@@ -211,6 +208,7 @@ void td_recheck_close(td_recheck *r) {
         free(r->samples[i].position);
         free(r->hashes[i]);
     }
+    td_row_reader_destroy(r->reader);
     td_shard_file_close(r->f);
     free(r->hashes);
     free(r->number);
@@ -274,21 +272,23 @@ td_status td_recheck_settings(const td_recheck *r, const td_model_config *model,
     if (cfg->model.compute == TD_COMPUTE_AUTO)
         return td_error_set(err, TD_E_VERIFY, "%s: its manifest names no compute mode", r->dir);
     const td_capture_spec *spec = &r->manifest.spec;
+    cfg->capture.mode = spec->mode;
     cfg->capture.top_k = spec->top_k;
     cfg->capture.logprob_dtype = spec->logprob_dtype;
     cfg->capture.n_temperatures = spec->n_temperatures;
-    const json_t *temps = json_object_get(id, "capture.temperatures");
-    for (int32_t i = 0; i < spec->n_temperatures; i++)
-        cfg->capture.temperatures[i] = json_number_value(json_array_get(temps, (size_t)i));
-    *n_valid_vocab = 0;
-    int64_t n = 0;
-    if (json_is_true(json_object_get(id, "capture.mask_padded_vocab"))) {
-        td_status rc =
-            td_json_get_int(id, "tokenizer.n_vocab", 1, INT32_MAX, r->dir, TD_E_VERIFY, &n, err);
-        if (rc != TD_OK)
-            return rc;
-        *n_valid_vocab = TD_MIN((int32_t)n, model->n_vocab);
-    }
+    memcpy(cfg->capture.temperatures, spec->temperatures, sizeof spec->temperatures);
+    cfg->capture.top_p = spec->top_p;
+    cfg->capture.min_k = spec->min_k;
+    cfg->capture.n_draws = spec->n_draws;
+    cfg->capture.proposal_power = spec->proposal_power;
+    cfg->capture.dense_dtype = spec->dense_dtype;
+    cfg->capture.n_always = spec->n_always;
+    memcpy(cfg->capture.always_ids, spec->always_ids, sizeof spec->always_ids);
+    *n_valid_vocab = spec->n_valid < model->n_vocab ? spec->n_valid : 0;
+    /* beyond 63 bits it is text */
+    const json_t *seed = json_object_get(id, "run.seed");
+    cfg->run.seed = json_is_string(seed) ? strtoull(json_string_value(seed), NULL, 10)
+                                         : (uint64_t)json_integer_value(seed);
     return TD_OK;
 }
 
@@ -307,74 +307,165 @@ static double half_ulp_f16(float x) {
     return ldexp(1, TD_MAX(e, -13) - 12);
 }
 
+static uint64_t hash_at(const void *array, size_t row, size_t row_bytes) {
+    return array ? td_hash64((const char *)array + row * row_bytes, row_bytes) : 0;
+}
+
+static int32_t dense_width(const td_capture_spec *spec) {
+    return spec->mode == TD_CAPTURE_FULL ? spec->n_vocab : spec->n_hidden;
+}
+
 /* Every bit that was captured for the row. */
-static uint64_t hash_row(const td_captured *c, size_t r) {
-    uint64_t h[11] = {0};
-    size_t k = (size_t)c->top_k, nt = (size_t)c->n_temperatures;
-    h[0] = c->topk_ids ? td_hash64(c->topk_ids + r * k, k * sizeof(int32_t)) : 0;
-    h[1] = c->topk_logprobs ? td_hash64(c->topk_logprobs + r * k, k * sizeof(float)) : 0;
-    h[2] = nt ? td_hash64(c->logsumexp_t + r * nt, nt * sizeof(float)) : 0;
-    const float *scalars[] = {c->logsumexp, c->tail_mass, c->target_logprob, c->entropy};
-    for (size_t i = 0; i < TD_ARRAY_LEN(scalars); i++)
-        if (scalars[i])
-            memcpy(&h[3 + i], &scalars[i][r], sizeof(float));
-    h[7] = c->target_rank ? (uint64_t)c->target_rank[r] : 0;
+static uint64_t hash_row(const td_capture_spec *spec, const td_captured *c, size_t r) {
+    size_t nd = (size_t)c->n_draws, n_unique = c->n_unique ? (size_t)c->n_unique[r] : 0;
+    const uint64_t h[] = {
+        hash_at(c->topk_ids, r, (size_t)c->top_k * 4),
+        hash_at(c->topk_logprobs, r, (size_t)c->top_k * 4),
+        hash_at(c->logsumexp_t, r, (size_t)c->n_temperatures * 4), hash_at(c->logsumexp, r, 4),
+        hash_at(c->tail_mass, r, 4), hash_at(c->target_logprob, r, 4), hash_at(c->entropy, r, 4),
+        hash_at(c->target_rank, r, 4), hash_at(c->n_kept, r, 4),
+        hash_at(c->proposal_logsumexp, r, 4),
+        hash_at(c->always_logprobs, r, (size_t)c->n_always * 4), n_unique,
+        /* what stands behind the last entry is nobody's */
+        n_unique ? td_hash64(c->draw_ids + r * nd, n_unique * 4) : 0,
+        n_unique ? td_hash64(c->draw_counts + r * nd, n_unique * 4) : 0,
+        n_unique ? td_hash64(c->draw_logprobs + r * nd, n_unique * 4) : 0,
+        hash_at(c->dense, r, (size_t)dense_width(spec) * td_dtype_size(c->dense_dtype))};
     return td_hash64(h, sizeof h);
 }
 
-static void compare_row(const td_shard_file *f, int64_t row, const td_captured *c, size_t r,
+/* A set of candidates on disk and the one computed again; true when a stored bit differs. */
+static bool compare_set(const td_row_view *v, const int32_t *ids, const float *logprobs, int32_t n,
+                        float q8_error, const int32_t *ids2, const float *logprobs2, int32_t n2,
                         difference *d) {
-    const td_capture_spec *spec = &f->layout.spec;
-    size_t k = (size_t)spec->top_k, nt = (size_t)spec->n_temperatures;
-    const int32_t *ids = (const int32_t *)td_shard_file_data(f, TD_T_TOPK_IDS) + row * spec->top_k;
-    const float *f32 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F32);
-    const uint16_t *f16 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F16);
-    const float *lse_t = td_shard_file_data(f, TD_T_LOGSUMEXP_T);
-    float lse = ((const float *)td_shard_file_data(f, TD_T_LOGSUMEXP))[row];
-    float tail = ((const float *)td_shard_file_data(f, TD_T_TAIL_MASS))[row];
-    float target = ((const float *)td_shard_file_data(f, TD_T_TARGET_LOGPROB))[row];
-    float entropy = ((const float *)td_shard_file_data(f, TD_T_ENTROPY))[row];
-    int32_t rank = ((const int32_t *)td_shard_file_data(f, TD_T_TARGET_RANK))[row];
-    const int32_t *ids2 = c->topk_ids + r * (size_t)c->top_k;
-    const float *lp2 = c->topk_logprobs + r * (size_t)c->top_k;
-    bool differ = rank != c->target_rank[r] || lse != c->logsumexp[r] ||
-                  target != c->target_logprob[r] || entropy != c->entropy[r] ||
-                  tail != c->tail_mass[r];
-    d->n_rows++;
-    d->n_ranks_differ += rank != c->target_rank[r];
-    d->logsumexp = fmax(d->logsumexp, gap(lse, c->logsumexp[r]));
-    d->target = fmax(d->target, gap(target, c->target_logprob[r]));
-    d->entropy = fmax(d->entropy, gap(entropy, c->entropy[r]));
-    d->tail = fmax(d->tail, gap(tail, c->tail_mass[r]));
-    for (size_t t = 0; t < nt; t++) {
-        float other = c->logsumexp_t[r * (size_t)c->n_temperatures + t];
-        d->logsumexp = fmax(d->logsumexp, gap(lse_t[(size_t)row * nt + t], other));
-        differ |= lse_t[(size_t)row * nt + t] != other;
+    float again[TD_MAX_TOP_K];
+    uint8_t q8[TD_MAX_TOP_K];
+    bool differ = n != n2;
+    n2 = TD_MIN(n2, TD_MAX_TOP_K);
+    memcpy(again, logprobs2, (size_t)n2 * sizeof *again);
+    if (v->rounding == TD_ROUND_Q8) {
+        float range[2];
+        td_q8_encode(logprobs2, (size_t)n2, q8, range);
+        td_q8_decode(q8, (size_t)n2, range, again);
     }
-    for (size_t j = 0; j < k; j++) {
-        size_t at = (size_t)row * k + j, m = j;
-        float lp = f16 ? td_f16_to_f32(f16[at]) : f32[at];
-        if (ids[j] < 0) {
-            differ |= ids2[j] >= 0;
-            continue;
-        }
+    for (int32_t j = 0; j < n2 && v->rounding == TD_ROUND_F16; j++)
+        again[j] = td_f16_to_f32(td_logprob_to_f16(logprobs2[j]));
+    for (int32_t j = 0; j < n; j++) {
+        int32_t m = j;
+        if (j < n2)
+            differ |= ids[j] != ids2[j] || logprobs[j] != again[j];
+        if (ids[j] < 0)
+            continue; /* a free place */
         d->n_ids++;
-        differ |= ids[j] != ids2[j];
-        if (ids[j] != ids2[j])
-            for (m = 0; m < k && ids2[m] != ids[j]; m++)
+        if (j >= n2 || ids[j] != ids2[j])
+            for (m = 0; m < n2 && ids2[m] != ids[j]; m++)
                 ;
-        if (m == k) {
+        if (m == n2) {
             d->n_ids_differ++;
             continue;
         }
-        float again = f16 ? td_f16_to_f32(td_f32_to_f16(lp2[m])) : lp2[m];
-        /* what storing it in 16 bits may have moved it by is no difference of the numbers */
-        double by = fmax(0, gap(lp, lp2[m]) - (f16 ? half_ulp_f16(lp) : 0));
+        /* what storing it in few bits may have moved it by is no difference of the numbers */
+        double moved = v->rounding == TD_ROUND_Q8    ? (double)q8_error
+                       : v->rounding == TD_ROUND_F16 ? half_ulp_f16(logprobs[j])
+                                                     : 0;
+        double by = fmax(0, gap(logprobs[j], logprobs2[m]) - moved);
         d->logprob = fmax(d->logprob, by);
         d->sum_logprob += by;
-        differ |= lp != again;
     }
+    return differ;
+}
+
+/* Of the draws, how many went to other tokens. */
+static bool compare_draws(const td_row_view *v, const td_captured *c, size_t r, difference *d) {
+    size_t at = r * (size_t)c->n_draws;
+    const int32_t *ids2 = c->draw_ids + at, *counts2 = c->draw_counts + at;
+    int32_t n2 = c->n_unique[r], i = 0, j = 0;
+    int64_t moved = 0, n = 0;
+    bool differ = compare_set(v, v->draw_ids, v->draw_logprobs, v->n_drawn, v->draw_error, ids2,
+                              c->draw_logprobs + at, n2, d);
+    while (i < v->n_drawn || j < n2) {
+        int32_t a = i < v->n_drawn ? v->draw_ids[i] : INT32_MAX, b = j < n2 ? ids2[j] : INT32_MAX;
+        int64_t x = a <= b ? v->draw_counts[i++] : 0, y = b <= a ? counts2[j++] : 0;
+        moved += x > y ? x - y : 0;
+        n += x;
+    }
+    d->n_draws += n;
+    d->n_draws_moved += moved;
+    if (c->proposal_logsumexp && td_spec_has_proposal(v->spec)) {
+        d->logsumexp = fmax(d->logsumexp, gap(v->proposal_logsumexp, c->proposal_logsumexp[r]));
+        differ |= v->proposal_logsumexp != c->proposal_logsumexp[r];
+    }
+    return differ || moved;
+}
+
+static bool compare_dense(const td_row_view *v, const td_captured *c, size_t r, difference *d) {
+    size_t bytes = (size_t)v->n_dense * td_dtype_size(c->dense_dtype);
+    td_row_view again = *v;
+    again.dense = (const char *)c->dense + r * bytes;
+    if (memcmp(v->dense, again.dense, bytes) == 0)
+        return false;
+    /* both were rounded to the stored type */
+    double eps = c->dense_dtype == TD_F32 ? 0 : ldexp(1, c->dense_dtype == TD_BF16 ? -8 : -11);
+    for (int32_t i = 0; i < v->n_dense; i++) {
+        float x = td_row_dense_at(v, i), y = td_row_dense_at(&again, i);
+        double size = fmax(1, fabs((double)x));
+        double by = x == y ? 0 : fmax(0, gap(x, y) / size - eps);
+        d->dense = fmax(d->dense, by);
+    }
+    return true;
+}
+
+static bool compare_stats(const td_row_view *v, const td_captured *c, size_t r, difference *d) {
+    size_t nt = (size_t)v->spec->n_temperatures, na = (size_t)v->spec->n_always;
+    bool differ = v->target_rank != c->target_rank[r] || v->logsumexp != c->logsumexp[r] ||
+                  v->target_logprob != c->target_logprob[r] || v->entropy != c->entropy[r] ||
+                  v->tail_mass != c->tail_mass[r];
+    d->n_ranks_differ += v->target_rank != c->target_rank[r];
+    d->logsumexp = fmax(d->logsumexp, gap(v->logsumexp, c->logsumexp[r]));
+    d->target = fmax(d->target, gap(v->target_logprob, c->target_logprob[r]));
+    d->entropy = fmax(d->entropy, gap(v->entropy, c->entropy[r]));
+    d->tail = fmax(d->tail, gap(v->tail_mass, c->tail_mass[r]));
+    for (size_t t = 0; t < nt; t++) {
+        float other = c->logsumexp_t[r * nt + t];
+        d->logsumexp = fmax(d->logsumexp, gap(v->logsumexp_t[t], other));
+        differ |= v->logsumexp_t[t] != other;
+    }
+    for (size_t i = 0; i < na; i++) {
+        float other = c->always_logprobs[r * na + i];
+        d->logprob = fmax(d->logprob, gap(v->always_logprobs[i], other));
+        differ |= v->always_logprobs[i] != other;
+    }
+    return differ;
+}
+
+static void compare_row(const td_row_view *v, const td_captured *c, size_t r, difference *d) {
+    td_capture_mode mode = v->spec->mode;
+    bool differ = false;
+    d->n_rows++;
+    if (mode != TD_CAPTURE_HIDDEN)
+        differ |= compare_stats(v, c, r, d);
+    if (mode == TD_CAPTURE_TOPP || td_mode_has_topk(mode)) {
+        int32_t n = mode == TD_CAPTURE_TOPP ? c->n_kept[r] : c->top_k;
+        size_t at = r * (size_t)c->top_k;
+        differ |= compare_set(v, v->top_ids, v->top_logprobs, v->n_top, v->top_error,
+                              c->topk_ids + at, c->topk_logprobs + at, n, d);
+    }
+    if (td_mode_has_draws(mode))
+        differ |= compare_draws(v, c, r, d);
+    if (v->dense)
+        differ |= compare_dense(v, c, r, d);
     d->n_rows_differ += differ;
+}
+
+/* Has what was captured the shape that the folder's spec asks for? */
+static bool fits(const td_capture_spec *s, const td_captured *c) {
+    bool hidden = s->mode == TD_CAPTURE_HIDDEN, full = s->mode == TD_CAPTURE_FULL;
+    bool top = s->mode == TD_CAPTURE_TOPP || td_mode_has_topk(s->mode);
+    return (!top || (c->topk_ids && c->top_k == s->top_k)) &&
+           (s->mode != TD_CAPTURE_TOPP || c->n_kept) &&
+           (!td_mode_has_draws(s->mode) || (c->draw_ids && c->n_draws == s->n_draws)) &&
+           (hidden || (c->n_temperatures == s->n_temperatures && c->n_always == s->n_always)) &&
+           (!(hidden || full) || (c->dense && c->dense_dtype == s->dense_dtype));
 }
 
 td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_kind,
@@ -390,12 +481,20 @@ td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_k
     r->hashes[sample] = td_calloc((size_t)s->n_rows, sizeof **r->hashes);
     if (!r->hashes[sample])
         return td_error_nomem(err, "a sample", (size_t)s->n_rows * 8);
-    int64_t row = ((const int64_t *)td_shard_file_data(r->f, TD_T_ROW_OFFSETS))[r->place[sample]];
+    if (!fits(&r->manifest.spec, cap) || first_row < 0 || first_row > cap->n_rows - s->n_rows)
+        return td_error_set(err, TD_E_INTERNAL, "what was captured does not fit the folder's spec");
+    int64_t place = r->place[sample];
+    int64_t row = ((const int64_t *)td_shard_file_data(r->f, TD_T_ROW_OFFSETS))[place];
     d->n_samples++;
     for (int32_t i = 0; i < s->n_rows; i++) {
         size_t at = (size_t)(first_row + i);
-        compare_row(r->f, row + i, cap, at, d);
-        r->hashes[sample][i] = hash_row(cap, at);
+        td_row_view v;
+        td_row_problem why;
+        if (!td_row_read(r->reader, place, row + i, &v, &why))
+            return td_error_set(err, TD_E_VERIFY, "%s: row %lld: tensor %s %s", r->f->path,
+                                (long long)(row + i), why.tensor, why.what);
+        compare_row(&v, cap, at, d);
+        r->hashes[sample][i] = hash_row(&r->manifest.spec, cap, at);
     }
     return TD_OK;
 }
@@ -403,21 +502,34 @@ td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_k
 void td_recheck_control(td_recheck *r, int32_t sample, const td_captured *cap, int32_t first_row) {
     const td_recheck_sample *s = &r->samples[sample];
     for (int32_t i = 0; r->hashes[sample] && i < s->n_rows; i++) {
+        uint64_t hash = hash_row(&r->manifest.spec, cap, (size_t)(first_row + i));
         r->n_control++;
-        r->n_control_differ += hash_row(cap, (size_t)(first_row + i)) != r->hashes[sample][i];
+        r->n_control_differ += hash != r->hashes[sample][i];
     }
 }
 
-static void print_difference(const difference *d, FILE *out) {
-    fprintf(
-        out,
-        "    log-probabilities %.3g (mean %.2g) · logsumexp %.3g · target %.3g · entropy %.3g · "
-        "tail %.3g\n    %lld of %lld candidates not among those computed again · rank of the "
-        "target differs at %lld positions\n",
-        d->logprob,
-        d->n_ids > d->n_ids_differ ? d->sum_logprob / (double)(d->n_ids - d->n_ids_differ) : 0.0,
-        d->logsumexp, d->target, d->entropy, d->tail, (long long)d->n_ids_differ,
-        (long long)d->n_ids, (long long)d->n_ranks_differ);
+static double mean_logprob(const difference *d) {
+    int64_t n = d->n_ids - d->n_ids_differ;
+    return n > 0 ? d->sum_logprob / (double)n : 0;
+}
+
+static void print_difference(const td_capture_spec *spec, const difference *d, FILE *out) {
+    if (spec->mode != TD_CAPTURE_HIDDEN)
+        fprintf(out,
+                "    logsumexp %.3g · target %.3g · entropy %.3g · tail %.3g · rank of the target "
+                "at %lld positions\n",
+                d->logsumexp, d->target, d->entropy, d->tail, (long long)d->n_ranks_differ);
+    if (d->n_ids)
+        fprintf(out,
+                "    log-probabilities %.3g (mean %.2g), beyond what storing rounds · %lld of %lld "
+                "ids not among those computed again\n",
+                d->logprob, mean_logprob(d), (long long)d->n_ids_differ, (long long)d->n_ids);
+    if (d->n_draws)
+        fprintf(out, "    %lld of %lld draws went to other tokens\n", (long long)d->n_draws_moved,
+                (long long)d->n_draws);
+    if (spec->mode == TD_CAPTURE_FULL || spec->mode == TD_CAPTURE_HIDDEN)
+        fprintf(out, "    %s %.3g (of those above 1 relative), beyond what storing rounds\n",
+                spec->mode == TD_CAPTURE_FULL ? "logits" : "states", d->dense);
 }
 
 td_status td_recheck_report(const td_recheck *r, const char *device_kind, FILE *out,
@@ -438,14 +550,14 @@ td_status td_recheck_report(const td_recheck *r, const char *device_kind, FILE *
                 "(must be 0); largest differences\n",
                 (long long)same->n_samples, (long long)same->n_rows_differ,
                 (long long)same->n_rows);
-        print_difference(same, out);
+        print_difference(&r->manifest.spec, same, out);
     }
     if (other->n_rows) {
         fprintf(out,
                 "  recorded on another device kind (%s), %lld samples: largest differences "
-                "(log-probabilities may differ by %g, by %g on average)\n",
+                "(log-probabilities may differ by %g, by %g on average, one id or draw in ten)\n",
                 r->other_kind, (long long)other->n_samples, tolerance, mean_tolerance);
-        print_difference(other, out);
+        print_difference(&r->manifest.spec, other, out);
     }
     if (r->n_control_differ)
         return td_error_set(err, TD_E_VERIFY,
@@ -457,11 +569,9 @@ td_status td_recheck_report(const td_recheck *r, const char *device_kind, FILE *
                             "%s: %lld of %lld positions are not what the teacher gives on the "
                             "device kind that they were recorded on",
                             r->dir, (long long)same->n_rows_differ, (long long)same->n_rows);
-    double mean = other->n_ids > other->n_ids_differ
-                      ? other->sum_logprob / (double)(other->n_ids - other->n_ids_differ)
-                      : 0;
-    if (fmax(fmax(other->logprob, other->target), other->logsumexp) > tolerance ||
-        mean > mean_tolerance || other->n_ids_differ * 10 > other->n_ids)
+    double worst = fmax(fmax(other->logprob, other->target), fmax(other->logsumexp, other->dense));
+    if (worst > tolerance || mean_logprob(other) > mean_tolerance ||
+        other->n_ids_differ * 10 > other->n_ids || other->n_draws_moved * 10 > other->n_draws)
         return td_error_set(
             err, TD_E_VERIFY,
             "%s: what was recorded on %s differs by more than the tolerance between "

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 config "$TMP/one.ini"
-expect 0 'Truncation: the 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
+expect 0 'Truncation: the .at most. 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
 check "no truncation report in status.json" grep -q '"mean_kl"' "$TMP/one-out/status.json"
 for w in 0 1 2; do
     expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/w$w" run.worker_id=$w \
@@ -62,6 +62,17 @@ expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/two" devices.gpus
     capture.logprob_dtype=f32 data.overflow=split data.max_length=40
 expect 0 'same device kind, .* 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/two" \
     --against demo/teacher --samples 300 --devices cpu
+# Every mode and way of storing.
+for mode in topk "topk capture.logprob_dtype=q8 capture.pack_ids=true capture.always_ids=1,2" topp \
+    "sample capture.proposal_power=0.5 output.zstd=true" topk+sample full hidden; do
+    rm -rf "$TMP/mode"
+    # shellcheck disable=SC2086 # several arguments
+    expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/mode" data.max_samples=12 \
+        run.seed=3 capture.mode=$mode
+    expect 0 'same device kind, .* 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/mode" \
+        --against demo/teacher --devices cpu
+done
+
 # Another device kind: here the CPU with other kernels of oneDNN, whose name the kind carries.
 expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/f32" model.compute=f32 devices.gpus=cpu
 expect 0 'another device kind .* may differ by 0.002' env ONEDNN_MAX_CPU_ISA=SSE41 "$TDGEN" verify \
