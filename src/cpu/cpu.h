@@ -106,7 +106,7 @@ bool td_cpu_faulted(const td_device *dev);
 
 /* A command executes with a copy of its argument struct; failure becomes the stream's. */
 typedef td_status (*td_cpu_exec_fn)(td_cpu_exec *x, const void *args, td_error *err);
-enum { TD_CPU_ARGS_MAX = 192 }; /* bytes of the largest argument struct */
+enum { TD_CPU_ARGS_MAX = 704 }; /* bytes of the largest argument struct */
 td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const void *args,
                          size_t args_size, td_error *err);
 const char *td_cpu_stream_device_name(const td_stream *s);
@@ -135,6 +135,7 @@ td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_convert(td_cpu_exec *x, const void *args, td_error *err);
 /* cpu_moe.c */
 td_status td_cpu_exec_moe(td_cpu_exec *x, const void *args, td_error *err);
 
@@ -145,10 +146,11 @@ typedef void (*td_cpu_rows_fn)(td_cpu_exec *x, const void *args, int64_t begin, 
 void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
                      td_cpu_rows_fn fn);
 
-/* The capture operation's arguments with the temperatures copied in. */
+/* The capture operation's arguments with the host arrays copied in. */
 typedef struct td_cpu_capture_cmd {
-    td_capture_args a;
+    td_capture_args a; /* its temperatures and always_ids are set when it runs */
     float temperatures[16];
+    int32_t always_ids[64];
 } td_cpu_capture_cmd;
 
 #endif

@@ -29,6 +29,7 @@ typedef struct flight {
     td_claim_item item; /* a copy: the claim's own may be gone once it is done */
     double predicted_s; /* of the slowest stage; 0 = unknown */
     int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
+    int64_t *row_dataset_row, *row_position;
 } flight;
 
 typedef struct loop {
@@ -46,6 +47,8 @@ static void free_slots(loop *l) {
             free(l->slots[i].seq_offsets);
             free(l->slots[i].row_token);
             free(l->slots[i].row_target);
+            free(l->slots[i].row_dataset_row);
+            free(l->slots[i].row_position);
         }
     free(l->slots);
 }
@@ -61,11 +64,14 @@ static td_status make_slots(loop *l, td_error *err) {
         f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
         f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
         f->row_target = td_calloc((size_t)lim->max_rows, sizeof *f->row_target);
-        ok = f->ids && f->seq_offsets && f->row_token && f->row_target;
+        f->row_dataset_row = td_calloc((size_t)lim->max_rows, sizeof *f->row_dataset_row);
+        f->row_position = td_calloc((size_t)lim->max_rows, sizeof *f->row_position);
+        ok = f->ids && f->seq_offsets && f->row_token && f->row_target && f->row_dataset_row &&
+             f->row_position;
     }
     return ok ? TD_OK
               : td_error_nomem(err, "the host arrays of a group",
-                               (size_t)lim->max_tokens * (size_t)l->n_slots * 16);
+                               (size_t)lim->max_tokens * (size_t)l->n_slots * 32);
 }
 
 /* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
@@ -84,6 +90,8 @@ static void fill(flight *f, const td_work *w) {
             if (mask[t]) {
                 f->row_token[r] = n + t - 1;
                 f->row_target[r] = ids[t];
+                f->row_dataset_row[r] = s->row;
+                f->row_position[r] = s->start + t - 1;
                 r++;
             }
         n += s->n_tokens;
@@ -95,16 +103,38 @@ static void fill(flight *f, const td_work *w) {
                           .ids = f->ids,
                           .seq_offsets = f->seq_offsets,
                           .row_token = f->row_token,
-                          .row_target = f->row_target};
+                          .row_target = f->row_target,
+                          .row_dataset_row = f->row_dataset_row,
+                          .row_position = f->row_position};
+}
+
+/* Are the n elements of a dense row finite? 16-bit floats are not where their exponent is all ones.
+ */
+static bool row_is_finite(const void *row, td_dtype dtype, int64_t n) {
+    const uint16_t *h = row, ones = dtype == TD_F16 ? 0x7c00 : 0x7f80;
+    const float *f = row;
+    int bad = 0;
+    if (dtype == TD_F32)
+        for (int64_t i = 0; i < n; i++)
+            bad |= !isfinite(f[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            bad |= (h[i] & ones) == ones;
+    return !bad;
 }
 
 /* A target of probability 0 (its logit was -inf) cannot be learnt from either. */
 static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
-    for (int32_t r = first; r < first + n; r++)
-        if (!isfinite(cap->logsumexp[r]) || !isfinite(cap->target_logprob[r])) {
+    const size_t row_bytes = (size_t)cap->n_dense * td_dtype_size(cap->dense_dtype);
+    for (int32_t r = first; r < first + n; r++) {
+        bool good = cap->logsumexp ? isfinite(cap->logsumexp[r]) && isfinite(cap->target_logprob[r])
+                                   : row_is_finite((const char *)cap->dense + (size_t)r * row_bytes,
+                                                   cap->dense_dtype, cap->n_dense);
+        if (!good) {
             *bad = r;
             return false;
         }
+    }
     return true;
 }
 
