@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include "tdgen/util.h"
 
-enum { MAX_WITNESSES = 4 };
+enum { MAX_WITNESSES = 4, MAX_STRIKES = 2 };
 
 typedef enum sample_state { UNTRIED = 0, TRIED_WELL, PENDING, FAILED } sample_state;
 
@@ -29,7 +29,7 @@ typedef struct record {
 typedef struct group {
     td_standing standing;
     uint64_t failed_at; /* counts failures, to find the latest */
-    bool strike;        /* failed, not by anybody else's word, and completed nothing since */
+    int32_t strikes;    /* failures, not by anybody else's word, since it last completed anything */
     int32_t n_alone;    /* samples that failed alone since it last completed anything */
 } group;
 
@@ -115,18 +115,23 @@ static void discredit(td_blame *b, uint32_t g) {
     }
 }
 
-/* Somebody has to play the next try. */
+/* Somebody has to play the next try: the one that failed last, unless it failed twice in a row. */
 static void need_someone(td_blame *b) {
     group *last = NULL;
     for (uint32_t i = 0; i < b->n_groups; i++) {
         group *g = &b->groups[i];
         if (g->standing == TD_GROUP_WORKS || g->standing == TD_GROUP_PROBES)
             return;
-        if (g->standing == TD_GROUP_SUSPENDED && (!last || g->failed_at > last->failed_at))
+        if (g->standing == TD_GROUP_SUSPENDED && g->strikes < MAX_STRIKES &&
+            (!last || g->failed_at > last->failed_at))
             last = g;
     }
-    if (last)
+    if (last) {
         last->standing = TD_GROUP_PROBES;
+        return;
+    }
+    for (uint32_t i = 0; i < b->n_groups; i++)
+        b->groups[i].standing = TD_GROUP_OUT;
 }
 
 td_standing td_blame_standing(const td_blame *b, uint32_t g) {
@@ -159,18 +164,20 @@ td_status td_blame_failed(td_blame *b, uint32_t g, td_failure kind, const uint64
         if (!r->split)
             continue;
         guilty = true;
-        for (uint32_t k = 0; k < b->n_groups; k++)
-            if (b->groups[k].standing == TD_GROUP_SUSPENDED && failed_on(r, k))
+        for (uint32_t k = 0; k < b->n_groups; k++) {
+            if (!failed_on(r, k))
+                continue;
+            if (b->groups[k].standing == TD_GROUP_SUSPENDED)
                 b->groups[k].standing = TD_GROUP_PROBES;
+            if (failed_elsewhere(r, k)) /* explained */
+                b->groups[k].strikes = 0;
+        }
     }
     if (kind == TD_FAILURE_HUNG) {
         grp->standing = TD_GROUP_OUT;
-    } else if (grp->strike && !same && !elsewhere) {
-        grp->standing = TD_GROUP_OUT;
-        discredit(b, g);
     } else {
         grp->standing = guilty ? TD_GROUP_PROBES : TD_GROUP_SUSPENDED;
-        grp->strike = grp->strike || !elsewhere;
+        grp->strikes += !elsewhere && !same;
     }
     need_someone(b);
     return TD_OK;
@@ -195,7 +202,7 @@ void td_blame_probed(td_blame *b, uint32_t g, bool ok) {
 }
 
 static void worked(group *grp) {
-    grp->strike = false;
+    grp->strikes = 0;
     grp->n_alone = 0;
 }
 
@@ -261,10 +268,8 @@ void td_blame_sample_failed(td_blame *b, uint32_t g, td_failure kind, uint64_t w
         return;
     }
     grp->standing = TD_GROUP_PROBES;
-    if (!failed_elsewhere(r, g)) {
-        grp->strike = true;
+    if (!failed_elsewhere(r, g))
         grp->n_alone++;
-    }
 }
 
 bool td_blame_judge(td_blame *b, uint32_t g, uint64_t work) {

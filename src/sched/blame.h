@@ -13,13 +13,14 @@
  *        hang) are to blame; all others are recorded as usual.
  * A work that is too large for a device's memory is split at once; the group only probes.
  *
- * A group that is OUT does no more work. So ends a group that hangs, that fails its probe, or that
- * fails twice in a row over different works, with no word of another group against any of them and
- * nothing completed in between. What a group said before it was proved broken by its probe or by
- * that rule does not count against works and samples.
- *
  * When no group is left that works or probes, the suspended one that failed last probes, and plays
- * the next try. With all groups OUT the run ends.
+ * the next try; but not one that failed twice in a row over different works with no word of another
+ * group against any of them and nothing completed in between.
+ *
+ * A group that is OUT does no more work. So ends a group that hangs, that fails its probe, over
+ * which nobody is left to decide, or for which two samples in a row failed alone, likewise without
+ * anybody else's word and anything completed in between. With all groups OUT the run ends. What a
+ * group said before it failed its probe does not count against works and samples.
  *
  * So (test/sched/test_blame.c plays it out at random): a run ends; with devices that fail only over
  * bad samples no healthy sample is blamed and no group is out; a device that fails its probe never

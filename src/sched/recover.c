@@ -249,6 +249,7 @@ bool td_group_failed(td_loop *l, bool hung, const td_error *why) {
     pthread_mutex_lock(&run->lock);
     td_status rc = td_blame_failed(run->blame, g->id, kind_of(hung, why->code), works, n, &err);
     td_standing standing = td_blame_standing(run->blame, g->id);
+    td_care care = n == 1 ? td_blame_care(run->blame, works[0]) : TD_CARE_NONE;
     pthread_cond_broadcast(&run->changed);
     pthread_mutex_unlock(&run->lock);
     free(works);
@@ -261,11 +262,10 @@ bool td_group_failed(td_loop *l, bool hung, const td_error *why) {
         warn_of_memory(run);
     else
         atomic_fetch_add(&g->n_failures, 1);
-    /* It was alone and failed before: its samples show, and this group can go on with it. */
-    const td_claim *first = &l->slots[l->head].claim;
-    if (standing == TD_GROUP_PROBES && n == 1 && first->tries > 0) {
-        td_log_warn("group %u: %s; it failed before, so its samples are computed one by one", g->id,
-                    why->text);
+    /* It was alone, and is to blame: its samples show, and this group can go on with it. */
+    if (standing == TD_GROUP_PROBES && care == TD_CARE_SPLIT) {
+        td_log_warn("group %u: %s; %sits samples are computed one by one", g->id, why->text,
+                    oom ? "" : "it failed before, so ");
         return try_again(l) && td_group_split(l);
     }
     if (standing != TD_GROUP_OUT)
