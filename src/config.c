@@ -209,6 +209,19 @@ static td_status check_devices(const td_config_load_state *st, td_error *err) {
         if (!there)
             return refuse(st, groups, why, err);
     }
+    const int lists[] = {KEY("devices", "cpu_speeds"), KEY("devices", "cpu_threads")};
+    const int32_t n_listed[] = {c->devices.n_cpu_speeds, c->devices.n_cpu_threads};
+    for (size_t i = 0; i < TD_ARRAY_LEN(lists); i++) {
+        char why[160];
+        if (!given(st, lists[i]))
+            continue;
+        if (c->devices.gpus_kind != TD_GPUS_CPU)
+            return refuse(st, lists[i], "needs [devices] gpus = cpu*N: it is for CPU devices", err);
+        snprintf(why, sizeof why, "lists %d devices, but [devices] gpus = cpu*%d has %d",
+                 (int)n_listed[i], (int)c->devices.n_gpus, (int)c->devices.n_gpus);
+        if (n_listed[i] != c->devices.n_gpus)
+            return refuse(st, lists[i], why, err);
+    }
     if (c->devices.n_groups > 0 && given(st, KEY("devices", "gpus_per_model")))
         note(st, KEY("devices", "gpus_per_model"), "has no effect: [devices] groups wins");
     return TD_OK;
@@ -354,6 +367,8 @@ void td_config_free(td_config *cfg) {
     free(cfg->devices.gpus);
     free(cfg->devices.group_of);
     free(cfg->devices.group_device);
+    free(cfg->devices.cpu_speeds);
+    free(cfg->devices.cpu_threads);
     memset(cfg, 0, sizeof *cfg);
 }
 

@@ -91,6 +91,10 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "Devices that hold one copy of the model. auto: the fewest on which it fits."},
     {"devices", "groups", TD_KEY_GROUPS, 0, 0, 0, NULL, NULL, "not set",
      "Explicit groups, one copy of the model each, of any width; wins over gpus_per_model. With cpu*N the numbers are 0 to N-1. A device may be in several groups."},
+    {"devices", "cpu_speeds", TD_KEY_CPU_SPEEDS, 0, 0, 0, NULL, NULL, "not set",
+     "With cpu*N, for experiments with unlike devices: the share of its own speed at which each of the N works, 1 being all of it. It rests after each operation, which changes no result."},
+    {"devices", "cpu_threads", TD_KEY_CPU_THREADS, 0, 0, 0, NULL, NULL, "not set",
+     "With cpu*N: the threads of each of the N devices, instead of an even share of the cores. Changes no result."},
     {"devices", "inventory", TD_KEY_STRING, FIELD(devices.inventory), 0, 0, NULL, NULL, "not set",
      "With --dry-run: plan for the machine that this file describes (conf/inventory), not this one."},
 
@@ -196,6 +200,13 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
     case TD_KEY_GROUPS:
         snprintf(buf, buf_size,
                  "groups of device numbers such as 0 | 1 | 2,3 (commas inside a group, | between)");
+        break;
+    case TD_KEY_CPU_SPEEDS:
+        snprintf(buf, buf_size, "a number from 0.001 to 1 for each CPU device, such as 1,0.5,0.25");
+        break;
+    case TD_KEY_CPU_THREADS:
+        snprintf(buf, buf_size, "a number of threads from 1 to %d for each CPU device, such as 2,1",
+                 TD_MAX_CPU_THREADS);
         break;
     case TD_KEY_TEMPERATURES:
         snprintf(buf, buf_size, "up to %d different numbers above 0, separated by commas",

@@ -23,6 +23,8 @@ typedef enum td_key_type {
     TD_KEY_CHOICE,       /* an enum, by `choices` */
     TD_KEY_GPUS,         /* [devices] gpus */
     TD_KEY_GROUPS,       /* [devices] groups */
+    TD_KEY_CPU_SPEEDS,   /* [devices] cpu_speeds */
+    TD_KEY_CPU_THREADS,  /* [devices] cpu_threads */
     TD_KEY_TEMPERATURES, /* [capture] temperatures */
     TD_KEY_DOUBLE,       /* double in min..max, which are in thousandths */
     TD_KEY_LOGPROBS,     /* [capture] logprob_dtype: a choice that sets two fields */
@@ -45,7 +47,7 @@ typedef struct td_config_key {
     const char *doc;      /* one or two sentences */
 } td_config_key;
 
-enum { TD_CONFIG_N_KEYS = 43 };
+enum { TD_CONFIG_N_KEYS = 45 };
 extern const td_config_key td_config_keys[TD_CONFIG_N_KEYS];
 extern const char *const td_config_sections[6];
 

@@ -98,5 +98,26 @@ const char *td_capture_check(const td_capture_args *a) {
     for (int32_t i = 0; i < a->n_temperatures; i++)
         if (!(a->temperatures[i] > 0))
             return "temperatures must be above 0";
+    if (a->top_p != 0 && (!(a->top_p > 0 && a->top_p <= 1) || a->top_k < 1 || a->min_k < 0))
+        return "top_p is not in (0, 1], or without a top_k";
+    if (a->n_draws < 0 || a->n_draws > TD_CAPTURE_MAX_DRAWS)
+        return "the number of draws is not in [0, 1024]";
+    if (a->n_draws && (!(a->proposal_power > 0) || !isfinite(a->proposal_power) ||
+                       (a->n_rows > 0 && (!a->dataset_rows || !a->positions))))
+        return "draws need a power above 0, dataset rows and positions";
+    if (a->n_always < 0 || a->n_always > TD_CAPTURE_MAX_ALWAYS)
+        return "more than 64 ids whose log-prob is always recorded";
+    for (int32_t i = 0; i < a->n_always; i++)
+        if (a->always_ids[i] < 0 || a->always_ids[i] >= a->n_vocab)
+            return "an id whose log-prob is always recorded is not in the vocabulary";
+    if (a->dense && !is_activation(a->dense_dtype))
+        return "bad type of dense logits";
+    return NULL;
+}
+
+const char *td_convert_check(const td_convert_args *a) {
+    if (a->n < 0 || !is_activation(a->in_dtype) || !is_activation(a->out_dtype) ||
+        (a->n > 0 && a->in == a->out))
+        return "bad size or type, or in place";
     return NULL;
 }

@@ -9,6 +9,8 @@ td_test(test_logits SOURCES model/test_logits.c model/harness.c model/fixture.c
         LIBS td_model td_device LABELS model)
 td_test(test_session SOURCES model/test_session.c model/reference.c model/harness.c model/fixture.c
         LIBS td_model td_device LABELS model)
+td_test(test_session_modes SOURCES model/test_session_modes.c model/reference.c model/harness.c
+        model/fixture.c LIBS td_model td_device LABELS model)
 td_test(test_weights SOURCES model/test_weights.c model/fake_device.c model/fixture.c
         LIBS td_model td_device LABELS model)
 td_test(stress_load PLAIN SOURCES stress/stress_load.c model/fake_device.c LIBS td_model td_device

@@ -49,6 +49,7 @@ typedef enum td_capture_mode {
 } td_capture_mode;
 
 #define TD_MAX_TEMPERATURES 16
+#define TD_MAX_CPU_THREADS 1024 /* of one device */
 #define TD_MAX_TOP_K 1024
 #define TD_MAX_DRAWS 1024
 #define TD_MAX_ALWAYS_IDS 64
@@ -106,6 +107,12 @@ typedef struct td_config {
         int32_t *group_device;   /* device numbers (index into the machine's devices) */
         int32_t n_group_entries; /* 0 = no explicit groups */
         int32_t n_groups;
+        /* Of cpu*N, both for experiments: share of its speed that each device works at, in (0, 1],
+         * and its threads. 0 entries: full speed, and an even share of the cores. */
+        double *cpu_speeds;
+        int32_t n_cpu_speeds;
+        int32_t *cpu_threads;
+        int32_t n_cpu_threads;
         char *inventory; /* file, or NULL */
     } devices;
 

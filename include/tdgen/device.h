@@ -55,6 +55,9 @@ typedef struct td_device_info {
     int32_t index;     /* number within its backend */
     int32_t domain;    /* devices with equal domain share weights */
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
+    /* CPU devices, set between enumeration and opening: the share of its speed at which the device
+     * works, resting after each operation; in (0, 1), anything else is full speed. */
+    double speed_share;
     uint64_t memory_total_bytes, memory_free_bytes; /* of cpu*N: an Nth of the machine's each */
     bool has_f32, has_bf16, has_f16;                /* compute modes its GEMM offers */
     /* GPUs; zero elsewhere. */
@@ -223,7 +226,21 @@ static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, in
  *   logsumexp_t[i] = f32 of log sum exp(z / T_i)
  * A row with a NaN or +inf among its first n_valid logits (or no finite z) gets logsumexp = NaN and
  * zeros elsewhere; the caller treats its sample as failed. target = -1, or one that is not below
- * n_valid: target_logprob = -inf, rank = -1. */
+ * n_valid: target_logprob = -inf, rank = -1.
+ * Where asked for, also:
+ *   top_p      of the top-k only the fewest first ones are kept whose probabilities, exp(logprob)
+ *              summed in f64 in their order, reach top_p; at least min_k, at most what there is.
+ *              Places behind the n_kept first are free; tail_mass counts what is not kept
+ *   draws      n_draws ids, with replacement, from q(v) ~ exp(t (z[v] - m)), t = proposal_power, by
+ *              inversion: the first id v with sum of q over the ids up to v above td_draw_uniform
+ *              (philox.h), sums in f64 in an order of the device kind's. An id of probability 0 is
+ *              never drawn. Stored as the different ids, ascending, and how often each came; places
+ *              behind the n_unique first hold id -1, count 0, logprob -inf.
+ *              proposal_logsumexp = f32 of log sum_v p(v)^t: log q(v) = t log p(v) - it.
+ *              Without a top-k, tail_mass is that of the ids that were not drawn
+ *   always     logprob of the given ids; -inf for one that is not below n_valid
+ *   dense      z itself (-inf from n_valid on), in dense_dtype. A row whose largest z overflows
+ *              there is marked like one with an infinite logit. tail_mass is 0 without a top-k */
 typedef struct td_capture_args {
     const float *logits;    /* device F32 [n_rows, V], dense */
     const int32_t *targets; /* device I32 [n_rows] */
@@ -240,7 +257,37 @@ typedef struct td_capture_args {
     float *target_logprob; /* F32 [n_rows] */
     int32_t *target_rank;  /* I32 [n_rows] */
     float *entropy;        /* F32 [n_rows] */
+
+    double top_p; /* 0 = off; needs a top_k */
+    int32_t min_k;
+    int32_t *n_kept; /* I32 [n_rows] */
+
+    int32_t n_draws; /* 0 = off; at most 1024 */
+    float proposal_power;
+    uint64_t seed;
+    const int64_t *dataset_rows; /* device I64 [n_rows] */
+    const int64_t *positions;    /* device I64 [n_rows] token offset within the dataset row */
+    int32_t *n_unique;           /* I32 [n_rows] */
+    int32_t *draw_ids;           /* I32 [n_rows, n_draws] */
+    int32_t *draw_counts;        /* I32 [n_rows, n_draws] */
+    float *draw_logprobs;        /* F32 [n_rows, n_draws] */
+    float *proposal_logsumexp;   /* F32 [n_rows] or NULL */
+
+    int32_t n_always;          /* 0 = off; at most 64 */
+    const int32_t *always_ids; /* HOST [n_always], copied at the call; in [0, V) */
+    float *always_logprobs;    /* F32 [n_rows, n_always] */
+
+    void *dense; /* dense_dtype [n_rows, V] or NULL = off */
+    td_dtype dense_dtype;
 } td_capture_args;
+
+/* out[i] = in[i] in another type, rounded to nearest even. */
+typedef struct td_convert_args {
+    const void *in; /* device, in_dtype [n] */
+    void *out;      /* device, out_dtype [n]; not `in` */
+    td_dtype in_dtype, out_dtype;
+    int64_t n;
+} td_convert_args;
 
 /* What a profile distinguishes. */
 typedef enum td_op {
@@ -332,6 +379,7 @@ typedef struct td_device_ops {
     td_status (*act)(td_stream *s, const td_act_args *a, td_error *err);
     td_status (*moe)(td_stream *s, const td_moe_args *a, td_error *err);
     td_status (*capture)(td_stream *s, const td_capture_args *a, td_error *err);
+    td_status (*convert)(td_stream *s, const td_convert_args *a, td_error *err);
 
     /* Seconds the stream has spent executing operations since it was made (for busy shares). */
     double (*stream_busy_s)(const td_stream *s);

@@ -9,6 +9,8 @@
 #include "tdgen/device.h"
 
 #define TD_CAPTURE_MAX_TEMPERATURES 16
+#define TD_CAPTURE_MAX_DRAWS 1024
+#define TD_CAPTURE_MAX_ALWAYS 64
 
 const char *td_embed_check(const td_embed_args *a);
 const char *td_norm_check(const td_norm_args *a);
@@ -18,5 +20,6 @@ const char *td_attention_check(const td_attention_args *a);
 const char *td_act_check(const td_act_args *a);
 const char *td_moe_check(const td_moe_args *a);
 const char *td_capture_check(const td_capture_args *a);
+const char *td_convert_check(const td_convert_args *a);
 
 #endif

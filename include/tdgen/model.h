@@ -170,7 +170,7 @@ typedef struct td_session_limits {
     /* What is captured beside logsumexp and its like (config.h, [capture]). top_k is 0 in the modes
      * without a top-k set. */
     td_capture_mode mode;
-    float top_p;                           /* topp */
+    double top_p;                          /* topp */
     int32_t min_k;                         /* topp */
     int32_t n_draws;                       /* sample, topk+sample; else 0 */
     float proposal_power;                  /* of draws: q ~ p^t */
@@ -194,6 +194,11 @@ typedef struct td_stage_memory {
 void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
                               const td_session_limits *lim, int32_t item_begin, int32_t item_end,
                               td_stage_memory *out);
+/* Bytes of host memory that all slots of a session take for what is captured. In mode full that is
+ * much: a row is n_vocab numbers. */
+uint64_t td_session_host_bytes(const td_model_config *cfg, const td_session_limits *lim);
+/* Bytes of one row of td_captured.dense; 0 in modes without. */
+uint64_t td_dense_row_bytes(const td_model_config *cfg, const td_session_limits *lim);
 
 /* One micro-batch, host arrays; td_session_submit copies what it needs of them. */
 typedef struct td_batch {
@@ -205,7 +210,8 @@ typedef struct td_batch {
     const int32_t *row_target;  /* [n_rows] the token it predicts, or -1 for none */
     /* Random draws depend on these (and the seed) alone; NULL in modes that draw nothing. */
     const int64_t *row_dataset_row; /* [n_rows] row of the dataset */
-    const int64_t *row_position;    /* [n_rows] token offset within that row's tokens */
+    const int64_t *row_position;    /* [n_rows] token offset of row_token within that row's tokens,
+                                       below 2^32 */
 } td_batch;
 
 /* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
@@ -220,6 +226,7 @@ typedef struct td_captured {
     /* NULL (and counts 0) in the modes that do not have them; hidden has n_rows and these two. */
     const void *dense; /* full: logits [n_rows, n_vocab]; hidden: states [n_rows, n_hidden] */
     td_dtype dense_dtype;
+    int32_t n_dense;       /* n_vocab or n_hidden */
     const int32_t *n_kept; /* topp: [n_rows] of topk_*, the first so many are in the set */
     int32_t n_draws;
     const int32_t *n_unique;         /* sample: [n_rows] different ids drawn */

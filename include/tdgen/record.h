@@ -1,14 +1,16 @@
 /* record.h - what is on disk: output folder, shard files, manifest, resume, verify, inspect.
  *
  * OUT/manifest.json          identity of the run, written once
- * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there
+ * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there;
+ *                                with output.zstd shard-NNNNNN.safetensors.zst, the same compressed
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
  * OUT/status.json, OUT/faults.json, OUT/tdgen.log   written by sched and the main job
  *
- * The layout of a shard is known before anything is computed (how many samples, tokens, rows), so
- * the writer makes the temp file at its full size and each sample's rows go to their place as they
- * arrive: host memory does not grow with the shard. Commit = data hash, header, fsync, rename,
- * fsync of the folder, index line.
+ * Where every row has the same size (modes topk, full, hidden) the layout of a shard is known
+ * before anything is computed, so the writer makes the temp file at its full size and each sample's
+ * rows go to their place as they arrive. Sets of different sizes (topp, draws) go to a side file
+ * and are put in order at the end. Host memory does not grow with the shard. Commit = data hash,
+ * header, fsync, rename, fsync of the folder, index line.
  */
 #ifndef TDGEN_RECORD_H
 #define TDGEN_RECORD_H
@@ -22,10 +24,13 @@
 #include "tdgen/status.h"
 #include "tdgen/tokenizer.h"
 
-#define TD_RECORD_SCHEMA 1
+#define TD_RECORD_SCHEMA 2
 
-/* Mean bytes a recorded row costs on disk, all row tensors, for this configuration (pure). */
-double td_record_bytes_per_row(const td_config *cfg);
+/* Bytes a recorded row costs on disk, all row tensors, for this configuration; in the ragged modes
+ * (topp, sample, topk+sample) the most it can be. Before compression by output.zstd. Pure. */
+double td_record_bytes_per_row(const td_config *cfg, const td_model_config *model);
+/* Is that a bound rather than the size of every row? */
+bool td_record_bytes_is_bound(const td_config *cfg);
 /* Bytes per token (input_ids, loss_mask) beside the rows. */
 double td_record_bytes_per_token(const td_config *cfg);
 

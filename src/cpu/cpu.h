@@ -92,10 +92,18 @@ td_status td_cpu_scratch_need(td_cpu_exec *x, td_cpu_scratch *s, size_t size_byt
 /* The same for every thread's scratch. */
 td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *err);
 
+/* Nanoseconds of rest that an operation of run_ns earns a device that works at `share` of its
+ * speed: run and rest together take run / share. 0 for shares outside (0, 1). */
+static inline uint64_t td_cpu_rest_ns(uint64_t run_ns, double share) {
+    return share > 0 && share < 1 ? (uint64_t)((double)run_ns * (1 / share - 1)) : 0;
+}
+
 /* cpu_stream.c: the stream, event and enqueue slots of the table. */
 td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err);
 void td_cpu_stream_destroy(td_stream *s);
 double td_cpu_stream_busy_s(const td_stream *s);
+/* Seconds of rest that the stream's operations have earned so far. */
+double td_cpu_stream_rest_s(const td_stream *s);
 void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]);
 td_status td_cpu_event_create(td_device *dev, td_event **out, td_error *err);
 void td_cpu_event_destroy(td_event *e);
@@ -106,7 +114,7 @@ bool td_cpu_faulted(const td_device *dev);
 
 /* A command executes with a copy of its argument struct; failure becomes the stream's. */
 typedef td_status (*td_cpu_exec_fn)(td_cpu_exec *x, const void *args, td_error *err);
-enum { TD_CPU_ARGS_MAX = 192 }; /* bytes of the largest argument struct */
+enum { TD_CPU_ARGS_MAX = 704 }; /* bytes of the largest argument struct */
 td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const void *args,
                          size_t args_size, td_error *err);
 const char *td_cpu_stream_device_name(const td_stream *s);
@@ -135,6 +143,7 @@ td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err);
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err);
+td_status td_cpu_exec_convert(td_cpu_exec *x, const void *args, td_error *err);
 /* cpu_moe.c */
 td_status td_cpu_exec_moe(td_cpu_exec *x, const void *args, td_error *err);
 
@@ -145,10 +154,11 @@ typedef void (*td_cpu_rows_fn)(td_cpu_exec *x, const void *args, int64_t begin, 
 void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
                      td_cpu_rows_fn fn);
 
-/* The capture operation's arguments with the temperatures copied in. */
+/* The capture operation's arguments with the host arrays copied in. */
 typedef struct td_cpu_capture_cmd {
-    td_capture_args a;
+    td_capture_args a; /* its temperatures and always_ids are set when it runs */
     float temperatures[16];
+    int32_t always_ids[64];
 } td_cpu_capture_cmd;
 
 #endif

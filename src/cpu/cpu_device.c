@@ -185,8 +185,17 @@ static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *e
         return refuse(s, "capture", why, err);
     for (int32_t i = 0; i < a->n_temperatures; i++)
         c.temperatures[i] = a->temperatures[i];
-    c.a.temperatures = NULL; /* the caller's array may go away */
+    for (int32_t i = 0; i < a->n_always; i++)
+        c.always_ids[i] = a->always_ids[i];
+    c.a.temperatures = NULL; /* the caller's arrays may go away */
+    c.a.always_ids = NULL;
     return td_cpu_enqueue(s, "capture", td_cpu_exec_capture, &c, sizeof(c), err);
+}
+
+static td_status cpu_convert(td_stream *s, const td_convert_args *a, td_error *err) {
+    const char *why = td_convert_check(a);
+    return why ? refuse(s, "convert", why, err)
+               : td_cpu_enqueue(s, "convert", td_cpu_exec_convert, a, sizeof(*a), err);
 }
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -222,6 +231,7 @@ static const td_device_ops cpu_ops = {
     .act = cpu_act,
     .moe = cpu_moe,
     .capture = cpu_capture,
+    .convert = cpu_convert,
     .stream_busy_s = td_cpu_stream_busy_s,
     .stream_profile = td_cpu_stream_profile,
     .faulted = td_cpu_faulted,

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "tdgen/convert.h"
 #include "tdgen/util.h"
 
 typedef struct rows_run {
@@ -85,14 +86,35 @@ static void capture_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_
                          int32_t thread) {
     const td_cpu_capture_cmd *c = args;
     for (int64_t i = begin; i < end; i++)
-        x->dev->kernels->capture(&c->a, c->temperatures, i, x->scratch[thread].data);
+        x->dev->kernels->capture(&c->a, i, x->scratch[thread].data);
 }
 td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_cpu_capture_cmd *c = args;
-    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(&c->a), err);
+    td_cpu_capture_cmd c = *(const td_cpu_capture_cmd *)args;
+    c.a.temperatures = c.temperatures;
+    c.a.always_ids = c.always_ids;
+    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(&c.a), err);
     if (st)
         return st;
-    td_cpu_run_rows(x, c, c->a.n_rows, 3.0 * c->a.n_valid, capture_rows);
+    td_cpu_run_rows(x, &c, c.a.n_rows, 3.0 * c.a.n_valid, capture_rows);
+    return TD_OK;
+}
+
+enum { CONVERT_CHUNK = 4096 };
+
+static void convert_chunks(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
+                           int32_t thread) {
+    const td_convert_args *a = args;
+    const int64_t at = begin * CONVERT_CHUNK, stop = TD_MIN(end * CONVERT_CHUNK, a->n);
+    (void)x, (void)thread;
+    td_convert((const char *)a->in + at * (int64_t)td_dtype_size(a->in_dtype), a->in_dtype,
+               (char *)a->out + at * (int64_t)td_dtype_size(a->out_dtype), a->out_dtype,
+               (size_t)(stop - at));
+}
+td_status td_cpu_exec_convert(td_cpu_exec *x, const void *args, td_error *err) {
+    const td_convert_args *a = args;
+    (void)err;
+    td_cpu_run_rows(x, a, (a->n + CONVERT_CHUNK - 1) / CONVERT_CHUNK, CONVERT_CHUNK / 2.0,
+                    convert_chunks);
     return TD_OK;
 }
 

@@ -27,8 +27,7 @@ typedef struct td_cpu_kernels {
     void (*attention)(const td_attention_args *a, int32_t start, int32_t len, int32_t head,
                       int32_t q0, float *scratch);
     /* One row. scratch: td_cpu_capture_scratch_bytes. */
-    void (*capture)(const td_capture_args *a, const float *temperatures, int64_t row,
-                    uint64_t *scratch);
+    void (*capture)(const td_capture_args *a, int64_t row, uint64_t *scratch);
     /* One row of router logits [n_experts] to its top_k experts, in ascending number, and their
      * weights. The logits are overwritten. */
     void (*route)(float *logits, int32_t n_experts, int32_t top_k, int normalise, int32_t *expert,
@@ -61,7 +60,8 @@ static inline int td_cpu_capture_is_raw(const td_capture_args *a) {
 static inline size_t td_cpu_capture_scratch_bytes(const td_capture_args *a) {
     const size_t n_blocks = ((size_t)a->n_valid + TD_CAPTURE_BLOCK - 1) / TD_CAPTURE_BLOCK;
     const size_t row = td_cpu_capture_is_raw(a) ? 0 : n_blocks * TD_CAPTURE_BLOCK * sizeof(float);
-    return sizeof(uint64_t) * (n_blocks * 2 + (size_t)a->top_k * 4 + 1024) + row;
+    const size_t draws = a->n_draws ? (size_t)a->n_draws + n_blocks : 0;
+    return sizeof(uint64_t) * (n_blocks * 2 + (size_t)a->top_k * 4 + 1024 + draws) + row;
 }
 
 #endif

@@ -9,6 +9,7 @@
  */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
+#include "tdgen/philox.h"
 #include "tdgen/util.h"
 
 /* Ordered like the float; no NaN comes here. -0 does not either: it is mapped to +0 first. */
@@ -89,6 +90,22 @@ static void store_invalid(const td_capture_args *a, int64_t row) {
     a->logsumexp[row] = NAN;
     a->tail_mass[row] = a->target_logprob[row] = a->entropy[row] = 0;
     a->target_rank[row] = 0;
+    if (a->top_p > 0)
+        a->n_kept[row] = 0;
+    if (a->n_draws)
+        a->n_unique[row] = 0;
+    for (int32_t i = 0; i < a->n_draws; i++) {
+        a->draw_ids[row * a->n_draws + i] = a->draw_counts[row * a->n_draws + i] = 0;
+        a->draw_logprobs[row * a->n_draws + i] = 0;
+    }
+    if (a->n_draws && a->proposal_logsumexp)
+        a->proposal_logsumexp[row] = 0;
+    for (int32_t i = 0; i < a->n_always; i++)
+        a->always_logprobs[row * a->n_always + i] = 0;
+    if (a->dense) {
+        const size_t size_bytes = (size_t)a->n_vocab * td_dtype_size(a->dense_dtype);
+        memset((char *)a->dense + (size_t)row * size_bytes, 0, size_bytes);
+    }
 }
 
 /* The row is walked in blocks; what is kept of each decides which blocks later passes can skip. */
@@ -299,19 +316,171 @@ static int32_t rank_of(const row_state *r, float lp_target, int32_t target) {
     return rank;
 }
 
-void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures, int64_t row,
-                            uint64_t *scratch) {
+/* --- draws ------------------------------------------------------------------------------------ */
+
+TD_INLINE void power_step(vd *s, vf x, int64_t i, vf m, vf t) {
+    (void)i;
+    add_exp(s, vf_exp((x - m) * t));
+}
+
+/* e[0..BLOCK) = exp(t (z - m)) of block b, 0 behind the row's end. */
+static void block_weights(const row_state *r, int64_t b, float t, float *e) {
+    const int64_t begin = b * BLOCK;
+    for (int64_t i = 0; i < BLOCK; i += TD_LANES) {
+        const int64_t left = r->n - begin - i;
+        const vf x = left >= TD_LANES ? vf_load(r->z + begin + i)
+                     : left > 0       ? vf_load_n(r->z + begin + i, left, -INFINITY)
+                                      : vf_set(-INFINITY);
+        vf_store(e + i, vf_exp((x - vf_set(r->m)) * vf_set(t)));
+    }
+}
+
+/* Makes and stores the draws of a row; returns the sum of the weights. key: [n_draws], sums:
+ * [n_blocks] of scratch. In ascending order the draws meet the row's blocks, and the ids of a block
+ * that has any, one after the other. */
+static double draw_row(const td_capture_args *a, const row_state *r, int64_t row, uint64_t *key,
+                       double *sums) {
+    const int64_t at = row * a->n_draws;
+    const float t = a->proposal_power;
+    double total = r->s, before = 0; /* `before`: of the blocks before b, added as in `total` */
+    int64_t b = 0;
+    int32_t n = 0; /* different ids so far */
+    float e[BLOCK];
+    if (t == 1.0f) {
+        memcpy(sums, r->block_sum, (size_t)r->n_blocks * sizeof *sums);
+    } else {
+        total = 0;
+        for (int64_t i = 0; i < r->n_blocks; i++) {
+            vd s = {{0}, {0}};
+            WALK(power_step, &s, r->z, i * BLOCK, TD_MIN((i + 1) * BLOCK, r->n), vf_set(r->m),
+                 vf_set(t));
+            sums[i] = vd_sum(s);
+            total += sums[i];
+        }
+    }
+    for (int32_t i = 0; i < a->n_draws; i++) { /* numbers >= 0 are ordered like their bits */
+        const double x =
+            td_draw_uniform(a->seed, a->dataset_rows[row], a->positions[row], i) * total;
+        memcpy(&key[i], &x, sizeof x);
+    }
+    sort_descending(key, a->n_draws);
+    for (int32_t left = a->n_draws; left > 0;) {
+        double x;
+        memcpy(&x, &key[left - 1], sizeof x);
+        while (b + 1 < r->n_blocks && before + sums[b] <= x)
+            before += sums[b++];
+        block_weights(r, b, t, e);
+        const double end = before + sums[b];
+        double sum = before; /* of the ids before j; x >= sum, so an e of 0 is passed over */
+        for (int64_t j = 0; left > 0; left--) {
+            memcpy(&x, &key[left - 1], sizeof x);
+            if (x >= end && b + 1 < r->n_blocks)
+                break;
+            while (j < BLOCK && sum + (double)e[j] <= x)
+                sum += (double)e[j++];
+            int64_t in = j;
+            /* The block's sum was made in another order: rounding may leave it a little short. */
+            for (; in == BLOCK || !(e[in] > 0); in--)
+                if (in == 0)
+                    break;
+            const int32_t id = (int32_t)(b * BLOCK + in);
+            if (n && a->draw_ids[at + n - 1] == id) {
+                a->draw_counts[at + n - 1]++;
+                continue;
+            }
+            a->draw_ids[at + n] = id;
+            a->draw_counts[at + n] = 1;
+            a->draw_logprobs[at + n++] = (r->z[id] - r->m) - r->log_s;
+        }
+    }
+    a->n_unique[row] = n;
+    for (; n < a->n_draws; n++) {
+        a->draw_ids[at + n] = -1;
+        a->draw_counts[at + n] = 0;
+        a->draw_logprobs[at + n] = -INFINITY;
+    }
+    return total;
+}
+
+TD_INLINE void exp_step(vd *s, vf x, int64_t i, vf m) {
+    (void)i;
+    add_exp(s, vf_exp(x - m));
+}
+
+/* sum exp(z - m) over the ids that are not in id[0..n), which ascend. */
+static double sum_without(const row_state *r, const int32_t *id, int32_t n) {
+    double sum = 0;
+    float z[BLOCK];
+    for (int64_t b = 0, i = 0; b < r->n_blocks; b++) {
+        const int64_t begin = b * BLOCK, size = TD_MIN(BLOCK, r->n - begin);
+        if (i == n || id[i] >= begin + BLOCK) {
+            sum += r->block_sum[b];
+            continue;
+        }
+        memcpy(z, r->z + begin, (size_t)size * sizeof *z);
+        for (; i < n && id[i] < begin + BLOCK; i++)
+            z[id[i] - begin] = -INFINITY;
+        vd s = {{0}, {0}};
+        WALK(exp_step, &s, z, 0, size, vf_set(r->m));
+        sum += vd_sum(s);
+    }
+    return sum;
+}
+
+/* --- dense ------------------------------------------------------------------------------------ */
+
+static int holds_finite(td_dtype t, float x) {
+    return isfinite(t == TD_F16    ? td_f16_to_f32(td_f32_to_f16(x))
+                    : t == TD_BF16 ? td_bf16_to_f32(td_f32_to_bf16(x))
+                                   : x);
+}
+
+static void store_dense(const td_capture_args *a, const row_state *r, int64_t row) {
+    const int64_t at = row * a->n_vocab, n = r->n, n_vocab = a->n_vocab;
+    const float *z = r->z;
+    uint16_t *h = (uint16_t *)a->dense + at;
+    float *f = (float *)a->dense + at;
+    if (a->dense_dtype == TD_F32) {
+        memcpy(f, z, (size_t)n * sizeof *f);
+        for (int64_t i = n; i < n_vocab; i++)
+            f[i] = -INFINITY;
+        return;
+    }
+    if (a->dense_dtype == TD_BF16)
+        for (int64_t i = 0; i < n; i++)
+            h[i] = td_f32_to_bf16(z[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            h[i] = td_f32_to_f16(z[i]);
+    for (int64_t i = n; i < n_vocab; i++)
+        h[i] = a->dense_dtype == TD_BF16 ? 0xff80 : 0xfc00;
+}
+
+/* --- the row ---------------------------------------------------------------------------------- */
+
+/* Of the n best keys, how many it takes to reach top_p. */
+static int64_t keep_mass(const td_capture_args *a, const uint64_t *key, int64_t n) {
+    double sum = 0;
+    int64_t kept = 0;
+    while (kept < n && (kept < a->min_k || sum < a->top_p))
+        sum += exp((double)float_of((uint32_t)(key[kept++] >> 32)));
+    return kept;
+}
+
+void TD_LEVEL_NAME(capture)(const td_capture_args *a, int64_t row, uint64_t *scratch) {
     row_state r = {.z = a->logits + row * a->n_vocab, .n = a->n_valid};
     r.n_blocks = (r.n + BLOCK - 1) / BLOCK;
     r.block_sum = (double *)scratch;
     r.block_max = (float *)(scratch + r.n_blocks);
     r.key = scratch + r.n_blocks * 2;
+    uint64_t *draws = r.key + (size_t)a->top_k * 4 + 1024;
+    double *draw_sums = (double *)(draws + a->n_draws);
     if (!td_cpu_capture_is_raw(a)) {
-        float *z = (float *)(r.key + (size_t)a->top_k * 4 + 1024);
+        float *z = a->n_draws ? (float *)(draw_sums + r.n_blocks) : (float *)draws;
         finish_row(a, r.z, z, r.n);
         r.z = z;
     }
-    if (!find_max(&r)) {
+    if (!find_max(&r) || (a->dense && !holds_finite(a->dense_dtype, r.m))) {
         store_invalid(a, row);
         return;
     }
@@ -321,20 +490,40 @@ void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures,
     a->logsumexp[row] = (float)((double)r.m + log_s);
     a->entropy[row] = (float)TD_MAX(entropy, 0.0);
     for (int32_t i = 0; a->logsumexp_t && i < a->n_temperatures; i++) {
-        const float t = temperatures[i];
+        const float t = a->temperatures[i];
         const double s = t == 1.0f ? r.s : sum_tempered(&r, t);
         a->logsumexp_t[row * a->n_temperatures + i] = (float)((double)r.m / (double)t + log(s));
     }
 
-    const int64_t n_taken = select_row(&r, a->top_k);
+    int64_t n_taken = select_row(&r, a->top_k);
+    if (a->top_p > 0)
+        a->n_kept[row] = (int32_t)(n_taken = keep_mass(a, r.key, n_taken));
     for (int64_t i = 0; i < a->top_k; i++) {
         const int64_t at = row * a->top_k + i;
         a->topk_ids[at] = i < n_taken ? (int32_t) ~(uint32_t)r.key[i] : -1;
         a->topk_logprobs[at] = i < n_taken ? float_of((uint32_t)(r.key[i] >> 32)) : -INFINITY;
     }
+    if (a->n_draws) {
+        const double total = draw_row(a, &r, row, draws, draw_sums);
+        if (a->proposal_logsumexp)
+            a->proposal_logsumexp[row] = (float)(log(total) - (double)a->proposal_power * log_s);
+    }
+    for (int32_t i = 0; i < a->n_always; i++) {
+        const int32_t id = a->always_ids[i];
+        a->always_logprobs[row * a->n_always + i] =
+            id < a->n_valid ? (r.z[id] - r.m) - r.log_s : -INFINITY;
+    }
+    if (a->dense)
+        store_dense(a, &r, row);
+
     const float last_lp = n_taken ? float_of((uint32_t)(r.key[n_taken - 1] >> 32)) : INFINITY;
     const int32_t last_id = n_taken ? (int32_t) ~(uint32_t)r.key[n_taken - 1] : -1;
-    a->tail_mass[row] = (float)(sum_tail(&r, last_lp, last_id) / r.s);
+    double tail = 0;
+    if (a->top_k > 0 || (!a->n_draws && !a->dense))
+        tail = sum_tail(&r, last_lp, last_id);
+    else if (a->n_draws)
+        tail = sum_without(&r, a->draw_ids + row * a->n_draws, a->n_unique[row]);
+    a->tail_mass[row] = (float)(tail / r.s);
 
     const int32_t target = a->targets[row];
     const int has_target = target >= 0 && target < a->n_valid;

@@ -14,8 +14,7 @@
 
 void TD_LEVEL_NAME(attention)(const td_attention_args *a, int32_t start, int32_t len, int32_t head,
                               int32_t q0, float *scratch);
-void TD_LEVEL_NAME(capture)(const td_capture_args *a, const float *temperatures, int64_t row,
-                            uint64_t *scratch);
+void TD_LEVEL_NAME(capture)(const td_capture_args *a, int64_t row, uint64_t *scratch);
 void TD_LEVEL_NAME(norm)(const td_norm_args *a, int64_t begin, int64_t end);
 void TD_LEVEL_NAME(act)(const td_act_args *a, int64_t begin, int64_t end);
 void TD_LEVEL_NAME(route)(float *logits, int32_t n_experts, int32_t top_k, int normalise,

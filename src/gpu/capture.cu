@@ -452,6 +452,8 @@ cudaError_t td_gpu_capture(const td_capture_args *a, const td_gpu_chip *chip, vo
     const size_t n_segments = ((size_t)a->n_valid + TD_CAPTURE_SEGMENT - 1) / TD_CAPTURE_SEGMENT;
     const size_t shared_bytes = td_capture_shared_bytes(n_segments);
     const int n_temperatures = a->logsumexp_t ? a->n_temperatures : 0;
+    if (a->top_p > 0 || a->n_draws || a->n_always || a->dense)
+        return cudaErrorNotSupported;
     if (a->top_k < 0 || a->top_k > TD_CAPTURE_MAX_TOP_K || n_temperatures < 0 ||
         n_temperatures > TD_CAPTURE_MAX_TEMPERATURES || n_segments > UINT16_MAX ||
         shared_bytes > (size_t)chip->max_shared_bytes)

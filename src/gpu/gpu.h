@@ -169,6 +169,7 @@ td_status td_gpu_op_attention(td_stream *s, const td_attention_args *a, td_error
 td_status td_gpu_op_act(td_stream *s, const td_act_args *a, td_error *err);
 td_status td_gpu_op_moe(td_stream *s, const td_moe_args *a, td_error *err);
 td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *err);
+td_status td_gpu_op_convert(td_stream *s, const td_convert_args *a, td_error *err);
 td_status td_gpu_copy_in(td_stream *s, void *dst, const void *src, size_t n, td_error *err);
 td_status td_gpu_copy_out(td_stream *s, void *dst, const void *src, size_t n, td_error *err);
 td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t n,

@@ -245,6 +245,7 @@ static const td_device_ops gpu_ops = {
     .act = td_gpu_op_act,
     .moe = td_gpu_op_moe,
     .capture = td_gpu_op_capture,
+    .convert = td_gpu_op_convert,
     .stream_busy_s = td_gpu_stream_busy_s,
     .stream_profile = td_gpu_stream_profile,
     .faulted = td_gpu_faulted,

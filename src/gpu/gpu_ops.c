@@ -108,6 +108,13 @@ td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *er
                       err);
 }
 
+td_status td_gpu_op_convert(td_stream *s, const td_convert_args *a, td_error *err) {
+    td_status st = begin(s, TD_OP_NORM, "convert", td_convert_check(a), err);
+    if (st != TD_OK || a->n == 0)
+        return st;
+    return td_gpu_end(s, td_gpu_convert(a, s->cuda), "convert", err);
+}
+
 /* --- copies -------------------------------------------------------------------------------------
  */
 

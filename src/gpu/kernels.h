@@ -26,6 +26,7 @@ cudaError_t td_gpu_embed(const td_embed_args *a, cudaStream_t stream);
 cudaError_t td_gpu_norm(const td_norm_args *a, cudaStream_t stream);
 cudaError_t td_gpu_rope(const td_rope_args *a, cudaStream_t stream);
 cudaError_t td_gpu_act(const td_act_args *a, cudaStream_t stream);
+cudaError_t td_gpu_convert(const td_convert_args *a, cudaStream_t stream);
 /* out[m, n] (+)= scale * (in[m, n] + bias[n]) with in == out or not: the cases that cuBLASLt's
  * epilogues do not cover; in may be NULL for zeros. */
 cudaError_t td_gpu_bias(float *out, const float *in, const float *bias, int32_t n_rows,

@@ -231,19 +231,108 @@ static td_status layer_forward(const pass *p, const td_layer_weights *l, int32_t
     return rc == TD_OK ? mlp(p, l, layer, mlp_in) : rc;
 }
 
-/* Only recorded rows pass lm_head, capture_rows at a time: [T, V] logits never exist. The output
- * block is written by this stream alone, so the next micro-batch overwrites it only after the copy
- * at the end. */
+/* Where the captured values of the micro-batch's rows lie on the device. */
+typedef struct capture_block {
+    td_ints_layout in;
+    td_capture_layout out;
+    const char *ints;
+    char *values;
+} capture_block;
+
+static td_capture_args capture_args(const pass *p, const td_session_limits *lim,
+                                    const td_stage_state *stage, const capture_block *c, int32_t r,
+                                    int32_t n) {
+    int64_t K = lim->top_k, nT = lim->n_temperatures, D = lim->n_draws;
+    const td_capture_layout *l = &c->out;
+    char *out = c->values;
+    td_capture_args a = {.logits = stage->buf[TD_BUF_LOGITS],
+                         .targets = (const int32_t *)(c->ints + c->in.targets) + r,
+                         .n_rows = n,
+                         .n_vocab = p->cfg->n_vocab,
+                         .n_valid = lim->n_valid_vocab ? lim->n_valid_vocab : p->cfg->n_vocab,
+                         .divisor = p->cfg->logits_divisor,
+                         .softcap = p->cfg->logits_softcap,
+                         .top_k = lim->top_k,
+                         .n_temperatures = lim->n_temperatures,
+                         .temperatures = lim->temperatures,
+                         .topk_ids = (int32_t *)(out + l->topk_ids) + r * K,
+                         .topk_logprobs = (float *)(out + l->topk_logprobs) + r * K,
+                         .logsumexp = (float *)(out + l->logsumexp) + r,
+                         .logsumexp_t = nT ? (float *)(out + l->logsumexp_t) + r * nT : NULL,
+                         .tail_mass = (float *)(out + l->tail_mass) + r,
+                         .target_logprob = (float *)(out + l->target_logprob) + r,
+                         .target_rank = (int32_t *)(out + l->target_rank) + r,
+                         .entropy = (float *)(out + l->entropy) + r,
+                         .n_always = lim->n_always,
+                         .always_ids = lim->always_ids,
+                         .always_logprobs =
+                             (float *)(out + l->always_logprobs) + (int64_t)r * lim->n_always};
+    if (lim->mode == TD_CAPTURE_TOPP) {
+        a.top_p = lim->top_p;
+        a.min_k = lim->min_k;
+        a.n_kept = (int32_t *)(out + l->n_kept) + r;
+    }
+    if (D) {
+        a.n_draws = lim->n_draws;
+        a.proposal_power = lim->proposal_power;
+        a.seed = lim->seed;
+        a.dataset_rows = (const int64_t *)(c->ints + c->in.dataset_rows) + r;
+        a.positions = (const int64_t *)(c->ints + c->in.row_positions) + r;
+        a.n_unique = (int32_t *)(out + l->n_unique) + r;
+        a.draw_ids = (int32_t *)(out + l->draw_ids) + r * D;
+        a.draw_counts = (int32_t *)(out + l->draw_counts) + r * D;
+        a.draw_logprobs = (float *)(out + l->draw_logprobs) + r * D;
+        a.proposal_logsumexp = (float *)(out + l->proposal_logsumexp) + r;
+    }
+    if (lim->mode == TD_CAPTURE_FULL) {
+        a.dense = stage->buf[TD_BUF_DENSE];
+        a.dense_dtype = lim->dense_dtype;
+    }
+    return a;
+}
+
+/* A chunk of rows, from its normalised states in TD_BUF_HIDDEN on. *dense: what is to be copied
+ * out, or NULL. */
+static td_status capture_chunk(const pass *p, const td_session_limits *lim,
+                               const td_stage_state *stage, const capture_block *c, int32_t r,
+                               int32_t n, const void **dense) {
+    *dense = stage->buf[TD_BUF_DENSE];
+    if (lim->mode == TD_CAPTURE_HIDDEN) {
+        if (*dense)
+            return p->ops->convert(p->stream,
+                                   &(td_convert_args){.in = stage->buf[TD_BUF_HIDDEN],
+                                                      .in_dtype = p->compute,
+                                                      .out = stage->buf[TD_BUF_DENSE],
+                                                      .out_dtype = lim->dense_dtype,
+                                                      .n = (int64_t)n * p->cfg->n_hidden},
+                                   p->err);
+        *dense = stage->buf[TD_BUF_HIDDEN];
+        return TD_OK;
+    }
+    td_status rc = p->ops->gemm(p->stream,
+                                &(td_gemm_args){.weight = stage->weights->lm_head,
+                                                .in = stage->buf[TD_BUF_HIDDEN],
+                                                .out = stage->buf[TD_BUF_LOGITS],
+                                                .n_rows = n,
+                                                .scale = 1},
+                                p->err);
+    if (rc != TD_OK)
+        return rc;
+    td_capture_args a = capture_args(p, lim, stage, c, r, n);
+    return p->ops->capture(p->stream, &a, p->err);
+}
+
+/* Only recorded rows pass lm_head, capture_rows at a time: [T, V] logits never exist on the device.
+ * The output block and the chunk's buffers are written by this stream alone, so what comes next
+ * overwrites them only after the copies. */
 static td_status capture_rows(const pass *p, const td_session_limits *lim,
                               const td_stage_state *stage, const td_forward_batch *b) {
-    td_ints_layout il = td_ints_layout_of(p->cfg, b->n_tokens, b->n_seqs, b->n_rows);
-    td_capture_layout ol = td_capture_layout_of(b->n_rows, lim->top_k, lim->n_temperatures);
-    const char *ints = stage->buf[TD_BUF_INTS];
-    char *out = stage->buf[TD_BUF_OUT];
-    const int32_t *rows = (const int32_t *)(ints + il.rows);
-    const int32_t *targets = (const int32_t *)(ints + il.targets);
+    capture_block c = {td_ints_layout_of(p->cfg, lim, b->n_tokens, b->n_seqs, b->n_rows),
+                       td_capture_layout_of(lim, b->n_rows), stage->buf[TD_BUF_INTS],
+                       stage->buf[TD_BUF_OUT]};
+    const int32_t *rows = (const int32_t *)(c.ints + c.in.rows);
+    const uint64_t dense_row = td_dense_row_bytes(p->cfg, lim);
     int32_t C = p->cfg->n_hidden;
-    int64_t K = lim->top_k, nT = lim->n_temperatures;
     for (int32_t r = 0; r < b->n_rows; r += lim->capture_rows) {
         int32_t n = TD_MIN(lim->capture_rows, b->n_rows - r);
         td_status rc;
@@ -263,42 +352,18 @@ static td_status capture_rows(const pass *p, const td_session_limits *lim,
                                           .eps = p->cfg->norm_eps,
                                           .scale = 1},
                           p->err);
-        if (rc != TD_OK)
-            return rc;
-        rc = p->ops->gemm(p->stream,
-                          &(td_gemm_args){.weight = stage->weights->lm_head,
-                                          .in = stage->buf[TD_BUF_HIDDEN],
-                                          .out = stage->buf[TD_BUF_LOGITS],
-                                          .n_rows = n,
-                                          .scale = 1},
-                          p->err);
-        if (rc != TD_OK)
-            return rc;
-        rc = p->ops->capture(
-            p->stream,
-            &(td_capture_args){.logits = stage->buf[TD_BUF_LOGITS],
-                               .targets = targets + r,
-                               .n_rows = n,
-                               .n_vocab = p->cfg->n_vocab,
-                               .n_valid = lim->n_valid_vocab ? lim->n_valid_vocab : p->cfg->n_vocab,
-                               .divisor = p->cfg->logits_divisor,
-                               .softcap = p->cfg->logits_softcap,
-                               .top_k = lim->top_k,
-                               .n_temperatures = lim->n_temperatures,
-                               .temperatures = lim->temperatures,
-                               .topk_ids = (int32_t *)(out + ol.topk_ids) + r * K,
-                               .topk_logprobs = (float *)(out + ol.topk_logprobs) + r * K,
-                               .logsumexp = (float *)(out + ol.logsumexp) + r,
-                               .logsumexp_t = nT ? (float *)(out + ol.logsumexp_t) + r * nT : NULL,
-                               .tail_mass = (float *)(out + ol.tail_mass) + r,
-                               .target_logprob = (float *)(out + ol.target_logprob) + r,
-                               .target_rank = (int32_t *)(out + ol.target_rank) + r,
-                               .entropy = (float *)(out + ol.entropy) + r},
-            p->err);
+        const void *dense = NULL;
+        if (rc == TD_OK)
+            rc = capture_chunk(p, lim, stage, &c, r, n, &dense);
+        if (rc == TD_OK && dense)
+            rc = p->ops->copy_out(p->stream, (char *)b->host_dense + (uint64_t)r * dense_row, dense,
+                                  (uint64_t)n * dense_row, p->err);
         if (rc != TD_OK)
             return rc;
     }
-    return b->n_rows ? p->ops->copy_out(p->stream, b->host_out, out, ol.size_bytes, p->err) : TD_OK;
+    return b->n_rows && c.out.size_bytes
+               ? p->ops->copy_out(p->stream, b->host_out, c.values, c.out.size_bytes, p->err)
+               : TD_OK;
 }
 
 /* Waits until the previous stage has filled its residual buffer, takes a copy, and hands the
@@ -362,7 +427,7 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
                            td_stage_state *stage, const td_forward_batch *b, td_error *err) {
     bool is_last = stage->item_end == cfg->n_layers + 2;
     int32_t x = is_last ? 0 : b->parity;
-    td_ints_layout il = td_ints_layout_of(cfg, b->n_tokens, b->n_seqs, b->n_rows);
+    td_ints_layout il = td_ints_layout_of(cfg, lim, b->n_tokens, b->n_seqs, b->n_rows);
     char *ints = stage->buf[TD_BUF_INTS];
     const td_device_ops *ops = stage->device->ops;
     pass p = {.cfg = cfg,

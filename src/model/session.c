@@ -18,6 +18,7 @@
 typedef struct slot {
     void *host_ints;  /* td_ints_layout; from the first stage's device */
     void *host_out;   /* td_capture_layout; from the last stage's device */
+    void *host_dense; /* [max_rows] rows of td_dense_row_bytes or NULL; as host_out */
     float *host_rope; /* [n_dynamic, 2, max_tokens, rotary_dim / 2] or NULL; as host_ints */
     td_event *done;
     int32_t n_rows;
@@ -51,10 +52,24 @@ static td_status check_arguments(const td_weights *w, const td_stage *stages, in
             "%d rows per chunk, %d temperatures",
             lim->max_tokens, lim->max_seqs, lim->max_rows, lim->n_slots, lim->capture_rows,
             lim->n_temperatures);
-    if (lim->top_k < 1 || lim->top_k > c->n_vocab)
+    if (td_capture_has_topk(lim->mode) ? lim->top_k < 1 || lim->top_k > c->n_vocab : lim->top_k)
         return td_error_set(err, TD_E_CONFIG,
                             "capture.top_k is %d, expected 1 to the model's vocabulary of %d",
                             lim->top_k, c->n_vocab);
+    if (td_capture_has_draws(lim->mode) ? lim->n_draws < 1 || lim->n_draws > TD_MAX_DRAWS
+                                        : lim->n_draws)
+        return td_error_set(err, TD_E_INTERNAL, "%d draws in a mode that %s", lim->n_draws,
+                            td_capture_has_draws(lim->mode) ? "draws 1 to 1024" : "draws none");
+    if (lim->mode == TD_CAPTURE_HIDDEN && (lim->n_temperatures || lim->n_always))
+        return td_error_set(err, TD_E_INTERNAL, "mode hidden records states alone");
+    if (lim->n_always < 0 || lim->n_always > TD_MAX_ALWAYS_IDS)
+        return td_error_set(err, TD_E_INTERNAL, "%d always_ids", lim->n_always);
+    for (int32_t i = 0; i < lim->n_always; i++)
+        if (lim->always_ids[i] < 0 || lim->always_ids[i] >= c->n_vocab)
+            return td_error_set(err, TD_E_CONFIG,
+                                "capture.always_ids names id %d, but the vocabulary has ids 0 to "
+                                "%d",
+                                lim->always_ids[i], c->n_vocab - 1);
     if (lim->n_valid_vocab < 0 || lim->n_valid_vocab > c->n_vocab)
         return td_error_set(err, TD_E_INTERNAL, "%d valid ids in a vocabulary of %d",
                             lim->n_valid_vocab, c->n_vocab);
@@ -138,9 +153,10 @@ static td_status create_stages(td_session *s, td_error *err) {
 static td_status create_slots(td_session *s, td_error *err) {
     td_device *first = s->stages[0].device, *last = s->stages[s->n_stages - 1].device;
     uint64_t n_in =
-        td_ints_layout_of(&s->cfg, s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows).size_bytes;
-    uint64_t n_out =
-        td_capture_layout_of(s->lim.max_rows, s->lim.top_k, s->lim.n_temperatures).size_bytes;
+        td_ints_layout_of(&s->cfg, &s->lim, s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows)
+            .size_bytes;
+    uint64_t n_out = td_capture_layout_of(&s->lim, s->lim.max_rows).size_bytes;
+    uint64_t n_dense = (uint64_t)s->lim.max_rows * td_dense_row_bytes(&s->cfg, &s->lim);
     uint64_t n_rope = (uint64_t)s->rope.n_dynamic * 2 * (uint64_t)s->lim.max_tokens *
                       (uint64_t)(s->cfg.rotary_dim / 2) * sizeof(float);
     td_status rc = TD_OK;
@@ -156,6 +172,10 @@ static td_status create_slots(td_session *s, td_error *err) {
             memset(rope, 0, n_rope); /* rows of shorter sequences are copied too, unused */
         if (n_out && (rc = last->ops->host_alloc(last, n_out, &sl->host_out, err)) != TD_OK)
             break;
+        if (n_dense && (rc = last->ops->host_alloc(last, n_dense, &sl->host_dense, err)) != TD_OK) {
+            td_error_prefix(err, "host memory for the dense rows of %d tokens", s->lim.max_rows);
+            break;
+        }
         rc = last->ops->event_create(last, &sl->done, err);
     }
     return rc;
@@ -222,6 +242,8 @@ void td_session_destroy(td_session *s) {
             last->ops->event_destroy(sl->done);
         if (sl->host_out)
             last->ops->host_free(last, sl->host_out);
+        if (sl->host_dense)
+            last->ops->host_free(last, sl->host_dense);
         if (sl->host_rope)
             first->ops->host_free(first, sl->host_rope);
         if (sl->host_ints)
@@ -270,18 +292,27 @@ static td_status check_batch(const td_session *s, const td_batch *b, td_error *e
                                 "target id %d (row %d) is not in the model's vocabulary of %d",
                                 b->row_target[r], r, s->cfg.n_vocab);
     }
+    for (int32_t r = 0; s->lim.n_draws && r < b->n_rows; r++)
+        if (!b->row_dataset_row || !b->row_position || b->row_dataset_row[r] < 0 ||
+            b->row_position[r] < 0 || b->row_position[r] > UINT32_MAX)
+            return td_error_set(err, TD_E_INTERNAL, "row %d has nothing to draw by", r);
     return TD_OK;
 }
 
 /* Fills the slot's integers and, for dynamic ropes, what b->dynamic points to. */
 static void fill_slot(const td_session *s, const td_batch *batch, slot *sl, td_forward_batch *b) {
-    td_ints_layout l = td_ints_layout_of(&s->cfg, batch->n_tokens, batch->n_seqs, batch->n_rows);
+    td_ints_layout l =
+        td_ints_layout_of(&s->cfg, &s->lim, batch->n_tokens, batch->n_seqs, batch->n_rows);
     char *dst = sl->host_ints;
     memcpy(dst + l.ids, batch->ids, (size_t)batch->n_tokens * 4);
     memcpy(dst + l.seq_offsets, batch->seq_offsets, ((size_t)batch->n_seqs + 1) * 4);
     if (batch->n_rows) {
         memcpy(dst + l.rows, batch->row_token, (size_t)batch->n_rows * 4);
         memcpy(dst + l.targets, batch->row_target, (size_t)batch->n_rows * 4);
+    }
+    if (batch->n_rows && s->lim.n_draws) {
+        memcpy(dst + l.dataset_rows, batch->row_dataset_row, (size_t)batch->n_rows * 8);
+        memcpy(dst + l.row_positions, batch->row_position, (size_t)batch->n_rows * 8);
     }
     int32_t *positions = (int32_t *)(dst + l.positions);
     for (int32_t i = 0; s->cfg.learned_positions && i < batch->n_seqs; i++)
@@ -316,7 +347,8 @@ td_status td_session_submit(td_session *s, int32_t slot_index, const td_batch *b
                           .n_rows = batch->n_rows,
                           .parity = (int32_t)(s->n_submitted++ & 1),
                           .host_ints = sl->host_ints,
-                          .host_out = sl->host_out};
+                          .host_out = sl->host_out,
+                          .host_dense = sl->host_dense};
     fill_slot(s, batch, sl, &b);
     for (int32_t i = 0; rc == TD_OK && i < s->n_stages; i++) {
         rc = td_stage_forward(&s->cfg, s->compute, &s->lim, i ? &s->stages[i - 1] : NULL,
@@ -352,15 +384,31 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
         return rc;
     }
     sl->in_flight = false;
-    td_capture_layout l = td_capture_layout_of(sl->n_rows, s->lim.top_k, s->lim.n_temperatures);
+    const td_session_limits *lim = &s->lim;
+    td_capture_layout l = td_capture_layout_of(lim, sl->n_rows);
+    const int32_t n_dense = lim->mode == TD_CAPTURE_FULL     ? s->cfg.n_vocab
+                            : lim->mode == TD_CAPTURE_HIDDEN ? s->cfg.n_hidden
+                                                             : 0;
     const char *p = sl->host_out;
-    if (!p) { /* a session without recorded rows (max_rows = 0) */
-        *out = (td_captured){.top_k = s->lim.top_k, .n_temperatures = s->lim.n_temperatures};
+    if (!p) { /* mode hidden, or a session without recorded rows (max_rows = 0) */
+        *out = (td_captured){.n_rows = sl->n_rows,
+                             .top_k = lim->top_k,
+                             .n_temperatures = lim->n_temperatures,
+                             .n_draws = lim->n_draws,
+                             .n_always = lim->n_always,
+                             .dense = sl->host_dense,
+                             .dense_dtype = lim->dense_dtype,
+                             .n_dense = n_dense};
         return TD_OK;
     }
     *out = (td_captured){.n_rows = sl->n_rows,
-                         .top_k = s->lim.top_k,
-                         .n_temperatures = s->lim.n_temperatures,
+                         .top_k = lim->top_k,
+                         .n_temperatures = lim->n_temperatures,
+                         .n_draws = lim->n_draws,
+                         .n_always = lim->n_always,
+                         .dense = sl->host_dense,
+                         .dense_dtype = lim->dense_dtype,
+                         .n_dense = n_dense,
                          .topk_ids = (const int32_t *)(p + l.topk_ids),
                          .topk_logprobs = (const float *)(p + l.topk_logprobs),
                          .logsumexp = (const float *)(p + l.logsumexp),
@@ -369,6 +417,20 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
                          .target_logprob = (const float *)(p + l.target_logprob),
                          .entropy = (const float *)(p + l.entropy),
                          .target_rank = (const int32_t *)(p + l.target_rank)};
+    if (lim->mode == TD_CAPTURE_TOPP)
+        out->n_kept = (const int32_t *)(p + l.n_kept);
+    if (lim->n_draws) {
+        out->n_unique = (const int32_t *)(p + l.n_unique);
+        out->draw_ids = (const int32_t *)(p + l.draw_ids);
+        out->draw_counts = (const int32_t *)(p + l.draw_counts);
+        out->draw_logprobs = (const float *)(p + l.draw_logprobs);
+        if (lim->proposal_power != 1)
+            out->proposal_logsumexp = (const float *)(p + l.proposal_logsumexp);
+    }
+    if (lim->n_always)
+        out->always_logprobs = (const float *)(p + l.always_logprobs);
+    if (lim->top_k == 0)
+        out->topk_ids = NULL, out->topk_logprobs = NULL;
     return TD_OK;
 }
 

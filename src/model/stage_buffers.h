@@ -24,7 +24,8 @@ typedef enum td_stage_buffer {
     TD_BUF_EXPERTS, /* scratch of the experts, if a layer has them */
     /* capture workspace, last stage only */
     TD_BUF_HIDDEN, /* compute dtype [Rc, C]: normalised rows of one chunk */
-    TD_BUF_LOGITS, /* F32 [Rc, V] */
+    TD_BUF_LOGITS, /* F32 [Rc, V]; not in mode hidden */
+    TD_BUF_DENSE,  /* dense_dtype [Rc, V or C] in modes full and hidden, where conversion is due */
     TD_BUF_OUT,    /* captured values of a micro-batch, td_capture_layout of max_rows */
     TD_BUF_COUNT,
     TD_BUF_FIRST_WORKSPACE = TD_BUF_HIDDEN
@@ -55,15 +56,17 @@ td_rope_layout td_rope_layout_of(const td_model_config *cfg, int32_t max_tokens)
 typedef struct td_ints_layout {
     uint64_t ids, positions, seq_offsets, rows, targets; /* byte offsets; positions if learned */
     uint64_t rope_rows[TD_MAX_ROPE_TABLES];              /* rows of the tables, per token */
+    uint64_t dataset_rows, row_positions;                /* I64, in modes that draw */
     uint64_t size_bytes;
 } td_ints_layout;
-td_ints_layout td_ints_layout_of(const td_model_config *cfg, int64_t n_tokens, int64_t n_seqs,
-                                 int64_t n_rows);
+td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_session_limits *lim,
+                                 int64_t n_tokens, int64_t n_seqs, int64_t n_rows);
 
 typedef struct td_capture_layout {
     uint64_t topk_ids, topk_logprobs, logsumexp_t, logsumexp, tail_mass, target_logprob, entropy,
-        target_rank, size_bytes; /* byte offsets */
+        target_rank, n_kept, n_unique, draw_ids, draw_counts, draw_logprobs, proposal_logsumexp,
+        always_logprobs, size_bytes; /* byte offsets; 0 bytes in mode hidden */
 } td_capture_layout;
-td_capture_layout td_capture_layout_of(int64_t n_rows, int64_t top_k, int64_t n_temperatures);
+td_capture_layout td_capture_layout_of(const td_session_limits *lim, int64_t n_rows);
 
 #endif

@@ -132,7 +132,7 @@ static td_status resolve_compute(td_planner *pl) {
  * run.batch_tokens. */
 static td_status fit(td_planner *pl) {
     td_plan *plan = pl->plan;
-    int32_t batch = pl->cfg->run.batch_tokens, longest = td_plan_longest_sample(pl);
+    int32_t batch = td_plan_first_batch(pl), longest = td_plan_longest_sample(pl);
     int32_t n_warn = plan->n_warnings;
     bool fits = false;
     for (;;) {

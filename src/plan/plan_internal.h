@@ -46,6 +46,9 @@ double td_plan_boundary_seconds(const td_planner *pl, const td_plan_device *dev)
 /* Limits of a session for micro-batches of batch_tokens, on groups of at most `width` devices; and
  * what a typical micro-batch is then. */
 void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width);
+/* The largest micro-batch to try: run.batch_tokens, or less where its dense rows (modes full and
+ * hidden) would fill the host's memory. */
+int32_t td_plan_first_batch(const td_planner *pl);
 /* The longest sample that a micro-batch must hold. */
 int32_t td_plan_longest_sample(const td_planner *pl);
 td_stage_memory td_plan_stage_memory(const td_planner *pl, int32_t begin, int32_t end);

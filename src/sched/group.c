@@ -30,26 +30,35 @@ static void free_slots(td_loop *l) {
             free(l->slots[i].seq_offsets);
             free(l->slots[i].row_token);
             free(l->slots[i].row_target);
+            free(l->slots[i].row_dataset_row);
+            free(l->slots[i].row_position);
         }
     free(l->slots);
+    free(l->busy_since);
+    free(l->busy_until);
 }
 
 static td_status make_slots(td_loop *l, td_error *err) {
     const td_session_limits *lim = &l->g->run->limits;
     l->n_slots = lim->n_slots;
     l->slots = td_calloc((size_t)l->n_slots, sizeof *l->slots);
-    bool ok = l->slots != NULL;
+    l->busy_since = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_since);
+    l->busy_until = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_until);
+    bool ok = l->slots && l->busy_since && l->busy_until;
     for (int32_t i = 0; ok && i < l->n_slots; i++) {
         td_flight *f = &l->slots[i];
         f->ids = td_calloc((size_t)lim->max_tokens, sizeof *f->ids);
         f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
         f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
         f->row_target = td_calloc((size_t)lim->max_rows, sizeof *f->row_target);
-        ok = f->ids && f->seq_offsets && f->row_token && f->row_target;
+        f->row_dataset_row = td_calloc((size_t)lim->max_rows, sizeof *f->row_dataset_row);
+        f->row_position = td_calloc((size_t)lim->max_rows, sizeof *f->row_position);
+        ok = f->ids && f->seq_offsets && f->row_token && f->row_target && f->row_dataset_row &&
+             f->row_position;
     }
     return ok ? TD_OK
               : td_error_nomem(err, "the host arrays of a group",
-                               (size_t)lim->max_tokens * (size_t)l->n_slots * 16);
+                               (size_t)lim->max_tokens * (size_t)l->n_slots * 32);
 }
 
 /* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
@@ -72,6 +81,8 @@ static void fill(td_flight *f, const td_work *w) {
             if (mask[t]) {
                 f->row_token[r] = n + t - 1;
                 f->row_target[r] = ids[t];
+                f->row_dataset_row[r] = s->row;
+                f->row_position[r] = s->start + t - 1;
                 r++;
             }
         n += s->n_tokens;
@@ -83,16 +94,38 @@ static void fill(td_flight *f, const td_work *w) {
                           .ids = f->ids,
                           .seq_offsets = f->seq_offsets,
                           .row_token = f->row_token,
-                          .row_target = f->row_target};
+                          .row_target = f->row_target,
+                          .row_dataset_row = f->row_dataset_row,
+                          .row_position = f->row_position};
+}
+
+/* Are the n elements of a dense row finite? 16-bit floats are not where their exponent is all ones.
+ */
+static bool row_is_finite(const void *row, td_dtype dtype, int64_t n) {
+    const uint16_t *h = row, ones = dtype == TD_F16 ? 0x7c00 : 0x7f80;
+    const float *f = row;
+    int bad = 0;
+    if (dtype == TD_F32)
+        for (int64_t i = 0; i < n; i++)
+            bad |= !isfinite(f[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            bad |= (h[i] & ones) == ones;
+    return !bad;
 }
 
 /* A target of probability 0 (its logit was -inf) cannot be learnt from either. */
 static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, int32_t *bad) {
-    for (int32_t r = first; r < first + n; r++)
-        if (!isfinite(cap->logsumexp[r]) || !isfinite(cap->target_logprob[r])) {
+    const size_t row_bytes = (size_t)cap->n_dense * td_dtype_size(cap->dense_dtype);
+    for (int32_t r = first; r < first + n; r++) {
+        bool good = cap->logsumexp ? isfinite(cap->logsumexp[r]) && isfinite(cap->target_logprob[r])
+                                   : row_is_finite((const char *)cap->dense + (size_t)r * row_bytes,
+                                                   cap->dense_dtype, cap->n_dense);
+        if (!good) {
             *bad = r;
             return false;
         }
+    }
     return true;
 }
 
@@ -274,6 +307,26 @@ td_status td_group_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_
     }
 }
 
+/* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
+ * one stood ready for the first. */
+static void note_done(td_loop *l, double now) {
+    td_group *g = l->g;
+    atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
+    if (l->n_in_flight <= g->plan->n_stages)
+        return;
+    bool first = l->full_since_s <= 0;
+    *(first ? &l->full_since_s : &l->full_until_s) = now;
+    for (int32_t i = 0; i < g->plan->n_stages; i++)
+        (first ? l->busy_since : l->busy_until)[i] = td_session_stage_busy_s(g->session, i);
+}
+
+static void set_steady_shares(const td_loop *l) {
+    double dt = l->full_until_s - l->full_since_s;
+    for (int32_t i = 0; i < l->g->plan->n_stages; i++)
+        l->g->steady_share[i] =
+            l->full_until_s > 0 && dt > 0 ? (l->busy_until[i] - l->busy_since[i]) / dt : -1;
+}
+
 static td_status complete_oldest(td_loop *l, bool *device_failed, bool *hung, td_error *err) {
     td_flight *f = &l->slots[l->head];
     td_captured cap;
@@ -287,11 +340,13 @@ static td_status complete_oldest(td_loop *l, bool *device_failed, bool *hung, td
     rc = store(l, f, &cap, err);
     if (rc != TD_OK)
         return rc;
+    const double now = td_time_s();
+    note_done(l, now);
     atomic_store(&l->g->in_flight[l->head], NULL);
     l->head = (l->head + 1) % l->n_slots;
     atomic_store(&l->g->oldest, l->head);
     l->n_in_flight--;
-    td_claimer_completed(&l->claimer, td_time_s(), &f->item, f->predicted_s);
+    td_claimer_completed(&l->claimer, now, &f->item, f->predicted_s);
     atomic_store(&l->g->observed_us, (int64_t)(1e6 * l->claimer.total_s));
     atomic_store(&l->g->predicted_us, (int64_t)(1e6 * l->claimer.total_predicted_s));
     return TD_OK;
@@ -390,6 +445,7 @@ void *td_group_main(void *arg) {
             }
             pthread_mutex_lock(&run->lock);
             g->finished_s = td_time_s() - run->start_s;
+            set_steady_shares(&l);
             if (!g->ended)
                 run->n_groups_ended++;
             g->ended = true;

@@ -11,6 +11,7 @@ typedef struct td_flight {
     td_claim_item item; /* a copy: the claim's own may be gone once it is done */
     double predicted_s; /* of the slowest stage; 0 = unknown */
     int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
+    int64_t *row_dataset_row, *row_position;
 } td_flight;
 
 typedef struct td_loop {
@@ -20,6 +21,9 @@ typedef struct td_loop {
     td_claimer claimer;
     bool failed; /* and completed nothing since: blame.c is to hear of the next completion */
     bool gone;   /* the watch gave this thread up */
+    /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
+    double full_since_s, full_until_s;
+    double *busy_since, *busy_until; /* [n_stages] */
 } td_loop;
 
 /* --- group.c -----------------------------------------------------------------------------------

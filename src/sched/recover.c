@@ -74,10 +74,12 @@ static void out_for_good(td_loop *l, bool hung, const td_error *why) {
  */
 
 /* What the session measured would be lost with it. */
-static void keep_times(td_group *g) {
+static void keep_times(td_loop *l) {
+    td_group *g = l->g;
     for (int32_t i = 0; i < TD_MIN(g->plan->n_stages, (int32_t)TD_ARRAY_LEN(g->busy_s)); i++)
         g->busy_s[i] += td_session_stage_busy_s(g->session, i);
     td_session_profile(g->session, g->op_s);
+    l->full_since_s = l->full_until_s = 0; /* the steady shares are those of the last session */
 }
 
 /* A new session, and a few tokens through all of its stages. */
@@ -88,18 +90,21 @@ static td_status probe(td_loop *l, bool *hung, td_error *err) {
     static const int32_t ids[PROBE_TOKENS]; /* id 0 is in every vocabulary */
     const int32_t n = TD_MIN((int32_t)PROBE_TOKENS, lim->max_tokens);
     const int32_t offsets[2] = {0, n}, last = n - 1, target = 0;
+    const int64_t zero = 0;
     const td_batch batch = {.n_tokens = n,
                             .n_seqs = 1,
                             .n_rows = TD_MIN(1, lim->max_rows),
                             .ids = ids,
                             .seq_offsets = offsets,
                             .row_token = &last,
-                            .row_target = &target};
+                            .row_target = &target,
+                            .row_dataset_row = &zero,
+                            .row_position = &zero};
     const double patience = PROBE_PATIENCE * td_run_patience_s();
     atomic_store(&g->patience_ms, (int64_t)(1e3 * patience));
     int64_t ticket = td_group_enter(g);
     if (g->session)
-        keep_times(g);
+        keep_times(l);
     td_session_destroy(g->session);
     g->session = NULL;
     td_status rc =

@@ -41,6 +41,8 @@ static void check_invariants(const pf *f) {
             at = st->item_end;
             td_stage_memory_estimate(&f->model, p->compute, &p->limits, st->item_begin,
                                      st->item_end, &m);
+            if (p->inventory.is_cpu && st->item_end == n_items) /* what is captured is there too */
+                m.workspace_bytes += td_session_host_bytes(&f->model, &p->limits);
             cr_assert_eq(total(&m), total(&st->memory));
             cr_assert(p->inventory.is_cpu ||
                       total(&m) <= p->inventory.devices[st->device].memory_bytes);

@@ -9,7 +9,7 @@ root=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 cd "$root"
 
 # Leaf headers, for everybody.
-leaves='status|log|util|json|dtype|convert'
+leaves='status|log|util|json|dtype|convert|philox'
 declare -A allowed=(
     [plan]="config|cost|data|device|model|plan"
     [data]="config|cost|data|tokenizer|safetensors"
