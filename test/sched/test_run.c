@@ -420,7 +420,7 @@ Test(run, a_sample_that_no_group_comes_back_from_is_blamed, .timeout = 120) {
     cr_assert(strstr(err.text, "the sample of 372 tokens") &&
                   strstr(err.text, "makes devices hang"),
               "%s", err.text);
-    cr_assert_eq(s.n_hung, 3);
+    cr_assert_eq(s.n_hung, 3, "%d hung, %d retired", s.n_hung, s.n_retired);
     td_run_summary_free(&s);
     td_output_close(g_lost.output);
     remove_dir(g_lost.dir);
