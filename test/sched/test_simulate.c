@@ -120,6 +120,22 @@ Test(simulate, a_pipeline_takes_the_fill_and_its_slowest_stage) {
     close_case(&c);
 }
 
+/* Dealt out beforehand: with speeds 1 : 2 : 3 and equal shares of alike samples the slow group has
+ * a third of the work at a sixth of the speed: twice the ideal time. */
+Test(simulate, equal_shares_take_the_slowest_groups_time) {
+    sim_case c;
+    open_case(&c, "llama-8b", "speeds-1-2-3", 3 * 4096);
+    c.f.cfg.simulate.law = TD_LENGTHS_FIXED;
+    c.f.cfg.simulate.fixed_length = 1024;
+    c.f.cfg.simulate.noise = 0;
+    plan_case(&c);
+    run_case(&c);
+    double t = td_cost_group_seconds(&c.f.plan, 0, &c.load.batches[0].size);
+    cr_expect_float_eq(c.r.static_s, 512 * t, 1e-9 * c.r.static_s);
+    cr_expect_float_eq(c.r.static_s / c.r.ideal_s, 2, 1e-3);
+    close_case(&c);
+}
+
 static const struct {
     const char *inventory;
     int64_t n_samples; /* about ten minutes */
