@@ -22,6 +22,7 @@
 
 #define SLICE_S 0.5
 #define PATIENCE_MEANS 20.0
+#define BUSY_EVERY_S 0.25
 
 typedef struct flight {
     td_claim claim;
@@ -37,6 +38,7 @@ typedef struct loop {
     flight *slots;
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claimer claimer;
+    double busy_told_s;
     bool gone; /* the watch gave this thread up */
     /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
     double full_since_s, full_until_s;
@@ -262,11 +264,21 @@ static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, t
     }
 }
 
+/* For status.json: only the group's thread may ask the session. */
+static void tell_busy(loop *l, double now) {
+    if (now - l->busy_told_s < BUSY_EVERY_S)
+        return;
+    l->busy_told_s = now;
+    for (int32_t i = 0; i < l->g->plan->n_stages; i++)
+        atomic_store(&l->g->busy_us[i], (int64_t)(1e6 * td_session_stage_busy_s(l->g->session, i)));
+}
+
 /* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
  * one stood ready for the first. */
 static void note_done(loop *l, double now) {
     td_group *g = l->g;
     atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
+    tell_busy(l, now);
     if (l->n_in_flight <= g->plan->n_stages)
         return;
     bool first = l->full_since_s <= 0;
