@@ -47,6 +47,7 @@ typedef struct td_group {
     _Atomic int64_t last_done_us; /* after the start of the run; 0: nothing was done */
     /* Of what it completed: how long it took, and by the cost model (0 = speeds unknown). */
     _Atomic int64_t observed_us, predicted_us;
+    _Atomic int64_t *busy_us; /* [n_stages] of each device, told a few times a second */
     /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
      * session's slot i, and `oldest` the slot of the oldest. Written by the group's thread. A
      * work is taken out before it is done, so what is seen here is in an open shard. */
