@@ -76,7 +76,7 @@ static td_status measure_gpus(const td_device_info *info, int32_t n, td_error *e
     for (int32_t i = 0; rc == TD_OK && i < n; i++) {
         const td_speed_entry *e = td_speed_cache_find(&cache, info[i].uuid, info[i].kind);
         if (e)
-            printf("%-8s measured: %.1f TFLOP/s f32, %.1f bf16, %.1f f16, %.0f GB/s\n",
+            printf("%-8s measured: %.3g TFLOP/s f32, %.3g bf16, %.3g f16, %.4g GB/s\n",
                    info[i].name, e->f32, e->bf16, e->f16, e->mem_gbs);
     }
     if (rc == TD_OK && n == 0)
