@@ -2,6 +2,7 @@
  * before weights are read, and the dry run stops at the plan that a real run would execute. */
 #include "cmd_run.h"
 #include "cmd_recover.h"
+#include "cmd_simulate.h"
 #include "cmd_speeds.h"
 
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include "tdgen/plan.h"
 #include "tdgen/record.h"
 #include "tdgen/run.h"
+#include "tdgen/simulate.h"
 #include "tdgen/tokenizer.h"
 #include "tdgen/util.h"
 
@@ -40,7 +42,8 @@ typedef struct job {
     td_output *output;
     td_recovery recovery;
     int32_t *number; /* [n_info] the plan's number of a device, -1 = none */
-    bool abandoned;  /* devices were lost or hang: nothing of them may be touched any more */
+    bool simulate;
+    bool abandoned; /* devices were lost or hang: nothing of them may be touched any more */
 } job;
 
 static void job_free(job *j) {
@@ -107,6 +110,10 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                                    .max_positions = j->model.max_positions,
                                    .window = cost.window};
     td_status rc;
+    if (j->simulate && j->cfg.simulate.law != TD_LENGTHS_NONE) {
+        td_sim_stats(&j->cfg, cost.window, &j->stats);
+        return TD_OK;
+    }
     if (dry_run && !td_path_exists(j->cfg.data.path)) {
         td_log_warn("the dataset %s is not there", j->cfg.data.path);
         return TD_OK;
@@ -234,7 +241,7 @@ static td_status find_devices(job *j, bool dry_run, td_error *err) {
         if (!dry_run)
             return td_error_set(err, TD_E_CONFIG,
                                 "devices.inventory = %s describes another machine: it goes with "
-                                "--dry-run only",
+                                "--dry-run and --simulate only",
                                 cfg->devices.inventory);
         return td_inventory_load(cfg->devices.inventory, &j->inventory, err);
     }
@@ -611,7 +618,7 @@ static void leave(job *j, int code) {
 }
 
 int td_cmd_run(const td_cmd_run_options *opt) {
-    job j = {0};
+    job j = {.simulate = opt->simulate};
     td_error err = {0};
     int code;
     td_run_catch_signals();
@@ -641,6 +648,15 @@ int td_cmd_run(const td_cmd_run_options *opt) {
                             j.recovery.faults.lost[j.recovery.faults.n_lost - 1].name);
             code = TD_EXIT_DEVICE;
         }
+        goto done;
+    }
+    if (opt->simulate) {
+        td_cmd_simulate_job sim = {.cfg = &j.cfg,
+                                   .plan = &j.plan,
+                                   .tok = j.tok,
+                                   .limits = &j.limits,
+                                   .timeline = opt->timeline};
+        code = td_status_exit_code(td_cmd_simulate(&sim, &err));
         goto done;
     }
     if (opt->dry_run || !opt->quiet) {

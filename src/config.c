@@ -278,6 +278,26 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
     return TD_OK;
 }
 
+static td_status check_simulate(const td_config_load_state *st, td_error *err) {
+    const td_config *c = &st->cfg;
+    int lengths = KEY("simulate", "lengths"), n = KEY("simulate", "n_samples");
+    char why[200];
+    if (given(st, lengths) && !given(st, n))
+        return refuse(st, lengths, "needs [simulate] n_samples, the number of samples", err);
+    if (given(st, n) && !given(st, lengths))
+        return refuse(st, n,
+                      "needs [simulate] lengths; with the dataset's own lengths [data] max_samples "
+                      "says how many rows",
+                      err);
+    int32_t longest =
+        c->simulate.law == TD_LENGTHS_FIXED ? c->simulate.fixed_length : c->simulate.max_length;
+    snprintf(why, sizeof why,
+             "has samples of up to %d tokens, but [data] max_length = %d cuts them; set max_length "
+             "to %d or more",
+             (int)longest, (int)c->data.max_length, (int)longest);
+    return longest > c->data.max_length ? refuse(st, lengths, why, err) : TD_OK;
+}
+
 static td_status check(td_config_load_state *st, td_error *err) {
     td_config *c = &st->cfg;
     td_status rc = check_required(st, err);
@@ -289,6 +309,8 @@ static td_status check(td_config_load_state *st, td_error *err) {
         rc = check_devices(st, err);
     if (rc == TD_OK)
         rc = check_workers(st, err);
+    if (rc == TD_OK)
+        rc = check_simulate(st, err);
     if (rc == TD_OK)
         rc = check_capture(st, err);
     if (rc != TD_OK)

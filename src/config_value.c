@@ -268,6 +268,50 @@ done:
     return rc;
 }
 
+/* Digits up to `stop` (a character, or the end), 1 .. 2^20. */
+static bool parse_tokens(const char **s, char stop, int32_t *out) {
+    int64_t v = 0;
+    const char *p = *s;
+    for (; isdigit((unsigned char)*p) && v <= 1 << 20; p++)
+        v = 10 * v + (*p - '0');
+    if (p == *s || *p != stop || v < 1 || v > 1 << 20)
+        return false;
+    *out = (int32_t)v;
+    *s = p + (stop != '\0');
+    return true;
+}
+
+static td_status set_lengths(td_config *cfg, const td_config_key *key, const char *value,
+                             td_error *err) {
+    const char *s = value;
+    if (!strncmp(s, "fixed:", 6)) {
+        int32_t n;
+        s += 6;
+        if (!parse_tokens(&s, '\0', &n))
+            return bad_value(key, value, "N is 1 to 1048576", err);
+        cfg->simulate.law = TD_LENGTHS_FIXED;
+        cfg->simulate.fixed_length = n;
+        return TD_OK;
+    }
+    if (strncmp(s, "lognormal:", 10) != 0)
+        return bad_value(key, value, "", err);
+    int32_t median, max;
+    double sigma;
+    s += 10;
+    if (!parse_tokens(&s, ':', &median))
+        return bad_value(key, value, "MEDIAN is a whole number from 1 to 1048576", err);
+    if (!parse_double(&s, &sigma) || *s != ':' || !(sigma >= 0 && sigma <= 5))
+        return bad_value(key, value, "SIGMA is a number from 0 to 5", err);
+    s++;
+    if (!parse_tokens(&s, '\0', &max) || max < median)
+        return bad_value(key, value, "MAX is a whole number from MEDIAN to 1048576", err);
+    cfg->simulate.law = TD_LENGTHS_LOGNORMAL;
+    cfg->simulate.median = median;
+    cfg->simulate.sigma = sigma;
+    cfg->simulate.max_length = max;
+    return TD_OK;
+}
+
 static td_status set_cpu_speeds(td_config *cfg, const td_config_key *key, const char *value,
                                 td_error *err) {
     double *list = NULL;
@@ -451,6 +495,8 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
         return set_cpu_threads(cfg, key, value, err);
     case TD_KEY_TEMPERATURES:
         return set_temperatures(cfg, key, value, err);
+    case TD_KEY_LENGTHS:
+        return set_lengths(cfg, key, value, err);
     case TD_KEY_DOUBLE:
         return set_double(field, key, value, err);
     case TD_KEY_LOGPROBS:

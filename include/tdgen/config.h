@@ -65,6 +65,13 @@ static inline bool td_capture_is_dense(td_capture_mode m) {
     return m == TD_CAPTURE_FULL || m == TD_CAPTURE_HIDDEN;
 }
 
+/* [simulate] lengths: of the samples of a job that is only stated. */
+typedef enum td_length_law {
+    TD_LENGTHS_NONE,
+    TD_LENGTHS_FIXED,
+    TD_LENGTHS_LOGNORMAL
+} td_length_law;
+
 /* [devices] gpus: what the user asked for, before the machine is looked at. */
 typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_kind;
 
@@ -147,6 +154,17 @@ typedef struct td_config {
         int32_t worker_id;              /* 0 */
         int32_t total_workers;          /* 1 */
     } run;
+
+    struct {                  /* --simulate only */
+        td_length_law law;    /* none: the dataset's own lengths */
+        int32_t fixed_length; /* TD_LENGTHS_FIXED */
+        double median, sigma; /* TD_LENGTHS_LOGNORMAL: tokens; of the logarithm */
+        int32_t max_length;   /* TD_LENGTHS_LOGNORMAL: longer ones are cut to it */
+        int64_t n_samples;    /* of a stated job; 0 = not given */
+        double noise;         /* relative: 0.05 makes each time up to 5% shorter or longer */
+        int32_t failures;     /* groups that fail at a random time, 0 */
+        uint64_t seed;        /* 0 */
+    } simulate;
 } td_config;
 
 /* Reads `path`, then applies overrides "section.key=value" in order: they win over the file, and

@@ -598,7 +598,9 @@ def export_distillkit(run, out, options, quiet):
             # -1e4 has probability 0 in every type it casts to, and 0 * -1e4 is 0 where 0 * -inf is not.
             ids, logp = fill_free(*candidates(run, record, options), run.vocab_size, k, -1e4)
             all_ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
-            all_logp = np.full((n, k), -np.log(k), np.float32)
+            # Masked rows: half of the mass, since its symmetric_uniform takes the log of what is left
+            # before it looks at the mask.
+            all_logp = np.full((n, k), -np.log(2 * k), np.float32)
             at = record["row_position"]
             all_ids[at], all_logp[at] = ids, logp
             has = next_token_is_target(record)[:n]
