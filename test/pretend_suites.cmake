@@ -64,6 +64,10 @@ endforeach()
 if(NOT td_test_slow)
   return()
 endif()
+add_test(NAME e2e_speeds_pretend COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/speeds.sh)
+set_tests_properties(e2e_speeds_pretend PROPERTIES LABELS pretend TIMEOUT 300
+  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
+  ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen_pretend>")
 add_test(NAME e2e_gpu_pretend COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/gpu.sh)
 set_tests_properties(e2e_gpu_pretend PROPERTIES LABELS pretend TIMEOUT 1200 SKIP_RETURN_CODE 77
   ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen_pretend>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR};TDGEN_DEBUG_GPU_SPEEDS=clocks")
