@@ -500,7 +500,8 @@ static void count_rows(td_shard_writer *w, const td_sample *m, const td_captured
     for (int32_t i = 0; i < m->n_rows; i++) {
         size_t r = (size_t)first_row + (size_t)i;
         td_coverage_add(&c, cap->tail_mass[r],
-                        td_coverage_wants_levels(&c, m->row_offset + i)
+                        td_mode_has_topk(w->o->spec.mode) &&
+                                td_coverage_wants_levels(&c, m->row_offset + i)
                             ? cap->topk_logprobs + r * (size_t)cap->top_k
                             : NULL);
     }
