@@ -367,6 +367,7 @@ static td_status make_plan_of_speeds(job *j, bool dry_run, td_error *err) {
                           &(td_plan_record_cost){
                               .bytes_per_row = td_record_bytes_per_row(&j->cfg, &j->model),
                               .bytes_per_token = td_record_bytes_per_token(&j->cfg),
+                              .at_most = td_record_bytes_is_bound(&j->cfg) || j->cfg.output.zstd,
                           },
                           &j->plan, err);
     if (rc == TD_OK)

@@ -103,6 +103,7 @@ typedef struct td_plan_domain {
 /* What a record costs on disk: td_record_bytes_per_row() and td_record_bytes_per_token(). */
 typedef struct td_plan_record_cost {
     double bytes_per_row, bytes_per_token;
+    bool at_most; /* rows differ in size, bytes_per_row is the most; or they are compressed after */
 } td_plan_record_cost;
 
 /* A way to form groups that gpus_per_model = auto did not take. */
@@ -131,6 +132,7 @@ typedef struct td_plan {
     td_work_size micro_batch; /* what the mean one consists of: predictions are for such ones */
     int32_t worker_id, total_workers;
     double bytes_per_row;  /* record size; 0 = unknown */
+    bool bytes_at_most;    /* that and output_bytes are bounds */
     uint64_t output_bytes; /* predicted, of this worker's share of the shards; 0 = unknown */
     double tokens_per_s;   /* predicted, all groups; 0 = unknown */
     double wall_s;         /* predicted, of this worker's share; 0 = unknown */

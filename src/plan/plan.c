@@ -283,6 +283,7 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
         double shards =
             ceil((double)st->n_dataset_rows / (double)TD_MAX(cfg->output.shard_samples, 1));
         plan->bytes_per_row = record->bytes_per_row;
+        plan->bytes_at_most = record->at_most;
         plan->output_bytes =
             (uint64_t)(share * ((double)st->n_record_rows * record->bytes_per_row +
                                 (double)st->n_tokens * record->bytes_per_token +
