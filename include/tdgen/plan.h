@@ -55,6 +55,8 @@ typedef struct td_inventory {
     int32_t n_devices;
     bool from_file;
     bool is_cpu;
+    char speeds[96]; /* where the speeds come from, for a person; "" = as is usual for such devices
+                      */
 } td_inventory;
 
 /* conf/inventory/(name).ini: one section per device type, in order, with name (default: the
@@ -68,6 +70,9 @@ td_status td_inventory_load(const char *path, td_inventory *out, td_error *err);
 td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool is_cpu,
                                     td_inventory *out, td_error *err);
 void td_inventory_free(td_inventory *inv);
+/* Measurements of equal cards differ a little: devices of one type whose speeds are within 3% of
+ * the first of them all get their mean, so that they count as interchangeable. */
+void td_inventory_equalise(td_inventory *inv);
 
 typedef struct td_plan_stage {
     int32_t device;               /* index into plan->inventory devices */

@@ -247,11 +247,11 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
 }
 
 static const char *speed_source(const td_plan *p) {
+    if (p->inventory.speeds[0])
+        return p->inventory.speeds;
     if (p->inventory.from_file)
         return "the inventory's figures, not measured";
-    return p->inventory.is_cpu
-               ? "a short measurement of large products; small models stay below"
-               : "half the cards' peak by clocks and units; small models stay below";
+    return p->inventory.is_cpu ? "measured just now" : "estimated from clocks; a run measures once";
 }
 
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
@@ -261,7 +261,7 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("\nDataset:         not there, so there is no estimate of output size and time\n",
               out);
         if (p->tokens_per_s > 0)
-            fprintf(out, "Estimated rate:  %s tokens/s (from %s)\n",
+            fprintf(out, "Estimated rate:  %s tokens/s (speeds: %s)\n",
                     td_human_count(p->tokens_per_s, x[0], sizeof x[0]), speed_source(p));
         return;
     }
@@ -287,7 +287,7 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (from %s)\n",
+        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (speeds: %s)\n",
                 p->inventory.from_file ? "" : "at most ",
                 td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
                 p->inventory.from_file ? "" : "at least ",
