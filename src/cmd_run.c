@@ -2,6 +2,7 @@
  * before weights are read, and the dry run stops at the plan that a real run would execute. */
 #include "cmd_run.h"
 #include "cmd_recover.h"
+#include "cmd_simulate.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include "tdgen/plan.h"
 #include "tdgen/record.h"
 #include "tdgen/run.h"
+#include "tdgen/simulate.h"
 #include "tdgen/tokenizer.h"
 #include "tdgen/util.h"
 
@@ -38,7 +40,8 @@ typedef struct job {
     td_output *output;
     td_recovery recovery;
     int32_t *number; /* [n_info] the plan's number of a device, -1 = none */
-    bool abandoned;  /* devices were lost or hang: nothing of them may be touched any more */
+    bool simulate;
+    bool abandoned; /* devices were lost or hang: nothing of them may be touched any more */
 } job;
 
 static void job_free(job *j) {
@@ -105,6 +108,10 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                                    .max_positions = j->model.max_positions,
                                    .window = cost.window};
     td_status rc;
+    if (j->simulate && j->cfg.simulate.law != TD_LENGTHS_NONE) {
+        td_sim_stats(&j->cfg, cost.window, &j->stats);
+        return TD_OK;
+    }
     if (dry_run && !td_path_exists(j->cfg.data.path)) {
         td_log_warn("the dataset %s is not there", j->cfg.data.path);
         return TD_OK;
@@ -140,29 +147,64 @@ static td_status assume_gpus(job *j, td_error *err) {
     return td_inventory_from_devices(j->info, n, false, &j->inventory, err);
 }
 
-/* CPU devices are alike, so one is measured; more threads than cores share the cores. */
-static td_status measure_cpus(job *j, td_error *err) {
-    td_device *dev;
-    td_device_speed f32, half;
-    td_status rc = td_device_open(&j->info[0], &dev, err);
-    if (rc != TD_OK)
-        return rc;
-    rc = td_device_measure(dev, TD_F32, &f32, err);
-    half = f32;
-    if (rc == TD_OK && j->info[0].has_bf16)
-        rc = td_device_measure(dev, TD_BF16, &half, err);
-    td_device_close(dev);
-    if (rc != TD_OK)
-        return rc;
-    double n_threads = (double)j->n_info * j->info[0].n_threads;
-    double share = TD_MIN(1.0, (double)sysconf(_SC_NPROCESSORS_ONLN) / n_threads);
-    for (int32_t i = 0; i < j->inventory.n_devices; i++) {
-        j->inventory.devices[i].tflops = half.tflops * share;
-        j->inventory.devices[i].tflops_f32 = f32.tflops * share;
-        j->inventory.devices[i].mem_gbs = f32.mem_gbs * share;
+/* devices.cpu_speeds and cpu_threads. */
+static void apply_cpu_settings(job *j) {
+    const td_config *cfg = &j->cfg;
+    for (int32_t i = 0; i < j->n_info; i++) {
+        j->info[i].speed_share = i < cfg->devices.n_cpu_speeds ? cfg->devices.cpu_speeds[i] : 1;
+        if (i < cfg->devices.n_cpu_threads)
+            j->info[i].n_threads = cfg->devices.cpu_threads[i];
     }
-    td_log_debug("one CPU device: %.3f TFLOP/s f32, %.3f TFLOP/s bf16, %.1f GB/s", f32.tflops,
-                 half.tflops, f32.mem_gbs);
+}
+
+/* At full speed, as the first device of that many threads. */
+static td_status measure_cpu(const td_device_info *info, td_device_speed *f32,
+                             td_device_speed *half, td_error *err) {
+    td_device_info whole = *info;
+    whole.speed_share = 1;
+    td_device *dev;
+    td_status rc = td_device_open(&whole, &dev, err);
+    if (rc != TD_OK)
+        return rc;
+    rc = td_device_measure(dev, TD_F32, f32, err);
+    *half = *f32;
+    if (rc == TD_OK && info->has_bf16)
+        rc = td_device_measure(dev, TD_BF16, half, err);
+    td_device_close(dev);
+    if (rc == TD_OK)
+        td_log_debug("a CPU device of %d threads: %.3f TFLOP/s f32, %.3f TFLOP/s bf16, %.1f GB/s",
+                     info->n_threads, f32->tflops, half->tflops, f32->mem_gbs);
+    return rc;
+}
+
+/* CPU devices of equally many threads are alike, so one of them is measured, and each works at its
+ * share of that; when all together keep more threads busy than there are cores, they share them. */
+static td_status measure_cpus(job *j, td_error *err) {
+    double n_busy = 0;
+    for (int32_t i = 0; i < j->n_info; i++)
+        n_busy += j->info[i].n_threads * j->info[i].speed_share;
+    double crowd = TD_MIN(1.0, (double)sysconf(_SC_NPROCESSORS_ONLN) / n_busy);
+    for (int32_t i = 0; i < j->n_info; i++) {
+        int32_t first = 0;
+        while (j->info[first].n_threads != j->info[i].n_threads)
+            first++;
+        td_plan_device *d = &j->inventory.devices[i];
+        const td_plan_device *alike = &j->inventory.devices[first];
+        double share = j->info[i].speed_share, scale = share / j->info[first].speed_share;
+        if (first < i) {
+            d->tflops = alike->tflops * scale;
+            d->tflops_f32 = alike->tflops_f32 * scale;
+            d->mem_gbs = alike->mem_gbs * scale;
+            continue;
+        }
+        td_device_speed f32, half;
+        td_status rc = measure_cpu(&j->info[i], &f32, &half, err);
+        if (rc != TD_OK)
+            return rc;
+        d->tflops = half.tflops * share * crowd;
+        d->tflops_f32 = f32.tflops * share * crowd;
+        d->mem_gbs = f32.mem_gbs * share * crowd;
+    }
     return TD_OK;
 }
 
@@ -172,7 +214,7 @@ static td_status find_devices(job *j, bool dry_run, td_error *err) {
         if (!dry_run)
             return td_error_set(err, TD_E_CONFIG,
                                 "devices.inventory = %s describes another machine: it goes with "
-                                "--dry-run only",
+                                "--dry-run and --simulate only",
                                 cfg->devices.inventory);
         return td_inventory_load(cfg->devices.inventory, &j->inventory, err);
     }
@@ -199,8 +241,10 @@ static td_status find_devices(job *j, bool dry_run, td_error *err) {
     }
     int32_t n_cpu = cfg->devices.gpus_kind == TD_GPUS_CPU ? cfg->devices.n_gpus : 1;
     rc = td_device_enumerate("cpu", n_cpu, &j->info, &j->n_info, err);
-    if (rc == TD_OK)
+    if (rc == TD_OK) {
+        apply_cpu_settings(j);
         rc = td_inventory_from_devices(j->info, j->n_info, true, &j->inventory, err);
+    }
     if (rc == TD_OK)
         rc = measure_cpus(j, err);
     return rc;
@@ -285,7 +329,7 @@ static td_status make_plan(job *j, bool dry_run, td_error *err) {
     if (rc == TD_OK)
         rc = td_plan_make(&j->cfg, &j->inventory, &j->model, &j->stats,
                           &(td_plan_record_cost){
-                              .bytes_per_row = td_record_bytes_per_row(&j->cfg),
+                              .bytes_per_row = td_record_bytes_per_row(&j->cfg, &j->model),
                               .bytes_per_token = td_record_bytes_per_token(&j->cfg),
                           },
                           &j->plan, err);
@@ -515,7 +559,7 @@ static void leave(job *j, int code) {
 }
 
 int td_cmd_run(const td_cmd_run_options *opt) {
-    job j = {0};
+    job j = {.simulate = opt->simulate};
     td_error err = {0};
     int code;
     td_run_catch_signals();
@@ -539,6 +583,15 @@ int td_cmd_run(const td_cmd_run_options *opt) {
                             j.recovery.faults.lost[j.recovery.faults.n_lost - 1].name);
             code = TD_EXIT_DEVICE;
         }
+        goto done;
+    }
+    if (opt->simulate) {
+        td_cmd_simulate_job sim = {.cfg = &j.cfg,
+                                   .plan = &j.plan,
+                                   .tok = j.tok,
+                                   .limits = &j.limits,
+                                   .timeline = opt->timeline};
+        code = td_status_exit_code(td_cmd_simulate(&sim, &err));
         goto done;
     }
     if (opt->dry_run || !opt->quiet) {

@@ -11,6 +11,8 @@ typedef struct td_cmd_run_options {
     size_t n_overrides;
     char *const *argv; /* of the process, for its re-execution without a lost device */
     bool dry_run;
+    bool simulate;        /* dry_run is set, too */
+    const char *timeline; /* with simulate: SVG file to write, or NULL */
     bool quiet;
 } td_cmd_run_options;
 

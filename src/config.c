@@ -209,6 +209,19 @@ static td_status check_devices(const td_config_load_state *st, td_error *err) {
         if (!there)
             return refuse(st, groups, why, err);
     }
+    const int lists[] = {KEY("devices", "cpu_speeds"), KEY("devices", "cpu_threads")};
+    const int32_t n_listed[] = {c->devices.n_cpu_speeds, c->devices.n_cpu_threads};
+    for (size_t i = 0; i < TD_ARRAY_LEN(lists); i++) {
+        char why[160];
+        if (!given(st, lists[i]))
+            continue;
+        if (c->devices.gpus_kind != TD_GPUS_CPU)
+            return refuse(st, lists[i], "needs [devices] gpus = cpu*N: it is for CPU devices", err);
+        snprintf(why, sizeof why, "lists %d devices, but [devices] gpus = cpu*%d has %d",
+                 (int)n_listed[i], (int)c->devices.n_gpus, (int)c->devices.n_gpus);
+        if (n_listed[i] != c->devices.n_gpus)
+            return refuse(st, lists[i], why, err);
+    }
     if (c->devices.n_groups > 0 && given(st, KEY("devices", "gpus_per_model")))
         note(st, KEY("devices", "gpus_per_model"), "has no effect: [devices] groups wins");
     return TD_OK;
@@ -265,6 +278,26 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
     return TD_OK;
 }
 
+static td_status check_simulate(const td_config_load_state *st, td_error *err) {
+    const td_config *c = &st->cfg;
+    int lengths = KEY("simulate", "lengths"), n = KEY("simulate", "n_samples");
+    char why[200];
+    if (given(st, lengths) && !given(st, n))
+        return refuse(st, lengths, "needs [simulate] n_samples, the number of samples", err);
+    if (given(st, n) && !given(st, lengths))
+        return refuse(st, n,
+                      "needs [simulate] lengths; with the dataset's own lengths [data] max_samples "
+                      "says how many rows",
+                      err);
+    int32_t longest =
+        c->simulate.law == TD_LENGTHS_FIXED ? c->simulate.fixed_length : c->simulate.max_length;
+    snprintf(why, sizeof why,
+             "has samples of up to %d tokens, but [data] max_length = %d cuts them; set max_length "
+             "to %d or more",
+             (int)longest, (int)c->data.max_length, (int)longest);
+    return longest > c->data.max_length ? refuse(st, lengths, why, err) : TD_OK;
+}
+
 static td_status check(td_config_load_state *st, td_error *err) {
     td_config *c = &st->cfg;
     td_status rc = check_required(st, err);
@@ -276,6 +309,8 @@ static td_status check(td_config_load_state *st, td_error *err) {
         rc = check_devices(st, err);
     if (rc == TD_OK)
         rc = check_workers(st, err);
+    if (rc == TD_OK)
+        rc = check_simulate(st, err);
     if (rc == TD_OK)
         rc = check_capture(st, err);
     if (rc != TD_OK)
@@ -354,6 +389,8 @@ void td_config_free(td_config *cfg) {
     free(cfg->devices.gpus);
     free(cfg->devices.group_of);
     free(cfg->devices.group_device);
+    free(cfg->devices.cpu_speeds);
+    free(cfg->devices.cpu_threads);
     memset(cfg, 0, sizeof *cfg);
 }
 

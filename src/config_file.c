@@ -110,7 +110,7 @@ static td_status take_value(reader *r, const char *section, const char *name, co
     if (!*section)
         return td_error_set(r->err, TD_E_CONFIG,
                             "'%.80s' stands before the first section; put it under one of [model] "
-                            "[data] [devices] [capture] [output] [run]",
+                            "[data] [devices] [capture] [output] [run] [simulate]",
                             name);
     int k = td_config_key_index(section, name);
     if (k < 0)

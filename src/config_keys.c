@@ -41,7 +41,8 @@ static const td_key_choice dense_choices[] = {
 static const td_key_choice bad_sample_choices[] = {
     {"fail", TD_BAD_FAIL}, {"skip", TD_BAD_SKIP}, {NULL, 0}};
 
-const char *const td_config_sections[6] = {"model", "data", "devices", "capture", "output", "run"};
+const char *const td_config_sections[7] = {"model",  "data", "devices", "capture",
+                                           "output", "run",  "simulate"};
 
 /* clang-format off */
 const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
@@ -91,8 +92,12 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "Devices that hold one copy of the model. auto: the fewest on which it fits."},
     {"devices", "groups", TD_KEY_GROUPS, 0, 0, 0, NULL, NULL, "not set",
      "Explicit groups, one copy of the model each, of any width; wins over gpus_per_model. With cpu*N the numbers are 0 to N-1. A device may be in several groups."},
+    {"devices", "cpu_speeds", TD_KEY_CPU_SPEEDS, 0, 0, 0, NULL, NULL, "not set",
+     "With cpu*N, for experiments with unlike devices: the share of its own speed at which each of the N works, 1 being all of it. It rests after each operation, which changes no result."},
+    {"devices", "cpu_threads", TD_KEY_CPU_THREADS, 0, 0, 0, NULL, NULL, "not set",
+     "With cpu*N: the threads of each of the N devices, instead of an even share of the cores. Changes no result."},
     {"devices", "inventory", TD_KEY_STRING, FIELD(devices.inventory), 0, 0, NULL, NULL, "not set",
-     "With --dry-run: plan for the machine that this file describes (conf/inventory), not this one."},
+     "With --dry-run and --simulate: plan for the machine that this file describes (conf/inventory), not this one."},
 
     {"capture", "mode", TD_KEY_CHOICE, FIELD(capture.mode), 0, 0, mode_choices, "topk", NULL,
      "What is recorded at each position. topk: the top_k most probable tokens. topp: as many of them as it takes to cover top_p. sample: n_draws tokens drawn from the teacher, which is unbiased where a cut is not. topk+sample: both. All these with the statistics of the whole distribution. full: every logit. hidden: the state before lm_head, from which tools/ makes the logits."},
@@ -136,6 +141,17 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
      "Which of total_workers processes this is; each takes whole shards of its own."},
     {"run", "total_workers", TD_KEY_INT32, FIELD(run.total_workers), 1, 65536, NULL, "1", NULL,
      "Processes, on any machines, that share the dataset. One process uses all its GPUs by itself."},
+
+    {"simulate", "lengths", TD_KEY_LENGTHS, 0, 0, 0, NULL, NULL, "those of the dataset",
+     "With --simulate: the lengths in tokens of a job that is only stated, so that neither dataset nor tokenizer is needed. lognormal:MEDIAN:SIGMA:MAX, or fixed:N."},
+    {"simulate", "n_samples", TD_KEY_INT64, FIELD(simulate.n_samples), 1, 1000000000, NULL, NULL, "not set",
+     "With lengths: the samples of that job."},
+    {"simulate", "noise", TD_KEY_DOUBLE, FIELD(simulate.noise), 0, 900, NULL, "0.05", NULL,
+     "With --simulate: a stage's time for a micro-batch is the predicted one times 1 + noise * u, u uniform in [-1, 1)."},
+    {"simulate", "failures", TD_KEY_INT32, FIELD(simulate.failures), 0, 4095, NULL, "0", NULL,
+     "With --simulate: so many groups fail at random times; the others take over their work."},
+    {"simulate", "seed", TD_KEY_UINT64, FIELD(simulate.seed), 0, 0, NULL, "0", NULL,
+     "With --simulate: seed of lengths, noise and failures. The same seed gives the same output."},
 };
 /* clang-format on */
 
@@ -197,6 +213,17 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
         snprintf(buf, buf_size,
                  "groups of device numbers such as 0 | 1 | 2,3 (commas inside a group, | between)");
         break;
+    case TD_KEY_LENGTHS:
+        snprintf(buf, buf_size,
+                 "lognormal:MEDIAN:SIGMA:MAX such as lognormal:512:1:8192, or fixed:N (tokens)");
+        break;
+    case TD_KEY_CPU_SPEEDS:
+        snprintf(buf, buf_size, "a number from 0.001 to 1 for each CPU device, such as 1,0.5,0.25");
+        break;
+    case TD_KEY_CPU_THREADS:
+        snprintf(buf, buf_size, "a number of threads from 1 to %d for each CPU device, such as 2,1",
+                 TD_MAX_CPU_THREADS);
+        break;
     case TD_KEY_TEMPERATURES:
         snprintf(buf, buf_size, "up to %d different numbers above 0, separated by commas",
                  TD_MAX_TEMPERATURES);
@@ -249,7 +276,7 @@ td_status td_config_unknown_section(const char *section, td_error *err) {
         snprintf(hint, sizeof hint, "; did you mean [%s]?", near);
     return td_error_set(err, TD_E_CONFIG,
                         "there is no section [%.80s]%s (sections: model, data, devices, capture, "
-                        "output, run)",
+                        "output, run, simulate)",
                         section, hint);
 }
 

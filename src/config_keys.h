@@ -23,7 +23,10 @@ typedef enum td_key_type {
     TD_KEY_CHOICE,       /* an enum, by `choices` */
     TD_KEY_GPUS,         /* [devices] gpus */
     TD_KEY_GROUPS,       /* [devices] groups */
+    TD_KEY_CPU_SPEEDS,   /* [devices] cpu_speeds */
+    TD_KEY_CPU_THREADS,  /* [devices] cpu_threads */
     TD_KEY_TEMPERATURES, /* [capture] temperatures */
+    TD_KEY_LENGTHS,      /* [simulate] lengths */
     TD_KEY_DOUBLE,       /* double in min..max, which are in thousandths */
     TD_KEY_LOGPROBS,     /* [capture] logprob_dtype: a choice that sets two fields */
     TD_KEY_ALWAYS_IDS,   /* [capture] always_ids */
@@ -45,9 +48,9 @@ typedef struct td_config_key {
     const char *doc;      /* one or two sentences */
 } td_config_key;
 
-enum { TD_CONFIG_N_KEYS = 43 };
+enum { TD_CONFIG_N_KEYS = 50 };
 extern const td_config_key td_config_keys[TD_CONFIG_N_KEYS];
-extern const char *const td_config_sections[6];
+extern const char *const td_config_sections[7];
 
 /* The choice of logprob_dtype that is no dtype: 8 bits between a row's extremes. */
 enum { TD_LOGPROBS_Q8 = -1 };

@@ -268,6 +268,114 @@ done:
     return rc;
 }
 
+/* Digits up to `stop` (a character, or the end), 1 .. 2^20. */
+static bool parse_tokens(const char **s, char stop, int32_t *out) {
+    int64_t v = 0;
+    const char *p = *s;
+    for (; isdigit((unsigned char)*p) && v <= 1 << 20; p++)
+        v = 10 * v + (*p - '0');
+    if (p == *s || *p != stop || v < 1 || v > 1 << 20)
+        return false;
+    *out = (int32_t)v;
+    *s = p + (stop != '\0');
+    return true;
+}
+
+static td_status set_lengths(td_config *cfg, const td_config_key *key, const char *value,
+                             td_error *err) {
+    const char *s = value;
+    if (!strncmp(s, "fixed:", 6)) {
+        int32_t n;
+        s += 6;
+        if (!parse_tokens(&s, '\0', &n))
+            return bad_value(key, value, "N is 1 to 1048576", err);
+        cfg->simulate.law = TD_LENGTHS_FIXED;
+        cfg->simulate.fixed_length = n;
+        return TD_OK;
+    }
+    if (strncmp(s, "lognormal:", 10) != 0)
+        return bad_value(key, value, "", err);
+    int32_t median, max;
+    double sigma;
+    s += 10;
+    if (!parse_tokens(&s, ':', &median))
+        return bad_value(key, value, "MEDIAN is a whole number from 1 to 1048576", err);
+    if (!parse_double(&s, &sigma) || *s != ':' || !(sigma >= 0 && sigma <= 5))
+        return bad_value(key, value, "SIGMA is a number from 0 to 5", err);
+    s++;
+    if (!parse_tokens(&s, '\0', &max) || max < median)
+        return bad_value(key, value, "MAX is a whole number from MEDIAN to 1048576", err);
+    cfg->simulate.law = TD_LENGTHS_LOGNORMAL;
+    cfg->simulate.median = median;
+    cfg->simulate.sigma = sigma;
+    cfg->simulate.max_length = max;
+    return TD_OK;
+}
+
+static td_status set_cpu_speeds(td_config *cfg, const td_config_key *key, const char *value,
+                                td_error *err) {
+    double *list = NULL;
+    int32_t n = 0;
+    size_t cap = 0;
+    const char *s = value;
+    for (;;) {
+        double share;
+        const char *why = NULL;
+        if (!parse_double(&s, &share) || (*s && *s != ','))
+            why = "this is not a list of numbers";
+        else if (!(share >= 1e-3 && share <= 1))
+            why = "a share lies outside 0.001 to 1";
+        else if (n == MAX_CPU_DEVICES)
+            why = "the list is too long";
+        td_status rc = why ? bad_value(key, value, why, err) : TD_OK;
+        if (rc == TD_OK && !td_grow((void **)&list, &cap, (size_t)n + 1, sizeof *list))
+            rc = td_error_nomem(err, "a setting", sizeof *list * ((size_t)n + 1));
+        if (rc != TD_OK) {
+            free(list);
+            return rc;
+        }
+        list[n++] = share;
+        if (!*s++)
+            break;
+    }
+    free(cfg->devices.cpu_speeds);
+    cfg->devices.cpu_speeds = list;
+    cfg->devices.n_cpu_speeds = n;
+    return TD_OK;
+}
+
+static td_status set_cpu_threads(td_config *cfg, const td_config_key *key, const char *value,
+                                 td_error *err) {
+    char *copy = td_strdup(value), *rest = copy, *word;
+    if (!copy)
+        return td_error_nomem(err, "a setting", strlen(value));
+    td_status rc = TD_OK;
+    int32_t *list = NULL, n = 0;
+    size_t cap = 0;
+    while (rc == TD_OK && (word = strsep(&rest, ","))) {
+        int64_t n_threads;
+        if (!parse_int(word, &n_threads))
+            rc = bad_value(key, value, "this is not a list of whole numbers", err);
+        else if (n_threads < 1 || n_threads > TD_MAX_CPU_THREADS)
+            rc = bad_value(key, value, "a number of threads is out of range", err);
+        else if (n == MAX_CPU_DEVICES)
+            rc = bad_value(key, value, "the list is too long", err);
+        else if (!td_grow((void **)&list, &cap, (size_t)n + 1, sizeof *list))
+            rc = td_error_nomem(err, "a setting", sizeof *list * ((size_t)n + 1));
+        else
+            list[n++] = (int32_t)n_threads;
+    }
+    free(copy);
+    if (rc != TD_OK) {
+        free(list);
+        return rc;
+    }
+    free(cfg->devices.cpu_threads);
+    cfg->devices.cpu_threads = list;
+    cfg->devices.n_cpu_threads = n;
+    return TD_OK;
+}
+
 static td_status set_temperatures(td_config *cfg, const td_config_key *key, const char *value,
                                   td_error *err) {
     double list[TD_MAX_TEMPERATURES];
@@ -381,8 +489,14 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
         return set_gpus(cfg, key, value, err);
     case TD_KEY_GROUPS:
         return set_groups(cfg, key, value, err);
+    case TD_KEY_CPU_SPEEDS:
+        return set_cpu_speeds(cfg, key, value, err);
+    case TD_KEY_CPU_THREADS:
+        return set_cpu_threads(cfg, key, value, err);
     case TD_KEY_TEMPERATURES:
         return set_temperatures(cfg, key, value, err);
+    case TD_KEY_LENGTHS:
+        return set_lengths(cfg, key, value, err);
     case TD_KEY_DOUBLE:
         return set_double(field, key, value, err);
     case TD_KEY_LOGPROBS:

@@ -31,6 +31,10 @@ static const char HELP[] =
     "  section.key=value   replaces a setting of the file; may be repeated, the last one wins\n"
     "  --dry-run           prints the plan (groups, layers per device, memory, output size) and\n"
     "                      stops; needs config.json and no GPU\n"
+    "  --simulate          the planned run in virtual time: predicted time, busy shares, "
+    "timeline;\n"
+    "                      needs config.json, and [simulate] states a job without a dataset\n"
+    "  --timeline FILE     with --simulate: the timeline as an SVG picture too\n"
     "  --quiet             only warnings and errors\n"
     "  --verbose           more about what happens\n"
     "  --keys              lists every key with its range and default\n"
@@ -50,6 +54,8 @@ static const char HELP[] =
     "run\n"
     "  tdgen -c run.ini devices.gpus=0,1,2,3 devices.gpus_per_model=2\n"
     "  tdgen -c run.ini --dry-run devices.inventory=conf/inventory/8xh100.ini\n"
+    "  tdgen -c run.ini --simulate simulate.lengths=lognormal:512:1:2048 "
+    "simulate.n_samples=100000\n"
     "\n"
     "exit codes\n"
     "  0 done                      5 device\n"
@@ -78,8 +84,9 @@ static int usage_error(const char *fmt, const char *arg, const char *nearest) {
 }
 
 static int run_main(int argc, char **argv) {
-    static const char *const options[] = {"-c",        "--dry-run", "--quiet", "--verbose",
-                                          "--version", "--help",    "--keys"};
+    static const char *const options[] = {"-c",        "--dry-run",  "--quiet",
+                                          "--verbose", "--version",  "--help",
+                                          "--keys",    "--simulate", "--timeline"};
     td_cmd_run_options opt = {.argv = argv};
     int code;
     const char **overrides = td_calloc((size_t)argc, sizeof *overrides);
@@ -104,6 +111,14 @@ static int run_main(int argc, char **argv) {
             opt.config_path = argv[i];
         } else if (strcmp(a, "--dry-run") == 0) {
             opt.dry_run = true;
+        } else if (strcmp(a, "--simulate") == 0) {
+            opt.dry_run = opt.simulate = true;
+        } else if (strcmp(a, "--timeline") == 0) {
+            if (++i == argc || opt.timeline) {
+                code = usage_error("%s needs the path of one SVG file to write", a, NULL);
+                goto done;
+            }
+            opt.timeline = argv[i];
         } else if (strcmp(a, "--quiet") == 0) {
             opt.quiet = true;
         } else if (strcmp(a, "--verbose") == 0) {
@@ -118,6 +133,10 @@ static int run_main(int argc, char **argv) {
     }
     if (!opt.config_path) {
         code = usage_error("%s: a run needs -c FILE", argv[0], NULL);
+        goto done;
+    }
+    if (opt.timeline && !opt.simulate) {
+        code = usage_error("--timeline %s goes with --simulate only", opt.timeline, NULL);
         goto done;
     }
     if (opt.quiet && verbose) {

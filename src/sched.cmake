@@ -9,4 +9,7 @@ target_link_libraries(td_claims PUBLIC td_queue td_plan)
 
 add_library(td_sched STATIC sched/run.c sched/feeder.c sched/group.c sched/progress.c sched/summary.c sched/stop.c
   sched/faults.c sched/watchdog.c sched/health.c)
-target_link_libraries(td_sched PUBLIC td_queue td_claims td_plan td_data td_model td_record)
+# A run in virtual time: plan, queue and claims without devices.
+add_library(td_simulate STATIC sched/simulate.c sched/sim_load.c sched/sim_print.c)
+target_link_libraries(td_simulate PUBLIC td_claims td_plan td_data)
+target_link_libraries(td_sched PUBLIC td_simulate td_queue td_claims td_plan td_data td_model td_record)

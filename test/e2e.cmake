@@ -1,6 +1,6 @@
 # The real program, end to end, on the demo teacher.
 if(TARGET tdgen)
-  foreach(script identity errors formats scenarios faults trust)
+  foreach(script identity errors formats scenarios faults trust simulate)
     add_test(NAME e2e_${script} COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/${script}.sh)
     set_tests_properties(e2e_${script} PROPERTIES
       ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR}"

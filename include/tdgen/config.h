@@ -49,6 +49,7 @@ typedef enum td_capture_mode {
 } td_capture_mode;
 
 #define TD_MAX_TEMPERATURES 16
+#define TD_MAX_CPU_THREADS 1024 /* of one device */
 #define TD_MAX_TOP_K 1024
 #define TD_MAX_DRAWS 1024
 #define TD_MAX_ALWAYS_IDS 64
@@ -63,6 +64,13 @@ static inline bool td_capture_has_draws(td_capture_mode m) {
 static inline bool td_capture_is_dense(td_capture_mode m) {
     return m == TD_CAPTURE_FULL || m == TD_CAPTURE_HIDDEN;
 }
+
+/* [simulate] lengths: of the samples of a job that is only stated. */
+typedef enum td_length_law {
+    TD_LENGTHS_NONE,
+    TD_LENGTHS_FIXED,
+    TD_LENGTHS_LOGNORMAL
+} td_length_law;
 
 /* [devices] gpus: what the user asked for, before the machine is looked at. */
 typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_kind;
@@ -106,6 +114,12 @@ typedef struct td_config {
         int32_t *group_device;   /* device numbers (index into the machine's devices) */
         int32_t n_group_entries; /* 0 = no explicit groups */
         int32_t n_groups;
+        /* Of cpu*N, both for experiments: share of its speed that each device works at, in (0, 1],
+         * and its threads. 0 entries: full speed, and an even share of the cores. */
+        double *cpu_speeds;
+        int32_t n_cpu_speeds;
+        int32_t *cpu_threads;
+        int32_t n_cpu_threads;
         char *inventory; /* file, or NULL */
     } devices;
 
@@ -140,6 +154,17 @@ typedef struct td_config {
         int32_t worker_id;              /* 0 */
         int32_t total_workers;          /* 1 */
     } run;
+
+    struct {                  /* --simulate only */
+        td_length_law law;    /* none: the dataset's own lengths */
+        int32_t fixed_length; /* TD_LENGTHS_FIXED */
+        double median, sigma; /* TD_LENGTHS_LOGNORMAL: tokens; of the logarithm */
+        int32_t max_length;   /* TD_LENGTHS_LOGNORMAL: longer ones are cut to it */
+        int64_t n_samples;    /* of a stated job; 0 = not given */
+        double noise;         /* relative: 0.05 makes each time up to 5% shorter or longer */
+        int32_t failures;     /* groups that fail at a random time, 0 */
+        uint64_t seed;        /* 0 */
+    } simulate;
 } td_config;
 
 /* Reads `path`, then applies overrides "section.key=value" in order: they win over the file, and

@@ -55,6 +55,9 @@ typedef struct td_device_info {
     int32_t index;     /* number within its backend */
     int32_t domain;    /* devices with equal domain share weights */
     int32_t n_threads; /* CPU devices: worker threads, else 0 */
+    /* CPU devices, set between enumeration and opening: the share of its speed at which the device
+     * works, resting after each operation; in (0, 1), anything else is full speed. */
+    double speed_share;
     uint64_t memory_total_bytes, memory_free_bytes; /* of cpu*N: an Nth of the machine's each */
     bool has_f32, has_bf16, has_f16;                /* compute modes its GEMM offers */
     /* GPUs; zero elsewhere. */

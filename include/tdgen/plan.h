@@ -100,6 +100,14 @@ typedef struct td_plan_record_cost {
     double bytes_per_row, bytes_per_token;
 } td_plan_record_cost;
 
+/* A way to form groups that gpus_per_model = auto did not take. */
+typedef struct td_plan_alternative {
+    char what[64];       /* "gpus_per_model = 2", "without V100-32GB" */
+    char groups[160];    /* "4 x [A100-80GB], 1 x [4 V100-32GB]" */
+    char why_not[160];   /* it does not fit, and where; "" = it is slower */
+    double tokens_per_s; /* predicted; 0 = does not fit */
+} td_plan_alternative;
+
 typedef struct td_plan {
     td_inventory inventory; /* owned copy of the devices chosen, in the order given */
     td_plan_group *groups;
@@ -121,7 +129,9 @@ typedef struct td_plan {
     uint64_t output_bytes; /* predicted, of this worker's share of the shards; 0 = unknown */
     double tokens_per_s;   /* predicted, all groups; 0 = unknown */
     double wall_s;         /* predicted, of this worker's share; 0 = unknown */
-    char **warnings;       /* for a person, each one sentence */
+    td_plan_alternative *alternatives; /* with gpus_per_model = auto; fastest first */
+    int32_t n_alternatives;
+    char **warnings; /* for a person, each one sentence */
     int32_t n_warnings;
 } td_plan;
 

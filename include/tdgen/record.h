@@ -1,14 +1,16 @@
 /* record.h - what is on disk: output folder, shard files, manifest, resume, verify, inspect.
  *
  * OUT/manifest.json          identity of the run, written once
- * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there
+ * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there;
+ *                                with output.zstd shard-NNNNNN.safetensors.zst, the same compressed
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
  * OUT/status.json, OUT/faults.json, OUT/tdgen.log   written by sched and the main job
  *
- * The layout of a shard is known before anything is computed (how many samples, tokens, rows), so
- * the writer makes the temp file at its full size and each sample's rows go to their place as they
- * arrive: host memory does not grow with the shard. Commit = data hash, header, fsync, rename,
- * fsync of the folder, index line.
+ * Where every row has the same size (modes topk, full, hidden) the layout of a shard is known
+ * before anything is computed, so the writer makes the temp file at its full size and each sample's
+ * rows go to their place as they arrive. Sets of different sizes (topp, draws) go to a side file
+ * and are put in order at the end. Host memory does not grow with the shard. Commit = data hash,
+ * header, fsync, rename, fsync of the folder, index line.
  */
 #ifndef TDGEN_RECORD_H
 #define TDGEN_RECORD_H
@@ -22,10 +24,13 @@
 #include "tdgen/status.h"
 #include "tdgen/tokenizer.h"
 
-#define TD_RECORD_SCHEMA 1
+#define TD_RECORD_SCHEMA 2
 
-/* Mean bytes a recorded row costs on disk, all row tensors, for this configuration (pure). */
-double td_record_bytes_per_row(const td_config *cfg);
+/* Bytes a recorded row costs on disk, all row tensors, for this configuration; in the ragged modes
+ * (topp, sample, topk+sample) the most it can be. Before compression by output.zstd. Pure. */
+double td_record_bytes_per_row(const td_config *cfg, const td_model_config *model);
+/* Is that a bound rather than the size of every row? */
+bool td_record_bytes_is_bound(const td_config *cfg);
 /* Bytes per token (input_ids, loss_mask) beside the rows. */
 double td_record_bytes_per_token(const td_config *cfg);
 
@@ -159,6 +164,42 @@ typedef struct td_merge_options {
  * OUT that an interrupted merge left. What it does is told on `log`. */
 td_status td_merge(const char *out_dir, const char *const *dirs, int32_t n_dirs,
                    const td_merge_options *opt, FILE *log, td_error *err);
+
+/* Samples of a folder, drawn at random, to be computed again and compared with what is on disk.
+ *
+ * Order of use: td_recheck_open -> td_recheck_teacher (is it the teacher of the folder?) ->
+ * td_recheck_settings -> the caller computes each sample, in order, and hands it to
+ * td_recheck_compare; then each once more among other samples, to td_recheck_control ->
+ * td_recheck_report -> td_recheck_close. One thread. */
+typedef struct td_recheck td_recheck;
+typedef struct td_recheck_sample {
+    int32_t n_tokens, n_rows;
+    int32_t *ids;        /* [n_tokens] */
+    int32_t *position;   /* [n_rows] ascending: the row at t predicts ids[t + 1] */
+    int64_t dataset_row; /* and the token offset in it where the sample begins */
+    int64_t start;
+    const char *device_kind; /* that recorded it */
+} td_recheck_sample;
+/* At most n_samples different samples with rows: a function of the folder and the seed. */
+td_status td_recheck_open(const char *dir, int32_t n_samples, uint64_t seed, td_recheck **out,
+                          td_error *err);
+void td_recheck_close(td_recheck *r); /* NULL allowed */
+const td_recheck_sample *td_recheck_samples(const td_recheck *r, int32_t *n);
+bool td_recheck_needs_tokenizer(const td_recheck *r);
+/* Those that are not NULL are compared with the manifest: TD_E_MODEL shows both sides. */
+td_status td_recheck_teacher(const td_recheck *r, const char *model_dir,
+                             const td_model_config *model, const td_tokenizer *tok,
+                             const uint64_t *weights_hash, td_error *err);
+/* Fills model.compute, capture and run.seed as the folder's run had them. */
+td_status td_recheck_settings(const td_recheck *r, const td_model_config *model, td_config *cfg,
+                              int32_t *n_valid_vocab, td_error *err);
+/* The rows of one sample, from first_row of cap on. */
+td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_kind,
+                             const td_captured *cap, int32_t first_row, td_error *err);
+void td_recheck_control(td_recheck *r, int32_t sample, const td_captured *cap, int32_t first_row);
+/* Prints what differs. TD_E_VERIFY when the control differs, when anything differs that the same
+ * device kind recorded, or when other kinds differ by more than the tolerance that is printed. */
+td_status td_recheck_report(const td_recheck *r, const char *device_kind, FILE *out, td_error *err);
 
 typedef struct td_inspect_options {
     int64_t sample;        /* -1 = the first sample with rows */

@@ -40,12 +40,17 @@ typedef struct td_run_input {
 
 typedef struct td_group_summary {
     int64_t n_tokens, n_rows, n_samples, n_batches;
-    double wait_s;     /* nothing to claim */
-    double finished_s; /* after the start of the run */
+    double wait_s;      /* nothing to claim */
+    double finished_s;  /* when its thread ended, after the start of the run */
+    double last_done_s; /* when its last micro-batch was done, likewise; 0: none was */
     /* Of what it completed: how long it took while it had work, and by the cost model (0 = the
      * plan knows no speeds). */
     double observed_s, predicted_s;
     double stage_busy_s[64];
+    /* Share of time in which the stage's device computed while the pipeline was full: between the
+     * first micro-batch done and the last that left as many in flight as there are stages. -1: not
+     * known (too few micro-batches). Zero for a device that failed. */
+    double stage_steady[64];
     double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;
     bool retired, hung;

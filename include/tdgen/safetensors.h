@@ -36,6 +36,10 @@ typedef struct td_st_tensor {
 /* `code` is the status that failures report (TD_E_MODEL, TD_E_DATA, TD_E_VERIFY). */
 td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out,
                               td_error *err);
+/* The same of an open file, which is taken over (closed, also on failure); `path` is for messages.
+ */
+td_status td_safetensors_open_fd(int fd, const char *path, td_status code, td_safetensors **out,
+                                 td_error *err);
 void td_safetensors_close(td_safetensors *st);
 size_t td_safetensors_count(const td_safetensors *st);
 /* i-th tensor in file order (by offset). */

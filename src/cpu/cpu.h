@@ -92,10 +92,18 @@ td_status td_cpu_scratch_need(td_cpu_exec *x, td_cpu_scratch *s, size_t size_byt
 /* The same for every thread's scratch. */
 td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *err);
 
+/* Nanoseconds of rest that an operation of run_ns earns a device that works at `share` of its
+ * speed: run and rest together take run / share. 0 for shares outside (0, 1). */
+static inline uint64_t td_cpu_rest_ns(uint64_t run_ns, double share) {
+    return share > 0 && share < 1 ? (uint64_t)((double)run_ns * (1 / share - 1)) : 0;
+}
+
 /* cpu_stream.c: the stream, event and enqueue slots of the table. */
 td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err);
 void td_cpu_stream_destroy(td_stream *s);
 double td_cpu_stream_busy_s(const td_stream *s);
+/* Seconds of rest that the stream's operations have earned so far. */
+double td_cpu_stream_rest_s(const td_stream *s);
 void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]);
 td_status td_cpu_event_create(td_device *dev, td_event **out, td_error *err);
 void td_cpu_event_destroy(td_event *e);

@@ -9,6 +9,13 @@
  * the number of records at the time it was asked for. Events are counted references: the owner's,
  * and one per command in flight, so an event may be destroyed while streams still refer to it.
  *
+ * A device that works at a share of its speed rests after its operations. What is short is saved
+ * up: a sleep costs a context switch and oversleeps, so what was overslept is taken off the next
+ * rest. The rest is the stream's, like the work: what waits for an event behind it waits for the
+ * rest too. It ends early when the stream is destroyed. Work is measured as time on the core where
+ * the stream's thread is all of the device, so that other programs do not slow the device down
+ * twice.
+ *
  * A failure sticks to the stream: later commands are skipped, except that event records still
  * complete, carrying the failure to whoever waits.
  */
@@ -20,7 +27,7 @@
 #include "cpu/cpu.h"
 #include "tdgen/util.h"
 
-enum { RING = 512 };
+enum { RING = 512, SHORTEST_REST_NS = 2000000 };
 
 struct td_event {
     pthread_mutex_t lock;
@@ -49,7 +56,9 @@ struct td_stream {
     uint64_t head, tail; /* Protected by lock: executed up to head, enqueued up to tail */
     bool stop;           /* Protected by lock */
     atomic_uint_least64_t busy_ns;
-    bool profile; /* TDGEN_PROFILE=1 */
+    atomic_uint_least64_t rest_ns; /* earned in all */
+    int64_t owed_ns; /* the stream's thread only: earned and not taken; < 0: overslept */
+    bool profile;    /* TDGEN_PROFILE=1 */
     atomic_uint_least64_t op_ns[TD_OP_COUNT];
     td_error failure; /* the stream's thread only */
     pthread_t thread;
@@ -183,6 +192,40 @@ static td_op op_of(const command *c) {
     return TD_OP_COPY; /* copy_in, copy_out, copy_peer */
 }
 
+static double work_s(const td_stream *s) {
+    struct timespec t;
+    if (s->x.n_threads > 1)
+        return td_time_s();
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void rest(td_stream *s, uint64_t earned_ns) {
+    if (!earned_ns)
+        return;
+    atomic_fetch_add_explicit(&s->rest_ns, earned_ns, memory_order_relaxed);
+    s->owed_ns += (int64_t)earned_ns;
+    if (s->owed_ns < SHORTEST_REST_NS)
+        return;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    const double t0 = td_time_s();
+    until.tv_sec += s->owed_ns / 1000000000;
+    until.tv_nsec += s->owed_ns % 1000000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&s->lock);
+    while (!s->stop && pthread_cond_timedwait(&s->not_empty, &s->lock, &until) != ETIMEDOUT)
+        ;
+    const bool stop = s->stop;
+    pthread_mutex_unlock(&s->lock);
+    s->owed_ns = stop ? 0 : s->owed_ns - (int64_t)(1e9 * (td_time_s() - t0));
+    /* A machine that stood still is not to be made up for by a device that outruns its share. */
+    s->owed_ns = TD_MAX(s->owed_ns, -(int64_t)SHORTEST_REST_NS);
+}
+
 static void execute(td_stream *s, command *c) {
     const char *name = s->x.dev->base.info.name;
     td_error err = {0};
@@ -206,7 +249,7 @@ static void execute(td_stream *s, command *c) {
     }
     if (s->failure.code)
         return;
-    const double t0 = td_time_s();
+    const double t0 = td_time_s(), work0 = work_s(s);
     td_status st = injected_failure(s->x.dev, c, &err);
     if (!st)
         st = c->fn(&s->x, c->args, &err);
@@ -216,9 +259,13 @@ static void execute(td_stream *s, command *c) {
         td_error_prefix(&s->failure, "%s: %s", name, c->op);
     }
     const uint64_t ns = (uint64_t)((td_time_s() - t0) * 1e9);
+    const double work = work_s(s) - work0;
     atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
     if (s->profile)
         atomic_fetch_add_explicit(&s->op_ns[op_of(c)], ns, memory_order_relaxed);
+    if (!st)
+        rest(s,
+             td_cpu_rest_ns((uint64_t)(1e9 * TD_MAX(work, 0.0)), s->x.dev->base.info.speed_share));
 }
 
 static void *stream_main(void *arg) {
@@ -334,7 +381,11 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     if (!s)
         return td_error_nomem(err, "stream", sizeof(*s));
     pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->not_empty, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC); /* a rest is waited for on it, too */
+    pthread_cond_init(&s->not_empty, &attr);
+    pthread_condattr_destroy(&attr);
     pthread_cond_init(&s->not_full, NULL);
     s->x.dev = (td_cpu_device *)dev;
     s->x.n_threads = n;
@@ -367,6 +418,10 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
 void td_cpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]) {
     for (int i = 0; i < TD_OP_COUNT; i++)
         seconds[i] = (double)atomic_load_explicit(&s->op_ns[i], memory_order_relaxed) * 1e-9;
+}
+
+double td_cpu_stream_rest_s(const td_stream *s) {
+    return (double)atomic_load_explicit(&s->rest_ns, memory_order_relaxed) * 1e-9;
 }
 
 double td_cpu_stream_busy_s(const td_stream *s) {

@@ -220,9 +220,7 @@ static td_status parse_header(td_safetensors *st, td_status code, td_error *err)
 }
 
 static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
-    int fd = st->fd = open(st->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return td_error_errno(err, code, errno, "%s: cannot open", st->path);
+    int fd = st->fd;
     td_status rc = TD_OK;
     struct stat sb;
     if (fstat(fd, &sb) != 0) {
@@ -244,12 +242,22 @@ static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
 
 td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out,
                               td_error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return td_error_errno(err, code, errno, "%s: cannot open", path);
+    return td_safetensors_open_fd(fd, path, code, out, err);
+}
+
+td_status td_safetensors_open_fd(int fd, const char *path, td_status code, td_safetensors **out,
+                                 td_error *err) {
     td_safetensors *st = td_calloc(1, sizeof *st);
     if (!st || !(st->path = td_strdup(path))) {
         free(st);
+        close(fd);
         return td_error_nomem(err, "safetensors file", sizeof *st);
     }
     st->code = code;
+    st->fd = fd;
     td_status rc = map_file(st, code, err);
     if (rc == TD_OK)
         rc = parse_header(st, code, err);

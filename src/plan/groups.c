@@ -167,92 +167,6 @@ bool td_plan_shares_memory(const td_inventory *inv, const td_plan_device *dev) {
     return false;
 }
 
-/* --- placing one group --------------------------------------------------------------------------
- */
-
-typedef struct stage_cost {
-    const td_planner *pl;
-    const double *seconds;  /* [n_kinds][n_items + 1], summed up to the item */
-    const double *boundary; /* [n_kinds] */
-    const uint64_t *limit;  /* [n_kinds], UINT64_MAX where the memory is shared */
-} stage_cost;
-
-static double stage_seconds(const void *user, int32_t kind, int32_t b, int32_t e) {
-    const stage_cost *c = user;
-    td_stage_memory m = td_plan_stage_memory(c->pl, b, e);
-    if (td_plan_total_bytes(&m) > c->limit[kind])
-        return HUGE_VAL;
-    const double *sum = c->seconds + (size_t)kind * ((size_t)c->pl->n_items + 1);
-    return sum[e] - sum[b] + (b ? c->boundary[kind] : 0);
-}
-
-/* Interchangeable devices. What is free differs a little between the GPUs of a real machine: up to
- * 1% counts as equal (and the least of them as the limit), or eight equal GPUs would be eight
- * kinds. */
-static bool same_kind(const td_planner *pl, const td_plan_device *a, const td_plan_device *b) {
-    const td_inventory *inv = &pl->plan->inventory;
-    double ma = (double)a->memory_bytes, mb = (double)b->memory_bytes;
-    return !strcmp(a->type, b->type) && a->tflops == b->tflops && a->tflops_f32 == b->tflops_f32 &&
-           a->mem_gbs == b->mem_gbs && a->link_gbs == b->link_gbs &&
-           (fabs(ma - mb) <= 0.01 * fmax(ma, mb) ||
-            (td_plan_shares_memory(inv, a) && td_plan_shares_memory(inv, b)));
-}
-
-/* The best placement on these devices (indices into plan->inventory); out->stages has room for n.
- * ideal: cost of an even split over all of them. bottleneck = HUGE_VAL: does not fit. */
-static td_status place_group(const td_planner *pl, const int32_t *devices, int32_t n,
-                             td_placement *out, double *ideal) {
-    const td_plan_device *inv = pl->plan->inventory.devices;
-    size_t m = (size_t)pl->n_items + 1;
-    td_status st = TD_OK;
-    int32_t n_kinds = 0;
-    int32_t *kind = td_calloc((size_t)n, sizeof *kind),
-            *first = td_calloc((size_t)n, sizeof *first);
-    double *seconds = td_calloc((size_t)n * m, sizeof *seconds);
-    double *boundary = td_calloc((size_t)n, sizeof *boundary);
-    uint64_t *limit = td_calloc((size_t)n, sizeof *limit);
-    if (!kind || !first || !seconds || !boundary || !limit) {
-        st = td_error_nomem(pl->err, "placing layers on devices", (size_t)n * m * sizeof *seconds);
-        goto done;
-    }
-    double speed = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const td_plan_device *d = &inv[devices[i]];
-        int32_t k = 0;
-        while (k < n_kinds && !same_kind(pl, d, &inv[first[k]]))
-            k++;
-        if (k == n_kinds) {
-            first[n_kinds++] = devices[i];
-            boundary[k] = td_plan_boundary_seconds(pl, d);
-            limit[k] =
-                td_plan_shares_memory(&pl->plan->inventory, d) ? UINT64_MAX : d->memory_bytes;
-            double *sum = seconds + (size_t)k * m;
-            for (int32_t item = 0; item < pl->n_items; item++)
-                sum[item + 1] = sum[item] + td_plan_item_seconds(pl, d, item);
-        }
-        if (limit[k] != UINT64_MAX)
-            limit[k] = TD_MIN(limit[k], d->memory_bytes);
-        kind[i] = k;
-        speed += 1 / seconds[(size_t)k * m + m - 1];
-    }
-    *ideal = 1 / speed;
-    stage_cost user = {pl, seconds, boundary, limit};
-    td_place_problem problem = {.n_items = pl->n_items,
-                                .n_devices = n,
-                                .kind_of = kind,
-                                .n_kinds = n_kinds,
-                                .cost = stage_seconds,
-                                .user = &user};
-    st = td_place(&problem, out, pl->err);
-done:
-    free(kind);
-    free(first);
-    free(seconds);
-    free(boundary);
-    free(limit);
-    return st;
-}
-
 /* --- forming ------------------------------------------------------------------------------------
  */
 
@@ -290,7 +204,7 @@ static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bo
         goto done;
     }
     memcpy(g->devices, devices, (size_t)n * sizeof *devices);
-    st = place_group(pl, devices, n, &place, &ideal);
+    st = td_plan_place_group(pl, devices, n, &place, &ideal);
     if (st != TD_OK)
         goto done;
     if (place.bottleneck == HUGE_VAL) {
@@ -414,17 +328,21 @@ static td_status auto_type(td_planner *pl, const int32_t *devices, int32_t n, in
     return TD_OK;
 }
 
-/* The chosen devices that are not idle, their number; the idle ones become leftover. */
+int32_t td_plan_active_devices(const td_planner *pl, int32_t *out) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < pl->plan->inventory.n_devices; i++)
+        if (!pl->idle[i])
+            out[n++] = i;
+    return n;
+}
+
+/* The same; the idle ones become leftover. */
 static int32_t active_devices(td_planner *pl, int32_t *out) {
     td_plan *plan = pl->plan;
-    int32_t n = 0;
-    for (int32_t i = 0; i < plan->inventory.n_devices; i++) {
+    for (int32_t i = 0; i < plan->inventory.n_devices; i++)
         if (pl->idle[i])
             plan->leftover[plan->n_leftover++] = i;
-        else
-            out[n++] = i;
-    }
-    return n;
+    return td_plan_active_devices(pl, out);
 }
 
 /* All types once, sessions having slots for groups of slots_width. *widest: of the groups made. */
@@ -462,7 +380,8 @@ static td_status auto_pass(td_planner *pl, int32_t *members, bool *done, int32_t
     return TD_OK;
 }
 
-static td_status auto_groups(td_planner *pl, bool *fits) {
+/* Each type on its own, in its narrowest groups: what is known without speeds. */
+static td_status groups_by_type(td_planner *pl, bool *fits) {
     td_plan *plan = pl->plan;
     int32_t n_all = plan->inventory.n_devices, slots_width = 1, widest = 0;
     int32_t n_warn = plan->n_warnings;
@@ -495,6 +414,104 @@ static td_status auto_groups(td_planner *pl, bool *fits) {
 end:
     free(members);
     free(done);
+    return st;
+}
+
+/* Tells of types that no group uses and that do not hold the model even all together. */
+static td_status warn_small_types(td_planner *pl, const bool *in_group, int32_t *members) {
+    td_plan *plan = pl->plan;
+    int32_t n_all = plan->inventory.n_devices;
+    for (int32_t i = 0; i < n_all; i++) {
+        const char *type = plan->inventory.devices[i].type;
+        int32_t n = 0;
+        bool used = pl->idle[i];
+        for (int32_t j = 0; j < n_all; j++) {
+            if (strcmp(plan->inventory.devices[j].type, type) || pl->idle[j])
+                continue;
+            used = used || in_group[j] || j < i;
+            members[n++] = j;
+        }
+        char labels[64];
+        if (!used && !td_plan_warn(plan, "The model does not fit on all %d x %s (%s) together.", n,
+                                   type, td_plan_labels(plan, members, n, labels, sizeof labels)))
+            return td_error_nomem(pl->err, "the plan", 0);
+    }
+    return TD_OK;
+}
+
+/* Makes the groups that were found the best. */
+static td_status adopt_grouping(td_planner *pl, const td_plan_grouping *best, bool *fits) {
+    td_plan *plan = pl->plan;
+    int32_t n_all = plan->inventory.n_devices;
+    td_status st = TD_OK;
+    int32_t *active = td_calloc((size_t)n_all, sizeof *active);
+    int32_t *members = td_calloc((size_t)n_all, sizeof *members);
+    bool *in_group = td_calloc((size_t)n_all, sizeof *in_group);
+    if (!active || !members || !in_group) {
+        st = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
+        goto done;
+    }
+    int32_t n = active_devices(pl, active);
+    td_plan_set_limits(pl, plan->batch_tokens, best->width);
+    for (int32_t g = 0; st == TD_OK && *fits && g < best->n_groups; g++) {
+        int32_t width = 0;
+        for (int32_t i = 0; i < n; i++) {
+            if (best->group_of[i] == g) {
+                members[width++] = active[i];
+                in_group[active[i]] = true;
+            }
+        }
+        st = add_group(pl, members, width, fits);
+    }
+    for (int32_t i = 0; i < n; i++)
+        if (best->group_of[i] < 0)
+            plan->leftover[plan->n_leftover++] = active[i];
+    if (st == TD_OK)
+        st = warn_small_types(pl, in_group, members);
+done:
+    free(active);
+    free(members);
+    free(in_group);
+    return st;
+}
+
+static double group_score(const td_plan *plan, const td_plan_group *g) {
+    int32_t n_types = 0;
+    for (int32_t i = 0; i < g->n_devices; i++) {
+        bool first = true;
+        for (int32_t j = 0; j < i; j++)
+            first = first && strcmp(plan->inventory.devices[g->devices[j]].type,
+                                    plan->inventory.devices[g->devices[i]].type);
+        n_types += first;
+    }
+    return td_plan_group_score(g->tokens_per_s, g->n_devices, n_types);
+}
+
+static td_status auto_groups(td_planner *pl, bool *fits) {
+    td_plan *plan = pl->plan;
+    int32_t n_warn = plan->n_warnings;
+    td_status st = groups_by_type(pl, fits);
+    if (st != TD_OK || !pl->speeds_known)
+        return st;
+    /* Exact search where it is possible; by type it stays where that is as good. */
+    double score = 0;
+    td_session_limits limits = plan->limits;
+    for (int32_t g = 0; *fits && g < plan->n_groups; g++)
+        score += group_score(plan, &plan->groups[g]);
+    int32_t *active = td_calloc((size_t)plan->inventory.n_devices, sizeof *active);
+    td_plan_grouping best = {0};
+    if (!active)
+        return td_error_nomem(pl->err, "the plan", (size_t)plan->inventory.n_devices);
+    st = td_plan_best_grouping(pl, active, td_plan_active_devices(pl, active), &best);
+    if (st == TD_OK && best.score > score * TD_PLAN_BETTER) {
+        *fits = true;
+        roll_back(plan, 0, 0, n_warn);
+        st = adopt_grouping(pl, &best, fits);
+    } else {
+        plan->limits = limits;
+    }
+    free(best.group_of);
+    free(active);
     return st;
 }
 

@@ -179,9 +179,7 @@ td_status td_plan_count_domains(td_planner *pl, bool *fits) {
 /* --- messages -----------------------------------------------------------------------------------
  */
 
-/* Devices of `limit` bytes that one copy needs, packing each to the brim in turn, which is optimal
- * for equal devices; 0 when a single item is too large or there would be too many. */
-static int32_t devices_needed(const td_planner *pl, uint64_t limit) {
+int32_t td_plan_devices_needed(const td_planner *pl, uint64_t limit) {
     int32_t n = 0;
     for (int32_t b = 0; b < pl->n_items; n++) {
         int32_t e = b;
@@ -302,7 +300,7 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
     td_strbuf_puts(&b, ". What would fit: ");
 
     const td_plan_device *big = &plan->inventory.devices[biggest];
-    int32_t needed = devices_needed(pl, big->memory_bytes);
+    int32_t needed = td_plan_devices_needed(pl, big->memory_bytes);
     const char *sep = "";
     if (needed > n) {
         td_strbuf_printf(&b, "%d x %s (gpus_per_model = %d)", needed, big->type, needed);

@@ -37,6 +37,7 @@ void td_plan_free(td_plan *p) {
     td_plan_drop_groups(p);
     td_inventory_free(&p->inventory);
     free(p->domains);
+    free(p->alternatives);
     for (int32_t i = 0; i < p->n_warnings; i++)
         free(p->warnings[i]);
     free(p->warnings);
@@ -318,7 +319,7 @@ td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_m
     if (st != TD_OK)
         goto fail;
     if ((st = fit_without_leftovers(&pl)) != TD_OK || (st = settle(&pl)) != TD_OK ||
-        (st = add_warnings(&pl)) != TD_OK)
+        (st = add_warnings(&pl)) != TD_OK || (st = td_plan_list_alternatives(&pl)) != TD_OK)
         goto fail;
     plan.gpus_per_model = plan.groups[0].n_devices;
     for (int32_t g = 1; g < plan.n_groups; g++)

@@ -7,7 +7,7 @@
 #include "plan_internal.h"
 #include "tdgen/util.h"
 
-enum { MAX_TITLE_TYPES = 4 };
+enum { MAX_TITLE_TYPES = 4, LINE = 100 };
 
 /* --- assignment ---------------------------------------------------------------------------------
  */
@@ -116,6 +116,12 @@ static int32_t run_of_type(const td_plan *p, const td_plan_group *g, int32_t i) 
     return run;
 }
 
+/* Three digits, without an exponent for what is met in practice. */
+static const char *format_number(double v, char *buf, size_t size) {
+    snprintf(buf, size, v >= 100 && v < 1e7 ? "%.0f" : "%.3g", v);
+    return buf;
+}
+
 static void print_group_title(const td_plan *p, int32_t first, int32_t n, FILE *out) {
     const td_plan_group *g = &p->groups[first];
     if (n == 1)
@@ -142,11 +148,12 @@ static void print_groups(const td_plan *p, const td_model_config *model, int32_t
                          FILE *out) {
     const td_plan_group *g = &p->groups[first];
     td_strbuf items = {0};
-    char labels[16], x[4][24], share[48];
+    char labels[10], x[4][24], share[48], ms[16] = "";
+    bool timed = g->tokens_per_s > 0;
     int32_t *same = td_calloc((size_t)n, sizeof *same);
     print_group_title(p, first, n, out);
-    fprintf(out, "  %-15s  %-30s %9s %11s %9s  %s\n", p->inventory.is_cpu ? "device" : "GPU",
-            "holds", "weights", "activations", "workspace", "memory used");
+    fprintf(out, "  %-9s  %-30s %6s %9s %11s %9s  %s\n", p->inventory.is_cpu ? "device" : "GPU",
+            "holds", timed ? "ms" : "", "weights", "activations", "workspace", "memory used");
     for (int32_t s = 0; s < g->n_stages; s++) {
         const td_plan_stage *st = &g->stages[s];
         const td_plan_device *dev = &p->inventory.devices[st->device];
@@ -164,20 +171,51 @@ static void print_groups(const td_plan *p, const td_model_config *model, int32_t
                      100.0 * (double)td_plan_total_bytes(&st->memory) /
                          (double)TD_MAX(dev->memory_bytes, 1),
                      td_human_bytes(dev->memory_bytes, x[3], sizeof x[3]));
-        fprintf(out, "  %-15s  %-30s %9s %11s %9s  %s\n",
+        if (timed)
+            format_number(1e3 * td_cost_stage_seconds(p, first, s, &p->micro_batch), ms, sizeof ms);
+        fprintf(out, "  %-9s  %-30s %6s %9s %11s %9s  %s\n",
                 td_plan_labels(p, same ? same : &st->device, same ? n : 1, labels, sizeof labels),
-                items.data ? items.data : "",
+                items.data ? items.data : "", ms,
                 td_human_bytes(st->memory.weight_bytes, x[0], sizeof x[0]),
                 td_human_bytes(st->memory.activation_bytes, x[1], sizeof x[1]),
                 td_human_bytes(st->memory.workspace_bytes, x[2], sizeof x[2]), share);
     }
-    fprintf(out, "  slowest stage / even split: %.2f", g->bottleneck_over_ideal);
-    if (g->tokens_per_s > 0)
-        fprintf(out, "; estimated %s tokens/s%s",
-                td_human_count(g->tokens_per_s, x[0], sizeof x[0]), n > 1 ? " each" : "");
-    fputc('\n', out);
+    if (timed)
+        fprintf(
+            out, "  bottleneck %s ms, bottleneck / ideal = %.3f, estimated %s tokens/s%s\n",
+            format_number(1e3 * td_cost_group_seconds(p, first, &p->micro_batch), ms, sizeof ms),
+            g->bottleneck_over_ideal, td_human_count(g->tokens_per_s, x[0], sizeof x[0]),
+            n > 1 ? " each" : "");
+    else
+        fprintf(out, "  bottleneck / ideal = %.3f by counted work\n", g->bottleneck_over_ideal);
     free(same);
     td_strbuf_free(&items);
+}
+
+/* What gpus_per_model = auto weighed against each other. */
+static void print_alternatives(const td_plan *p, FILE *out) {
+    if (!p->n_alternatives)
+        return;
+    char rate[24];
+    fprintf(
+        out,
+        "\ngpus_per_model = auto: these groups for %s tokens/s together. What else there was:\n",
+        td_human_count(p->tokens_per_s, rate, sizeof rate));
+    for (int32_t i = 0; i < p->n_alternatives; i++) {
+        const td_plan_alternative *a = &p->alternatives[i];
+        if (a->tokens_per_s <= 0) {
+            fprintf(out, "  %-20s  %s\n", a->what, a->why_not);
+            continue;
+        }
+        double d = 100 * (a->tokens_per_s / p->tokens_per_s - 1);
+        int n = fprintf(out, "  %-20s  %s tokens/s (%+.*f%%): ", a->what,
+                        td_human_count(a->tokens_per_s, rate, sizeof rate), fabs(d) < 1 ? 1 : 0, d);
+        int room = LINE - TD_MAX(n, 0);
+        if ((int)strlen(a->groups) <= room)
+            fprintf(out, "%s\n", a->groups);
+        else
+            fprintf(out, "%.*s...\n", TD_MAX(room - 3, 0), a->groups);
+    }
 }
 
 /* Memory that several stages share: CPU devices, or copies on one GPU. */
@@ -289,6 +327,10 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
     if (p->limits.max_tokens > p->batch_tokens)
         fprintf(out, "                 (a longer sample, up to %d tokens, is one of its own)\n",
                 p->limits.max_tokens);
+    if (p->tokens_per_s > 0)
+        fprintf(out, "Stage times:     for a mean micro-batch of %lld tokens, %s TFLOP\n",
+                (long long)p->micro_batch.n_tokens,
+                format_number(1e-12 * td_cost_flops(&p->cost, &p->micro_batch), x[0], sizeof x[0]));
     for (int32_t g = 0; g < p->n_groups;) {
         int32_t n = 1;
         while (g + n < p->n_groups && alike(p, &p->groups[g], &p->groups[g + n]))
@@ -296,6 +338,7 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
         print_groups(p, model, g, n, out);
         g += n;
     }
+    print_alternatives(p, out);
     print_shared_memory(p, out);
     print_output(p, free_bytes, out);
     bool full = free_bytes && p->output_bytes > free_bytes;

@@ -115,7 +115,8 @@ void td_coverage_print(const td_coverage *c, FILE *out) {
     double p1 = td_coverage_tail_quantile(c, 0.01), p5 = td_coverage_tail_quantile(c, 0.05),
            p50 = td_coverage_tail_quantile(c, 0.5);
     fprintf(out,
-            "Truncation: the %d candidates cover %s of the probability on average (median %s, 5%% "
+            "Truncation: the (at most) %d candidates cover %s of the probability on average "
+            "(median %s, 5%% "
             "of the\n  positions below %s, 1%% below %s); renormalised targets differ from the "
             "teacher by\n  KL = -log(mass covered): %.3g nats on average (median %.3g, 95%% below "
             "%.3g, 99%% below %.3g)\n",

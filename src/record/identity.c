@@ -85,31 +85,46 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
     return ok;
 }
 
+/* Only keys that the mode uses: changing another one changes nothing. */
+static bool build_capture_keys(json_t *o, const td_config *cfg, const td_identity *id) {
+    td_capture_spec s;
+    td_spec_of(cfg, id->model, 0, &s);
+    json_t *spec = td_spec_json(&s), *v;
+    const char *key;
+    bool ok = spec != NULL;
+    json_object_foreach(spec, key, v) {
+        /* Not a key of run.ini: the vocabulary is model.n_vocab, id_bits follows from it. */
+        if (strcmp(key, "n_vocab") == 0 || strcmp(key, "n_valid_vocab") == 0 ||
+            strcmp(key, "id_bits") == 0)
+            continue;
+        char *name = td_asprintf(strcmp(key, "n_hidden") == 0 ? "model.%s" : "capture.%s", key);
+        ok = ok && name && json_object_set(o, name, v) == 0;
+        free(name);
+    }
+    json_decref(spec);
+    if (ok && s.mode != TD_CAPTURE_HIDDEN)
+        ok = put(o, "capture.mask_padded_vocab", json_boolean(cfg->capture.mask_padded_vocab));
+    if (ok && td_mode_has_draws(s.mode))
+        ok = put(o, "run.seed", u64_value(cfg->run.seed));
+    return ok;
+}
+
 td_status td_identity_build(const td_config *cfg, const td_identity *id, json_t **out,
                             td_error *err) {
     static const char *const compute_names[TD_DTYPE_COUNT] = {"f32", "bf16", "f16"};
-    json_t *o = json_object(), *temps = json_array();
-    bool ok = o && temps;
-    for (int32_t i = 0; ok && i < cfg->capture.n_temperatures; i++)
-        ok = json_array_append_new(temps, json_real(cfg->capture.temperatures[i])) == 0;
-    ok = ok && put(o, "schema", json_integer(TD_RECORD_SCHEMA)) &&
-         put(o, "model.architecture", text_value(id->model->architecture)) &&
-         put(o, "model.config_hash", hash_value(id->model->config_hash)) &&
-         put(o, "model.n_vocab", json_integer(id->model->n_vocab)) &&
-         put(o, "model.compute",
-             json_string(id->compute <= TD_F16 ? compute_names[id->compute] : "unknown")) &&
-         put(o, "tokenizer.hash",
-             id->has_tokenizer ? hash_value(id->tokenizer_hash) : json_null()) &&
-         put(o, "tokenizer.n_vocab",
-             id->has_tokenizer ? json_integer(id->tokenizer_n_vocab) : json_null()) &&
-         build_data_keys(o, cfg, id) && put(o, "capture.mode", json_string("topk")) &&
-         put(o, "capture.top_k", json_integer(TD_MIN(cfg->capture.top_k, id->model->n_vocab))) &&
-         put(o, "capture.logprob_dtype", json_string(td_dtype_name(cfg->capture.logprob_dtype))) &&
-         json_object_set(o, "capture.temperatures", temps) == 0 &&
-         put(o, "capture.mask_padded_vocab", json_boolean(cfg->capture.mask_padded_vocab)) &&
-         put(o, "output.shard_samples", json_integer(cfg->output.shard_samples)) &&
-         put(o, "run.seed", u64_value(cfg->run.seed));
-    json_decref(temps);
+    json_t *o = json_object();
+    bool ok = o && put(o, "schema", json_integer(TD_RECORD_SCHEMA)) &&
+              put(o, "model.architecture", text_value(id->model->architecture)) &&
+              put(o, "model.config_hash", hash_value(id->model->config_hash)) &&
+              put(o, "model.n_vocab", json_integer(id->model->n_vocab)) &&
+              put(o, "model.compute",
+                  json_string(id->compute <= TD_F16 ? compute_names[id->compute] : "unknown")) &&
+              put(o, "tokenizer.hash",
+                  id->has_tokenizer ? hash_value(id->tokenizer_hash) : json_null()) &&
+              put(o, "tokenizer.n_vocab",
+                  id->has_tokenizer ? json_integer(id->tokenizer_n_vocab) : json_null()) &&
+              build_data_keys(o, cfg, id) && build_capture_keys(o, cfg, id) &&
+              put(o, "output.shard_samples", json_integer(cfg->output.shard_samples));
     if (!ok) {
         json_decref(o);
         return td_error_nomem(err, "the manifest", 0);
@@ -264,11 +279,12 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, "logarithm", json_string(TD_TEXT_LOGARITHM)) &&
         put(root, "tokenisation",
             json_string(id->has_tokenizer ? TD_TEXT_TOKENISATION : "rows came as token ids")) &&
-        put(root, "shapes",
-            json_string("n samples, N tokens, R recorded rows, K capture.top_k, "
-                        "nT capture.temperatures, B bytes")) &&
+        put(root, "shapes", json_string(TD_TEXT_SHAPES)) &&
+        put(root, "capture", td_spec_json(spec)) &&
+        put(root, "logprob_error", json_string(td_spec_logprob_error(spec))) &&
         put(root, "tensors", tensor_docs(spec, cfg->data.id_field != NULL)) &&
-        put(root, "bytes_per_row", json_real(td_record_bytes_per_row(cfg))) &&
+        put(root, td_mode_is_ragged(spec->mode) ? "bytes_per_row_at_most" : "bytes_per_row",
+            json_real(td_record_bytes_per_row(cfg, id->model))) &&
         put(root, "bytes_per_token", json_real(td_record_bytes_per_token(cfg)));
     free(model_path);
     free(data_path);
@@ -292,29 +308,8 @@ static bool parse_hex(const char *s, uint64_t *out) {
 }
 
 static td_status read_spec(td_manifest *m, const char *path, td_status code, td_error *err) {
-    int64_t k = 0, v = 0;
-    const char *dtype = NULL;
-    td_status rc =
-        td_json_get_int(m->identity, "capture.top_k", 1, TD_MAX_TOP_K, path, code, &k, err);
-    if (rc == TD_OK)
-        rc = td_json_get_int(m->identity, "model.n_vocab", 1, INT32_MAX, path, code, &v, err);
-    if (rc == TD_OK)
-        rc = td_json_get_str(m->identity, "capture.logprob_dtype", path, code, &dtype, err);
-    if (rc != TD_OK)
-        return rc;
-    const json_t *temps = json_object_get(m->identity, "capture.temperatures");
-    if (!json_is_array(temps) || json_array_size(temps) > TD_MAX_TEMPERATURES ||
-        (strcmp(dtype, "f16") != 0 && strcmp(dtype, "f32") != 0))
-        return td_error_set(err, code,
-                            "%s: capture.temperatures or capture.logprob_dtype is not of a form "
-                            "that this version writes",
-                            path);
-    m->spec = (td_capture_spec){.top_k = (int32_t)k,
-                                .logprob_dtype = strcmp(dtype, "f16") == 0 ? TD_F16 : TD_F32,
-                                .n_temperatures = (int32_t)json_array_size(temps),
-                                .n_vocab = (int32_t)v};
     m->has_ids = td_json_has(m->identity, "data.id_field");
-    return TD_OK;
+    return td_spec_parse(json_object_get(m->root, "capture"), path, code, &m->spec, err);
 }
 
 static td_status check_manifest(td_manifest *m, const char *path, const char *data, size_t n,

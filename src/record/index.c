@@ -64,15 +64,16 @@ void td_index_entry_of(const td_shard_file *f, uint64_t file_hash, td_index_entr
                             .n_skipped = f->meta.n_skipped,
                             .n_bad_rows = f->meta.n_bad_rows,
                             .n_overflow_rows = f->meta.n_overflow_rows,
-                            .size_bytes = f->size_bytes,
+                            .size_bytes = f->disk_bytes,
                             .source_hash = f->meta.source_hash,
                             .data_hash = f->hashes.data,
-                            .file_hash = file_hash};
+                            .file_hash = file_hash,
+                            .packed = f->packed};
 }
 
 void td_index_line(const td_index_entry *e, td_strbuf *out) {
     char name[TD_SHARD_NAME_SIZE], source[17], data[17], file[17];
-    td_shard_name(e->number, name);
+    td_shard_name(e->number, e->packed, name);
     td_hash_hex(e->source_hash, source);
     td_hash_hex(e->data_hash, data);
     td_hash_hex(e->file_hash, file);
@@ -94,7 +95,7 @@ bool td_index_entry_equal(const td_index_entry *a, const td_index_entry *b) {
            a->n_skipped == b->n_skipped && a->n_bad_rows == b->n_bad_rows &&
            a->n_overflow_rows == b->n_overflow_rows && a->size_bytes == b->size_bytes &&
            a->source_hash == b->source_hash && a->data_hash == b->data_hash &&
-           a->file_hash == b->file_hash;
+           a->file_hash == b->file_hash && a->packed == b->packed;
 }
 
 static bool get_int(const json_t *o, const char *key, int64_t *out) {
@@ -117,6 +118,9 @@ bool td_index_parse(const char *line, size_t n, td_index_entry *out) {
     td_index_entry e = {0};
     int64_t size = 0;
     json_t *o = json_loadb(line, n, 0, NULL);
+    const char *file = json_string_value(json_object_get(o, "file"));
+    if (file)
+        td_shard_name_parse(file, &e.packed);
     bool ok = get_int(o, "shard", &e.number) && get_int(o, "row_begin", &e.row_begin) &&
               get_int(o, "row_end", &e.row_end) && get_int(o, "samples", &e.n_samples) &&
               get_int(o, "tokens", &e.n_tokens) && get_int(o, "rows", &e.n_rows) &&

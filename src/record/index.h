@@ -16,6 +16,7 @@ typedef struct td_index_entry {
     int64_t number, row_begin, row_end;
     int64_t n_samples, n_tokens, n_rows, n_skipped, n_bad_rows, n_overflow_rows;
     uint64_t size_bytes, source_hash, data_hash, file_hash;
+    bool packed; /* the file is compressed; size_bytes and file_hash are of it as it is on disk */
     bool proven; /* every byte was read and agreed, in this process */
 } td_index_entry;
 

@@ -9,6 +9,7 @@
 #include <string.h>
 #include "record/identity.h"
 #include "record/index.h"
+#include "record/row_view.h"
 #include "record/text.h"
 #include "tdgen/json.h"
 
@@ -76,9 +77,7 @@ static const char *cell_of(td_strbuf *b) {
 
 static td_status open_shard(const inspector *in, const td_index_entry *e, td_shard_file **out,
                             td_error *err) {
-    char name[TD_SHARD_NAME_SIZE];
-    td_shard_name(e->number, name);
-    char *path = td_asprintf("%s/%s", in->dir, name);
+    char *path = td_shard_path(in->dir, e->number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_shard_file_open(path, &in->manifest.spec, TD_E_VERIFY, NULL, out, err);
@@ -89,20 +88,37 @@ static td_status open_shard(const inspector *in, const td_index_entry *e, td_sha
 typedef struct means {
     int64_t n, n_first; /* rows looked at; where the target is the most probable token */
     double tail, entropy, target;
+    int64_t n_entries; /* of the ragged sets */
+    double norm;       /* mode hidden */
 } means;
 
-static void add_means(const td_shard_file *f, means *m) {
+static td_status add_means(const td_shard_file *f, means *m, td_error *err) {
     const float *tail = td_shard_file_data(f, TD_T_TAIL_MASS);
     const float *entropy = td_shard_file_data(f, TD_T_ENTROPY);
     const float *target = td_shard_file_data(f, TD_T_TARGET_LOGPROB);
     const int32_t *rank = td_shard_file_data(f, TD_T_TARGET_RANK);
-    for (int64_t r = 0; r < f->layout.counts.n_rows; r++) {
+    const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+    m->n += f->layout.counts.n_rows;
+    m->n_entries += f->layout.counts.n_entries;
+    for (int64_t r = 0; tail && r < f->layout.counts.n_rows; r++) {
         m->tail += (double)tail[r];
         m->entropy += (double)entropy[r];
         m->target += (double)target[r];
         m->n_first += rank[r] == 0;
-        m->n++;
     }
+    if (tail)
+        return TD_OK;
+    td_row_reader *rr = NULL;
+    td_status rc = td_row_reader_create(f, &rr, err);
+    for (int64_t i = 0; rc == TD_OK && i < f->layout.counts.n_samples; i++)
+        for (int64_t r = rows[i]; td_row_sample_sound(f, i) && r < rows[i + 1]; r++) {
+            td_row_view v;
+            td_row_problem why;
+            if (td_row_read(rr, i, r, &v, &why))
+                m->norm += td_row_dense_norm(&v);
+        }
+    td_row_reader_destroy(rr);
+    return rc;
 }
 
 static td_status collect_means(const inspector *in, means *m, td_strbuf *devices, td_error *err) {
@@ -110,9 +126,12 @@ static td_status collect_means(const inspector *in, means *m, td_strbuf *devices
     for (size_t i = 0; i < n; i += step) {
         td_shard_file *f = NULL;
         td_status rc = open_shard(in, &in->index.entries[i], &f, err);
-        if (rc != TD_OK)
+        if (rc == TD_OK)
+            rc = add_means(f, m, err);
+        if (rc != TD_OK) {
+            td_shard_file_close(f);
             return rc;
-        add_means(f, m);
+        }
         for (int32_t k = 0; k < f->meta.n_kinds; k++) {
             if (devices->data && strstr(devices->data, f->meta.device_kinds[k]))
                 continue;
@@ -141,6 +160,43 @@ static void key_text(const inspector *in, const char *key, td_strbuf *out) {
 
 static void print_field(const inspector *in, const char *label, const char *text) {
     fprintf(in->out, "  %-10s %s\n", label, text);
+}
+
+static void capture_text(const td_capture_spec *s, td_strbuf *line) {
+    switch (s->mode) {
+    case TD_CAPTURE_TOPK:
+    case TD_CAPTURE_TOPK_SAMPLE:
+        td_strbuf_printf(line, "top %d of %d tokens", s->top_k, s->n_vocab);
+        break;
+    case TD_CAPTURE_TOPP:
+        td_strbuf_printf(line, "tokens that cover %g (%d to %d) of %d tokens", s->top_p, s->min_k,
+                         s->top_k, s->n_vocab);
+        break;
+    case TD_CAPTURE_SAMPLE:
+        break;
+    case TD_CAPTURE_FULL:
+        td_strbuf_printf(line, "all %d logits as %s", s->n_vocab, td_dtype_name(s->dense_dtype));
+        break;
+    case TD_CAPTURE_HIDDEN:
+        td_strbuf_printf(line, "final-norm states of %d numbers as %s", s->n_hidden,
+                         td_dtype_name(s->dense_dtype));
+        break;
+    }
+    if (td_mode_has_draws(s->mode)) {
+        td_strbuf_printf(line, "%s%d draws a position", line->len ? " and " : "", s->n_draws);
+        if (td_spec_has_proposal(s))
+            td_strbuf_printf(line, " from p^%g", s->proposal_power);
+    }
+    if (s->mode != TD_CAPTURE_FULL && s->mode != TD_CAPTURE_HIDDEN)
+        td_strbuf_printf(line, " as %s", td_spec_logprob_name(s));
+    if (s->pack_ids)
+        td_strbuf_printf(line, ", ids in %d bits", td_spec_id_bits(s));
+    if (s->n_temperatures)
+        td_strbuf_puts(line, ", log-sum-exp at temperatures ");
+    for (int32_t i = 0; i < s->n_temperatures; i++)
+        td_strbuf_printf(line, "%s%g", i ? "," : "", s->temperatures[i]);
+    if (s->n_always)
+        td_strbuf_printf(line, ", %d ids at every position", s->n_always);
 }
 
 static void print_settings(const inspector *in) {
@@ -177,16 +233,26 @@ static void print_settings(const inspector *in) {
     td_strbuf_printf(&line, " (%s)", cell_of(&v));
     print_field(in, "", cell_of(&line));
     td_strbuf_clear(&line);
-    key_text(in, "capture.logprob_dtype", &v);
-    td_strbuf_printf(&line, "top %d of %d tokens as %s", in->manifest.spec.top_k,
-                     in->manifest.spec.n_vocab, cell_of(&v));
-    if (in->manifest.spec.n_temperatures) {
-        key_text(in, "capture.temperatures", &v);
-        td_strbuf_printf(&line, ", log-sum-exp at temperatures %s", cell_of(&v));
-    }
+    capture_text(&in->manifest.spec, &line);
     print_field(in, "capture", cell_of(&line));
     td_strbuf_free(&line);
     td_strbuf_free(&v);
+}
+
+static void print_means(const inspector *in, const means *m, double n) {
+    const td_capture_spec *s = &in->manifest.spec;
+    if (s->mode == TD_CAPTURE_HIDDEN) {
+        fprintf(in->out, "  %-10s a state has the norm %.2f\n", "means", m->norm / n);
+        return;
+    }
+    fprintf(in->out,
+            "  %-10s %.2f%% of the probability is covered, entropy %.2f nats; the data's next "
+            "token:\n  %-10s perplexity %.2f, most probable one at %.1f%% of the positions\n",
+            "means", 100 * (1 - m->tail / n), m->entropy / n, "", exp(-m->target / n),
+            100 * (double)m->n_first / n);
+    if (td_mode_is_ragged(s->mode))
+        fprintf(in->out, "  %-10s %.1f %s a position\n", "", (double)m->n_entries / n,
+                s->mode == TD_CAPTURE_TOPP ? "tokens" : "different tokens drawn");
 }
 
 static td_status print_counts(const inspector *in, td_error *err) {
@@ -225,11 +291,7 @@ static td_status print_counts(const inspector *in, td_error *err) {
     if (rc == TD_OK && m.n) {
         double n = (double)m.n;
         print_field(in, "devices", cell_of(&devices));
-        fprintf(in->out,
-                "  %-10s %.2f%% of the probability is covered, entropy %.2f nats; the data's next "
-                "token:\n  %-10s perplexity %.2f, most probable one at %.1f%% of the positions\n",
-                "means", 100 * (1 - m.tail / n), m.entropy / n, "", exp(-m.target / n),
-                100 * (double)m.n_first / n);
+        print_means(in, &m, n);
         if (in->index.n > MAX_STAT_SHARDS)
             fprintf(in->out, "  %-10s (of %s positions in shards spread over the folder)\n", "",
                     grouped(m.n, a, sizeof a));
@@ -241,71 +303,87 @@ static td_status print_counts(const inspector *in, td_error *err) {
 /* --- the table ----------------------------------------------------------------------------------
  */
 
-/* Offsets of sample i lie in the shard and positions in the sample. */
-static bool sample_is_sound(const td_shard_file *f, int64_t i) {
-    const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
-    const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
-    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
-    const td_layout_counts *c = &f->layout.counts;
-    if (t[i] < 0 || t[i + 1] < t[i] || t[i + 1] > c->n_tokens || r[i] < 0 || r[i + 1] < r[i] ||
-        r[i + 1] > c->n_rows)
-        return false;
-    for (int64_t k = r[i]; k < r[i + 1]; k++)
-        if (position[k] < 0 || position[k] + INT64_C(1) >= t[i + 1] - t[i])
-            return false;
-    return true;
-}
-
-static void print_candidates(const inspector *in, const td_shard_file *f, int64_t row, int32_t max,
-                             int room) {
-    const int32_t *ids = td_shard_file_data(f, TD_T_TOPK_IDS);
-    const float *f32 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F32);
-    const uint16_t *f16 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F16);
-    int64_t k = in->manifest.spec.top_k;
+/* "text 12%" or, for draws, "text 12% x3". Returns its columns, 0 when there is no room. */
+static int print_candidate(const inspector *in, int32_t id, float lp, int32_t count, bool first,
+                           int room) {
     td_strbuf text = {0}, cell = {0};
-    for (int64_t j = 0; j < TD_MIN(k, (int64_t)max); j++) {
-        int64_t at = row * k + j;
-        char p[16];
-        if (ids[at] < 0)
-            break;
-        token_text(in, ids[at], &text);
-        int width = TD_MIN(td_text_width(cell_of(&text)), 14);
-        td_strbuf_clear(&cell);
-        td_text_cell(cell_of(&text), width, &cell);
-        percent(exp((double)(f16 ? td_f16_to_f32(f16[at]) : f32[at])), p, sizeof p);
-        int need = width + 1 + (int)strlen(p) + (j ? 2 : 0);
-        if (need > room)
-            break;
-        fprintf(in->out, "%s%s %s", j ? "  " : "", cell_of(&cell), p);
-        room -= need;
-    }
-    fputc('\n', in->out);
+    char p[16], times[16] = "";
+    token_text(in, id, &text);
+    int width = TD_MIN(td_text_width(cell_of(&text)), 14);
+    td_text_cell(cell_of(&text), width, &cell);
+    percent(exp((double)lp), p, sizeof p);
+    if (count)
+        snprintf(times, sizeof times, " x%d", count);
+    int need = width + 1 + (int)(strlen(p) + strlen(times)) + (first ? 0 : 2);
+    if (need <= room)
+        fprintf(in->out, "%s%s %s%s", first ? "" : "  ", cell_of(&cell), p, times);
     td_strbuf_free(&cell);
     td_strbuf_free(&text);
+    return need <= room ? need : 0;
 }
 
-static void print_row(const inspector *in, const td_shard_file *f, int64_t sample, int64_t row,
-                      int32_t n_candidates) {
+static int32_t draws_of(const td_row_view *v, int32_t id) {
+    for (int32_t j = 0; j < v->n_drawn; j++)
+        if (v->draw_ids[j] == id)
+            return v->draw_counts[j];
+    return 0;
+}
+
+static void print_candidates(const inspector *in, const td_row_view *v, int32_t max, int room) {
+    int32_t ids[TD_MAX_TOP_K];
+    float lps[TD_MAX_TOP_K];
+    int32_t n = td_row_top(v, TD_MIN(max, TD_MAX_TOP_K), ids, lps);
+    for (int32_t j = 0, used; j < n; j++, room -= used) {
+        used = print_candidate(in, ids[j], lps[j], draws_of(v, ids[j]), j == 0, room);
+        if (used == 0)
+            break;
+    }
+    fputc('\n', in->out);
+}
+
+static void print_always(const inspector *in, const td_row_view *v) {
+    if (!v->always_logprobs)
+        return;
+    fprintf(in->out, "%8s%-12s  ", "", "always:");
+    int room = COLUMNS - 22;
+    for (int32_t i = 0, used; i < v->spec->n_always; i++, room -= used) {
+        used = print_candidate(in, v->spec->always_ids[i], v->always_logprobs[i], 0, i == 0, room);
+        if (used == 0)
+            break;
+    }
+    fputc('\n', in->out);
+}
+
+static void print_row(const inspector *in, const td_shard_file *f, td_row_reader *rr,
+                      int64_t sample, int64_t row, int32_t n_candidates) {
     const int64_t *tokens = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
     const int32_t *ids = td_shard_file_data(f, TD_T_INPUT_IDS);
-    int32_t position = ((const int32_t *)td_shard_file_data(f, TD_T_ROW_POSITION))[row];
-    int32_t rank = ((const int32_t *)td_shard_file_data(f, TD_T_TARGET_RANK))[row];
-    float lp = ((const float *)td_shard_file_data(f, TD_T_TARGET_LOGPROB))[row];
-    float tail = ((const float *)td_shard_file_data(f, TD_T_TAIL_MASS))[row];
+    td_row_view v;
+    td_row_problem why;
     char p[16], covered[16];
     td_strbuf text = {0}, cells = {0};
-    token_text(in, ids[tokens[sample] + position], &text);
+    bool good = td_row_read(rr, sample, row, &v, &why);
+    token_text(in, ids[tokens[sample] + v.position], &text);
     td_text_cell(cell_of(&text), 12, &cells);
     td_strbuf_puts(&cells, "  ");
-    token_text(in, ids[tokens[sample] + position + 1], &text);
+    token_text(in, v.target, &text);
     td_text_cell(cell_of(&text), 12, &cells);
-    percent(exp((double)lp), p, sizeof p);
-    percent(1 - (double)tail, covered, sizeof covered);
-    int used = fprintf(in->out, "%6d  ", position);
+    int used = fprintf(in->out, "%6d  ", v.position) + 26;
     fputs(cell_of(&cells), in->out);
-    used += 26;
-    used += fprintf(in->out, "%6s %5d %6s   ", p, rank, covered);
-    print_candidates(in, f, row, n_candidates, COLUMNS - used);
+    if (!good) {
+        fprintf(in->out, "  damaged: %s %s\n", why.tensor, why.what);
+    } else if (v.spec->mode == TD_CAPTURE_HIDDEN) {
+        fprintf(in->out, "%10.3f   ", td_row_dense_norm(&v));
+        for (int32_t i = 0; i < TD_MIN(v.n_dense, n_candidates); i++)
+            fprintf(in->out, "%s%.4g", i ? " " : "", (double)td_row_dense_at(&v, i));
+        fputs(v.n_dense > n_candidates ? " ...\n" : "\n", in->out);
+    } else {
+        percent(exp((double)v.target_logprob), p, sizeof p);
+        percent(1 - (double)v.tail_mass, covered, sizeof covered);
+        used += fprintf(in->out, "%6s %5d %6s   ", p, v.target_rank, covered);
+        print_candidates(in, &v, n_candidates, COLUMNS - used);
+        print_always(in, &v);
+    }
     td_strbuf_free(&cells);
     td_strbuf_free(&text);
 }
@@ -342,8 +420,8 @@ done:
     td_strbuf_free(&text);
 }
 
-static void print_sample(const inspector *in, const td_shard_file *f, int64_t i, int64_t number,
-                         const td_inspect_options *opt) {
+static td_status print_sample(const inspector *in, const td_shard_file *f, int64_t i,
+                              int64_t number, const td_inspect_options *opt, td_error *err) {
     const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
     const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
     const int64_t *id_at = td_shard_file_data(f, TD_T_SAMPLE_ID_OFFSETS);
@@ -371,23 +449,44 @@ static void print_sample(const inspector *in, const td_shard_file *f, int64_t i,
         fprintf(in->out, "  no positions: %s\n",
                 skipped ? "the sample could not be computed and was skipped"
                         : "none of its tokens is a training target");
-        return;
+        return TD_OK;
     }
-    fprintf(in->out, "\n%6s  %-12s  %-12s%6s %5s %6s   %s\n", "pos", "token", "next in data",
-            "prob", "rank", "cover", "the teacher's most probable next tokens");
+    const td_capture_spec *s = &in->manifest.spec;
+    bool hidden = s->mode == TD_CAPTURE_HIDDEN;
+    if (hidden)
+        fprintf(in->out, "\n%6s  %-12s  %-12s%10s   %s\n", "pos", "token", "next in data", "norm",
+                "the first numbers of the state");
+    else
+        fprintf(in->out, "\n%6s  %-12s  %-12s%6s %5s %6s   %s\n", "pos", "token", "next in data",
+                "prob", "rank", "cover",
+                s->mode == TD_CAPTURE_SAMPLE ? "the most probable of the tokens drawn"
+                                             : "the teacher's most probable next tokens");
+    td_row_reader *rr = NULL;
+    td_status rc = td_row_reader_create(f, &rr, err);
+    if (rc != TD_OK)
+        return rc;
     int64_t shown = TD_MIN(n_rows, (int64_t)opt->n_positions);
     for (int64_t k = 0; k < shown; k++)
-        print_row(in, f, i, r[i] + k, opt->n_candidates);
+        print_row(in, f, rr, i, r[i] + k, opt->n_candidates);
+    td_row_reader_destroy(rr);
     if (shown < n_rows)
         fprintf(in->out, "        ... %lld more positions (--positions N shows more)\n",
                 (long long)(n_rows - shown));
-    fprintf(
-        in->out,
-        "\n        prob: the teacher's probability of the token that follows in the data; rank: "
-        "its place,\n        from 0; cover: probability of all %d recorded candidates\n",
-        in->manifest.spec.top_k);
+    if (!hidden)
+        fprintf(in->out,
+                "\n        prob: the teacher's probability of the token that follows in the data; "
+                "rank: its place,\n        from 0; cover: probability of all %s",
+                s->mode == TD_CAPTURE_FULL     ? "tokens\n"
+                : s->mode == TD_CAPTURE_TOPP   ? "tokens recorded for the position\n"
+                : s->mode == TD_CAPTURE_SAMPLE ? "tokens drawn\n"
+                                               : "");
+    if (td_mode_has_topk(s->mode))
+        fprintf(in->out, "%d recorded candidates\n", s->top_k);
+    if (td_mode_has_draws(s->mode))
+        fprintf(in->out, "        xN: how often the token was drawn, of %d draws\n", s->n_draws);
     if (in->tok_note)
         fprintf(in->out, "        #N are token ids: %s\n", in->tok_note);
+    return TD_OK;
 }
 
 /* The sample asked for: its shard, opened, and its place in it. */
@@ -409,7 +508,7 @@ static td_status find_sample(const inspector *in, const td_inspect_options *opt,
         const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
         while (opt->sample < 0 && i < n && r[i + 1] == r[i])
             i++;
-        if (i < 0 || i >= n || !sample_is_sound(f, i)) {
+        if (i < 0 || i >= n || !td_row_sample_sound(f, i)) {
             rc = td_error_set(err, TD_E_VERIFY, "%s is damaged; run tdgen verify %s", f->path,
                               in->dir);
             td_shard_file_close(f);
@@ -497,7 +596,7 @@ td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, 
         fprintf(out, "  %-10s the index needs repair (the next run does it): counts may be low\n",
                 "note");
     if (f)
-        print_sample(&in, f, place, number, &o);
+        rc = print_sample(&in, f, place, number, &o, err);
     else
         fprintf(out, "\nNo recorded positions yet.\n");
 done:

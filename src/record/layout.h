@@ -5,8 +5,9 @@
  *   8 + n        data: the tensors of td_layout in this order, no holes
  *
  * The header is {"__metadata__": {...}, "name": {"dtype", "shape", "data_offsets"}, ...}. Its
- * length depends on counts only, never on what was computed: the three hash fields of __metadata__
- * have a fixed width and are filled at commit. data_hash      xxh3-64 of the data part
+ * length depends on counts only: the three hash fields of __metadata__ have a fixed width and are
+ * filled at commit.
+ *   data_hash      xxh3-64 of the data part
  *   tensor_hashes  xxh3-64 of each tensor in file order, comma-separated: names the damaged one
  *   header_hash    xxh3-64 of the header's n bytes with header_hash itself as sixteen '0'
  * So a shard proves itself without the index. Nothing in it depends on the time or the machine's
@@ -21,17 +22,23 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include "tdgen/config.h"
+#include "record/spec.h"
 #include "tdgen/dtype.h"
 #include "tdgen/status.h"
 #include "tdgen/util.h"
 
+#define TD_SHARD_SCHEMA "tdgen-record-2"
+
+/* In the order of the file. A name may have several kinds (one per element type), of which a run
+ * stores one. */
 typedef enum td_tensor_id {
     TD_T_SAMPLE_OFFSETS,
     TD_T_SAMPLE_INDEX,
     TD_T_SAMPLE_START,
     TD_T_ROW_OFFSETS,
     TD_T_SAMPLE_ID_OFFSETS,
+    TD_T_TOPP_OFFSETS,
+    TD_T_DRAW_OFFSETS,
     TD_T_INPUT_IDS,
     TD_T_ROW_POSITION,
     TD_T_TOPK_IDS,
@@ -42,24 +49,40 @@ typedef enum td_tensor_id {
     TD_T_TARGET_LOGPROB,
     TD_T_TARGET_RANK,
     TD_T_ENTROPY,
+    TD_T_ALWAYS_LOGPROBS,
+    TD_T_PROPOSAL_LOGSUMEXP,
+    TD_T_TOPK_Q8_RANGE,
+    TD_T_TOPP_Q8_RANGE,
+    TD_T_DRAW_Q8_RANGE,
+    TD_T_TOPP_IDS,
+    TD_T_TOPP_LOGPROBS_F32,
+    TD_T_DRAW_IDS,
+    TD_T_DRAW_COUNTS,
+    TD_T_DRAW_LOGPROBS_F32,
+    TD_T_LOGITS_F32,
+    TD_T_HIDDEN_F32,
     TD_T_TOPK_LOGPROBS_F16,
+    TD_T_TOPP_LOGPROBS_F16,
+    TD_T_DRAW_LOGPROBS_F16,
+    TD_T_LOGITS_BF16,
+    TD_T_LOGITS_F16,
+    TD_T_HIDDEN_BF16,
+    TD_T_HIDDEN_F16,
     TD_T_LOSS_MASK,
     TD_T_SAMPLE_DEVICE,
     TD_T_SAMPLE_STATUS,
     TD_T_SAMPLE_ID_BYTES,
+    TD_T_TOPK_IDS_PACKED,
+    TD_T_TOPK_Q8,
+    TD_T_TOPP_IDS_PACKED,
+    TD_T_TOPP_Q8,
+    TD_T_DRAW_IDS_PACKED,
+    TD_T_DRAW_Q8,
     TD_T_COUNT
 } td_tensor_id;
 
 /* Values of sample_status. */
 enum { TD_SAMPLE_OK = 0, TD_SAMPLE_SKIPPED = 1 };
-
-/* What a run stores per row; fixed for a folder. */
-typedef struct td_capture_spec {
-    int32_t top_k; /* K = min(capture.top_k, V) */
-    td_dtype logprob_dtype;
-    int32_t n_temperatures;
-    int32_t n_vocab;
-} td_capture_spec;
 
 typedef struct td_layout_tensor {
     const char *name;
@@ -74,6 +97,7 @@ typedef struct td_layout_tensor {
 typedef struct td_layout_counts {
     int64_t n_samples, n_tokens, n_rows;
     int64_t n_id_bytes; /* -1: no id_field */
+    int64_t n_entries;  /* E: of the ragged set (topp, draws), all rows together; else 0 */
 } td_layout_counts;
 
 typedef struct td_layout {
@@ -87,13 +111,19 @@ typedef struct td_layout {
 /* False when a size overflows or a count is negative. Pure. */
 bool td_layout_init(td_layout *l, const td_capture_spec *spec, const td_layout_counts *counts);
 
+/* Bytes that one entry of the first dimension takes. */
+uint64_t td_layout_row_bytes(const td_layout *l, td_tensor_id id);
+
 /* Name, element type, shape in words ("R, K") and meaning of the i-th tensor kind, for the
  * manifest. */
 typedef struct td_tensor_doc {
     const char *name;
     td_dtype dtype;
     const char *shape, *meaning;
-    bool row_tensor; /* one entry per recorded row */
+    /* One entry per recorded row, as many bytes for each: such tensors have a place for every row
+     * before anything is computed. */
+    bool row_tensor;
+    bool ragged; /* as long as the ragged set */
 } td_tensor_doc;
 const td_tensor_doc *td_layout_doc(td_tensor_id id);
 /* Does a run of this spec store it? */
@@ -124,15 +154,19 @@ td_status td_layout_header(const td_layout *l, const td_shard_meta *m,
  * no such field. The header is changed during the call and restored. */
 bool td_layout_header_hash(char *header, size_t n, uint64_t *out);
 
-/* "shard-000012.safetensors" */
+/* "shard-000012.safetensors", packed: "shard-000012.safetensors.zst" */
 #define TD_SHARD_NAME_SIZE 48
-void td_shard_name(int64_t number, char out[TD_SHARD_NAME_SIZE]);
-/* The number in a shard's file name, -1 when it is no such name. */
-int64_t td_shard_name_parse(const char *name);
+void td_shard_name(int64_t number, bool packed, char out[TD_SHARD_NAME_SIZE]);
+/* The number in a shard's file name, -1 when it is no such name. `packed` may be NULL. */
+int64_t td_shard_name_parse(const char *name, bool *packed);
 
 #define TD_TEXT_ALIGNMENT                                                                          \
     "the row at position t of a sample predicts the token at position t+1; a row exists where "    \
     "loss_mask[t+1] is 1"
+#define TD_TEXT_SHAPES                                                                             \
+    "n samples, N tokens, R recorded rows, K capture.top_k, nT capture.temperatures, nA "          \
+    "capture.always_ids, E entries of all rows' sets together, V vocabulary, C hidden size, B "    \
+    "bytes"
 #define TD_TEXT_LOGARITHM "all logarithms are natural (base e)"
 #define TD_TEXT_TOKENISATION                                                                       \
     "prompt + separator and completion are tokenised separately and their ids concatenated; "      \

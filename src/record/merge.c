@@ -205,7 +205,7 @@ static td_status list_source(merger *m, int32_t i, size_t *cap, td_error *err) {
     struct dirent *e;
     td_status rc = TD_OK;
     while (rc == TD_OK && (e = readdir(d))) {
-        int64_t number = td_shard_name_parse(e->d_name);
+        int64_t number = td_shard_name_parse(e->d_name, NULL);
         const td_index_entry *entry = number < 0 ? NULL : td_index_find(&s->index, number);
         if (!entry || strlen(e->d_name) >= TD_SHARD_NAME_SIZE)
             continue;
@@ -406,7 +406,7 @@ static td_status sweep(const merger *m, bool marked, td_error *err) {
     struct dirent *e;
     while (rc == TD_OK && (e = readdir(d))) {
         size_t n = strlen(e->d_name);
-        if (!marked && td_shard_name_parse(e->d_name) >= 0)
+        if (!marked && td_shard_name_parse(e->d_name, NULL) >= 0)
             rc = td_error_set(err, TD_E_OUTPUT,
                               "%s holds %s, but no " TD_MANIFEST_NAME
                               ": whose it is cannot be told. Choose a new folder for the result",

@@ -25,15 +25,21 @@
 
 #define LOCK_NAME ".lock"
 
-double td_record_bytes_per_row(const td_config *cfg) {
-    td_capture_spec spec = {.top_k = cfg->capture.top_k,
-                            .logprob_dtype = cfg->capture.logprob_dtype,
-                            .n_temperatures = cfg->capture.n_temperatures};
+double td_record_bytes_per_row(const td_config *cfg, const td_model_config *model) {
+    td_capture_spec spec;
     td_layout none, one;
-    td_layout_counts c0 = {.n_id_bytes = -1}, c1 = {.n_rows = 1, .n_id_bytes = -1};
-    if (!td_layout_init(&none, &spec, &c0) || !td_layout_init(&one, &spec, &c1))
+    td_spec_of(cfg, model, 0, &spec);
+    td_layout_counts c0 = {.n_id_bytes = -1};
+    /* 8 rows at their largest: packed ids of a ragged set share bytes */
+    td_layout_counts c8 = {
+        .n_rows = 8, .n_id_bytes = -1, .n_entries = 8 * (int64_t)td_spec_max_entries(&spec)};
+    if (!td_layout_init(&none, &spec, &c0) || !td_layout_init(&one, &spec, &c8))
         return 0;
-    return (double)(one.data_size_bytes - none.data_size_bytes);
+    return (double)(one.data_size_bytes - none.data_size_bytes) / 8;
+}
+
+bool td_record_bytes_is_bound(const td_config *cfg) {
+    return td_mode_is_ragged(cfg->capture.mode);
 }
 
 double td_record_bytes_per_token(const td_config *cfg) {
@@ -133,7 +139,7 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
         return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", o->dir);
     struct dirent *e;
     while (rc == TD_OK && (e = readdir(d))) {
-        int64_t number = td_shard_name_parse(e->d_name);
+        int64_t number = td_shard_name_parse(e->d_name, NULL);
         if (number >= 0) {
             if (!td_grow((void **)&list, &cap, n + 1, sizeof *list))
                 rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
@@ -158,11 +164,9 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
 }
 
 static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, td_error *err) {
-    char name[TD_SHARD_NAME_SIZE];
     td_shard_file *f = NULL;
     uint64_t file_hash;
-    td_shard_name(number, name);
-    char *path = td_output_path(o, name);
+    char *path = td_shard_path(o->dir, number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc =
@@ -177,6 +181,24 @@ static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, 
     td_shard_file_close(f);
     free(path);
     return rc;
+}
+
+static int by_number(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* A commit removes the other form before it puts its own in place, so this is not ours. */
+static td_status refuse_both_forms(const td_output *o, int64_t *numbers, size_t n, td_error *err) {
+    if (n)
+        qsort(numbers, n, sizeof *numbers, by_number);
+    for (size_t i = 1; i < n; i++)
+        if (numbers[i] == numbers[i - 1])
+            return td_error_set(err, TD_E_OUTPUT,
+                                "%s holds shard %lld as .safetensors and as .safetensors.zst: "
+                                "remove one of them",
+                                o->dir, (long long)numbers[i]);
+    return TD_OK;
 }
 
 /* Brings index and folder into agreement. */
@@ -206,17 +228,12 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
         n_added++;
     }
     for (size_t i = 0; i < o->index.n;) {
-        char name[TD_SHARD_NAME_SIZE];
-        td_shard_name(o->index.entries[i].number, name);
-        char *path = td_output_path(o, name);
-        if (!path)
-            return td_error_nomem(err, "a path", 0);
-        bool there = td_path_exists(path);
-        free(path);
-        if (there) {
+        if (n && bsearch(&o->index.entries[i].number, numbers, n, sizeof *numbers, by_number)) {
             i++;
             continue;
         }
+        char name[TD_SHARD_NAME_SIZE];
+        td_shard_name(o->index.entries[i].number, o->index.entries[i].packed, name);
         td_log_warn("%s/%s is in the index, but not in the folder; it will be computed again",
                     o->dir, name);
         td_index_remove(&o->index, o->index.entries[i].number);
@@ -254,6 +271,8 @@ static td_status load_folder(td_output *o, td_error *err) {
     rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
     if (rc == TD_OK)
         rc = td_identity_compare(m.identity, o->identity, true, o->dir, err);
+    if (rc == TD_OK)
+        rc = refuse_both_forms(o, numbers, n, err);
     if (rc != TD_OK)
         goto done;
     o->manifest_there = true;
@@ -290,11 +309,10 @@ td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int
     o->id = *id;
     o->id.model = &o->model;
     o->has_ids = cfg->data.id_field != NULL;
-    o->spec = (td_capture_spec){.top_k = TD_MIN(cfg->capture.top_k, id->model->n_vocab),
-                                .logprob_dtype = cfg->capture.logprob_dtype,
-                                .n_temperatures = cfg->capture.n_temperatures,
-                                .n_vocab = id->model->n_vocab};
-    td_coverage_init(&o->coverage, o->spec.top_k);
+    td_spec_of(cfg, id->model,
+               cfg->capture.mask_padded_vocab && id->has_tokenizer ? id->tokenizer_n_vocab : 0,
+               &o->spec);
+    td_coverage_init(&o->coverage, td_mode_has_topk(o->spec.mode) ? o->spec.top_k : 0);
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
     if (!o->dir)
@@ -404,11 +422,9 @@ void td_output_coverage_get(td_output *o, td_coverage *c) {
 /* The rows of a finished shard, for the report: a courtesy, so a shard that cannot be read now is
  * left out. The mutex is held. */
 static void count_kept(td_output *o, int64_t number) {
-    char name[TD_SHARD_NAME_SIZE];
     td_shard_file *f = NULL;
     td_error ignored;
-    td_shard_name(number, name);
-    char *path = td_output_path(o, name);
+    char *path = td_shard_path(o->dir, number);
     if (path && o->coverage.top_k &&
         td_shard_file_open(path, &o->spec, TD_E_OUTPUT, NULL, &f, &ignored) == TD_OK)
         td_coverage_add_shard(&o->coverage, f);

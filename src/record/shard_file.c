@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+#include "record/shard_zstd.h"
 #include "tdgen/json.h"
 
 /* A header of ours is some KiB; the list of device kinds is the only part that grows. */
@@ -119,35 +120,51 @@ static td_status meta_tensor_hashes(td_shard_file *f, td_status code, td_error *
     return TD_OK;
 }
 
+/* A shard says how it is read, as the manifest does. */
+static td_status meta_capture(const td_shard_file *f, const td_capture_spec *spec, td_status code,
+                              td_error *err) {
+    const char *s = NULL;
+    td_status rc = meta_text(f->st, "capture", code, &s, err);
+    if (rc != TD_OK)
+        return rc;
+    char *want = td_spec_text(spec);
+    if (!want)
+        return td_error_nomem(err, f->path, 0);
+    if (strcmp(s, want) != 0)
+        rc = td_error_set(err, code,
+                          "%s: \"capture\" in its metadata is %.200s, but the manifest says %.200s",
+                          f->path, s, want);
+    free(want);
+    return rc;
+}
+
 static td_status read_meta(td_shard_file *f, const td_capture_spec *spec, td_status code,
                            td_error *err) {
-    td_layout_counts c = {.n_id_bytes = -1};
+    td_layout_counts c = {.n_id_bytes = -1, .n_entries = 0};
     td_shard_meta *m = &f->meta;
     struct {
         const char *key;
         int64_t *out;
-    } numbers[] = {{"shard", &m->number},
-                   {"row_begin", &m->row_begin},
-                   {"row_end", &m->row_end},
-                   {"n_samples", &c.n_samples},
-                   {"n_tokens", &c.n_tokens},
-                   {"n_rows", &c.n_rows},
-                   {"n_skipped", &m->n_skipped},
-                   {"n_bad_rows", &m->n_bad_rows},
-                   {"n_overflow_rows", &m->n_overflow_rows}};
+    } numbers[] = {{"shard", &m->number},          {"row_begin", &m->row_begin},
+                   {"row_end", &m->row_end},       {"n_samples", &c.n_samples},
+                   {"n_tokens", &c.n_tokens},      {"n_rows", &c.n_rows},
+                   {"n_entries", &c.n_entries},    {"n_skipped", &m->n_skipped},
+                   {"n_bad_rows", &m->n_bad_rows}, {"n_overflow_rows", &m->n_overflow_rows}};
     const char *schema = NULL;
     td_status rc = meta_text(f->st, "schema", code, &schema, err);
     if (rc != TD_OK)
         return rc;
-    if (strcmp(schema, "tdgen-record-1") != 0)
-        return td_error_set(err, code, "%s: schema \"%.40s\", expected \"tdgen-record-1\"", f->path,
-                            schema);
+    if (strcmp(schema, TD_SHARD_SCHEMA) != 0)
+        return td_error_set(err, code, "%s: schema \"%.40s\", expected \"" TD_SHARD_SCHEMA "\"",
+                            f->path, schema);
     for (size_t i = 0; i < TD_ARRAY_LEN(numbers); i++) {
         rc = meta_number(f->st, numbers[i].key, code, numbers[i].out, err);
         if (rc != TD_OK)
             return rc;
     }
-    rc = meta_hash(f->st, "fingerprint", code, &m->fingerprint, err);
+    rc = meta_capture(f, spec, code, err);
+    if (rc == TD_OK)
+        rc = meta_hash(f->st, "fingerprint", code, &m->fingerprint, err);
     if (rc == TD_OK)
         rc = meta_hash(f->st, "source_hash", code, &m->source_hash, err);
     if (rc == TD_OK)
@@ -159,7 +176,7 @@ static td_status read_meta(td_shard_file *f, const td_capture_spec *spec, td_sta
     const td_st_tensor *ids = td_safetensors_find(f->st, "sample_id_bytes");
     if (ids)
         c.n_id_bytes = ids->n_elems;
-    if (!td_layout_init(&f->layout, spec, &c))
+    if ((c.n_entries && !td_mode_is_ragged(spec->mode)) || !td_layout_init(&f->layout, spec, &c))
         return td_error_set(err, code, "%s: the counts in its metadata are impossible", f->path);
     return meta_tensor_hashes(f, code, err);
 }
@@ -196,46 +213,55 @@ static td_status check_layout(const td_shard_file *f, td_status code, td_error *
 
 /* Reads the header's bytes again, as they are on disk, and checks their hash. */
 static td_status check_header_hash(td_shard_file *f, td_status code, bool *ok, td_error *err) {
-    char *header = NULL;
     uint64_t found, stated;
     struct stat sb;
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return td_error_errno(err, code, errno, "cannot open %s", f->path);
-    td_status rc = TD_OK;
-    if (fstat(fd, &sb) != 0) {
-        rc = td_error_errno(err, code, errno, "cannot stat %s", f->path);
-        goto done;
-    }
+    if (fstat(f->fd, &sb) != 0)
+        return td_error_errno(err, code, errno, "cannot stat %s", f->path);
     f->size_bytes = (uint64_t)sb.st_size;
+    if (!f->packed)
+        f->disk_bytes = f->size_bytes;
     size_t data_size;
     td_safetensors_data(f->st, &data_size);
-    if (f->size_bytes < data_size + 8 || f->size_bytes - data_size > HEADER_MAX_BYTES) {
-        rc = td_error_set(err, code, "%s: its size does not fit its header", f->path);
-        goto done;
-    }
+    if (f->size_bytes < data_size + 8 || f->size_bytes - data_size > HEADER_MAX_BYTES)
+        return td_error_set(err, code, "%s: its size does not fit its header", f->path);
     f->header_size_bytes = f->size_bytes - data_size;
-    if (f->header_size_bytes % 64) { /* tensors are read in place: they must be aligned */
-        rc = td_error_set(err, code, "%s: its data part begins at byte %llu, no multiple of 64",
-                          f->path, (unsigned long long)f->header_size_bytes);
-        goto done;
-    }
+    if (f->header_size_bytes % 64) /* tensors are read in place: they must be aligned */
+        return td_error_set(err, code, "%s: its data part begins at byte %llu, no multiple of 64",
+                            f->path, (unsigned long long)f->header_size_bytes);
     size_t n = (size_t)f->header_size_bytes - 8;
-    header = malloc(n + 1);
-    if (!header) {
-        rc = td_error_nomem(err, f->path, n);
-        goto done;
+    char *header = malloc(n + 1);
+    if (!header)
+        return td_error_nomem(err, f->path, n);
+    td_status rc = td_pread_all(f->fd, header, n, 8, f->path, err);
+    if (rc == TD_OK) {
+        const char *s = td_safetensors_meta(f->st, "header_hash");
+        *ok = s && strlen(s) == 16 && parse_hex16(s, &stated) &&
+              td_layout_header_hash(header, n, &found) && found == stated;
     }
-    rc = td_pread_all(fd, header, n, 8, f->path, err);
-    if (rc != TD_OK)
-        goto done;
-    const char *s = td_safetensors_meta(f->st, "header_hash");
-    *ok = s && strlen(s) == 16 && parse_hex16(s, &stated) &&
-          td_layout_header_hash(header, n, &found) && found == stated;
-done:
     free(header);
-    close(fd);
     return rc;
+}
+
+/* The plain content: the file itself, or what it unpacks to. */
+static td_status open_content(td_shard_file *f, td_status code, td_error *err) {
+    size_t n = strlen(f->path);
+    f->packed = n > 4 && strcmp(f->path + n - 4, ".zst") == 0;
+    f->fd = open(f->path, O_RDONLY | O_CLOEXEC);
+    if (f->fd < 0)
+        return td_error_errno(err, code, errno, "%s: cannot open", f->path);
+    if (f->packed) {
+        int plain = -1;
+        td_status rc =
+            td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash, &f->disk_bytes, err);
+        close(f->fd);
+        f->fd = plain;
+        if (rc != TD_OK)
+            return rc;
+    }
+    int own = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0)
+        return td_error_errno(err, code, errno, "%s: cannot open", f->path);
+    return td_safetensors_open_fd(own, f->path, code, &f->st, err);
 }
 
 td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_status code,
@@ -246,7 +272,7 @@ td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_s
         free(f);
         return td_error_nomem(err, path, sizeof *f);
     }
-    td_status rc = td_safetensors_open(path, code, &f->st, err);
+    td_status rc = open_content(f, code, err);
     if (rc == TD_OK)
         rc = check_header_hash(f, code, &ok, err);
     if (rc == TD_OK && !ok && !header_hash_ok)
@@ -270,6 +296,8 @@ void td_shard_file_close(td_shard_file *f) {
     if (!f)
         return;
     td_safetensors_close(f->st);
+    if (f->fd >= 0)
+        close(f->fd);
     for (int32_t i = 0; i < f->meta.n_kinds; i++)
         free(f->kinds[i]);
     free(f->kinds);
@@ -281,6 +309,22 @@ const void *td_shard_file_data(const td_shard_file *f, td_tensor_id id) {
     const td_layout_tensor *t = &f->layout.tensor[id];
     size_t n;
     return t->present ? (const char *)td_safetensors_data(f->st, &n) + t->begin : NULL;
+}
+
+char *td_shard_path(const char *dir, int64_t number) {
+    char name[TD_SHARD_NAME_SIZE];
+    td_shard_name(number, false, name);
+    char *path = td_asprintf("%s/%s", dir, name);
+    if (!path || td_path_exists(path))
+        return path;
+    td_shard_name(number, true, name);
+    char *packed = td_asprintf("%s/%s", dir, name);
+    if (!packed || !td_path_exists(packed)) {
+        free(packed);
+        return path;
+    }
+    free(path);
+    return packed;
 }
 
 /* --- hashing ------------------------------------------------------------------------------------
@@ -370,6 +414,15 @@ bool td_shard_hashes_differ(const td_layout *l, const td_shard_hashes *stated,
     return differ;
 }
 
+td_status td_shard_file_hash(const td_shard_file *f, td_shard_hashes *out, uint64_t *file_hash,
+                             td_error *err) {
+    td_status rc =
+        td_shard_hash_fd(f->fd, f->path, &f->layout, f->header_size_bytes, out, file_hash, err);
+    if (rc == TD_OK && f->packed)
+        *file_hash = f->packed_hash;
+    return rc;
+}
+
 td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uint64_t fingerprint,
                               td_status code, td_shard_file **out, uint64_t *file_hash,
                               td_error *err) {
@@ -380,12 +433,7 @@ td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uin
     td_status rc = td_shard_file_open(path, spec, code, NULL, &f, err);
     if (rc != TD_OK)
         return rc;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        rc = td_error_errno(err, code, errno, "cannot open %s", path);
-        goto done;
-    }
-    rc = td_shard_hash_fd(fd, path, &f->layout, f->header_size_bytes, &found, &whole, err);
+    rc = td_shard_file_hash(f, &found, &whole, err);
     if (rc != TD_OK)
         goto done;
     if (td_shard_hashes_differ(&f->layout, &f->hashes, &found, &which))
@@ -397,8 +445,6 @@ td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uin
     if (rc == TD_OK && file_hash)
         *file_hash = whole;
 done:
-    if (fd >= 0)
-        close(fd);
     td_strbuf_free(&which);
     if (rc == TD_OK)
         *out = f;

@@ -1,4 +1,4 @@
-/* shard_file.h - a finished shard, opened and proven.
+/* shard_file.h - a finished shard, opened and proven, compressed or not.
  *
  * td_shard_file_open checks the structure: the safetensors header, the metadata, that the tensors
  * are exactly those of the layout for these counts, the header's own hash. td_shard_file_hash reads
@@ -12,12 +12,16 @@
 
 typedef struct td_shard_file {
     char *path;
+    bool packed; /* a .zst file; fd and st are of its content */
+    int fd;
     td_safetensors *st;
     td_layout layout;
     td_shard_meta meta;
     char **kinds;                           /* what meta.device_kinds points to */
     td_shard_hashes hashes;                 /* as the header states them */
-    uint64_t size_bytes, header_size_bytes; /* the length word included */
+    uint64_t size_bytes, header_size_bytes; /* of the safetensors; the length word included */
+    uint64_t disk_bytes;                    /* of the file */
+    uint64_t packed_hash;                   /* packed: of the file's bytes */
 } td_shard_file;
 
 /* The shard's counts come from its metadata; spec from the manifest. All failures of content are
@@ -30,10 +34,17 @@ void td_shard_file_close(td_shard_file *f); /* NULL allowed */
 /* The tensor's data, NULL when this run does not store it. */
 const void *td_shard_file_data(const td_shard_file *f, td_tensor_id id);
 
+/* Where shard `number` of a folder is: "DIR/shard-000012.safetensors", or with .zst when only that
+ * is there. NULL when out of memory. */
+char *td_shard_path(const char *dir, int64_t number);
+
 /* One pass over an open file: hashes of the data part and of each tensor as `l` lays them out, and
  * with file_hash != NULL of the whole file. */
 td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_t header_size_bytes,
                            td_shard_hashes *out, uint64_t *file_hash, td_error *err);
+/* The same of an open shard; *file_hash is of the file on disk. */
+td_status td_shard_file_hash(const td_shard_file *f, td_shard_hashes *out, uint64_t *file_hash,
+                             td_error *err);
 
 /* Opens, hashes and compares: TD_OK only when the shard proves itself and belongs to the run of
  * `fingerprint`. *file_hash may be NULL. */

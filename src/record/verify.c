@@ -78,8 +78,7 @@ static bool check_offsets(verifier *v, const char *name, const int64_t *o, int64
     }
     for (int64_t i = 0; i < n; i++)
         if (o[i + 1] < o[i] || o[i + 1] > end) {
-            found(v, "%s is not ascending up to %lld at sample %lld", name, (long long)end,
-                  (long long)i);
+            found(v, "%s is not ascending up to %lld at %lld", name, (long long)end, (long long)i);
             return false;
         }
     if (o[n] != end) {
@@ -162,6 +161,15 @@ static bool check_positions(verifier *v, const td_shard_file *f, int64_t sample)
     return true;
 }
 
+/* The ragged set: offsets over the rows. */
+static bool check_entries(verifier *v, const td_shard_file *f) {
+    const int64_t *topp = td_shard_file_data(f, TD_T_TOPP_OFFSETS);
+    const int64_t *draw = td_shard_file_data(f, TD_T_DRAW_OFFSETS);
+    const td_layout_counts *c = &f->layout.counts;
+    return (!topp || check_offsets(v, "topp_offsets", topp, c->n_rows, c->n_entries)) &&
+           (!draw || check_offsets(v, "draw_offsets", draw, c->n_rows, c->n_entries));
+}
+
 static bool ids_differ(verifier *v, const int32_t *ids, int32_t k) {
     if (v->stamp == INT32_MAX) {
         memset(v->seen, 0, (size_t)v->manifest.spec.n_vocab * sizeof *v->seen);
@@ -169,7 +177,7 @@ static bool ids_differ(verifier *v, const int32_t *ids, int32_t k) {
     }
     v->stamp++;
     for (int32_t j = 0; j < k; j++) {
-        if (ids[j] < 0)
+        if (ids[j] < 0 || ids[j] >= v->manifest.spec.n_vocab)
             continue;
         if (v->seen[ids[j]] == v->stamp)
             return false;
@@ -178,52 +186,56 @@ static bool ids_differ(verifier *v, const int32_t *ids, int32_t k) {
     return true;
 }
 
-static void check_row(verifier *v, const td_shard_file *f, int64_t sample, int64_t r,
-                      float *logprobs) {
-    const td_capture_spec *spec = &v->manifest.spec;
-    int64_t k = spec->top_k, nt = spec->n_temperatures;
-    const int64_t *tokens = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
-    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
-    const int32_t *input_ids = td_shard_file_data(f, TD_T_INPUT_IDS);
-    const uint16_t *f16 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F16);
-    const float *f32 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F32);
-    const float *lse_t = td_shard_file_data(f, TD_T_LOGSUMEXP_T);
-    td_row row = {.n_vocab = spec->n_vocab,
-                  .top_k = spec->top_k,
-                  .n_temperatures = spec->n_temperatures,
-                  .rounded = f16 != NULL,
-                  .target = input_ids[tokens[sample] + position[r] + 1],
-                  .ids = (const int32_t *)td_shard_file_data(f, TD_T_TOPK_IDS) + r * k,
-                  .logprobs = logprobs,
-                  .logsumexp_t = lse_t ? lse_t + r * nt : NULL,
-                  .logsumexp = ((const float *)td_shard_file_data(f, TD_T_LOGSUMEXP))[r],
-                  .tail_mass = ((const float *)td_shard_file_data(f, TD_T_TAIL_MASS))[r],
-                  .target_logprob = ((const float *)td_shard_file_data(f, TD_T_TARGET_LOGPROB))[r],
-                  .entropy = ((const float *)td_shard_file_data(f, TD_T_ENTROPY))[r],
-                  .target_rank = ((const int32_t *)td_shard_file_data(f, TD_T_TARGET_RANK))[r]};
-    for (int64_t j = 0; j < k; j++)
-        logprobs[j] = f16 ? td_f16_to_f32(f16[r * k + j]) : f32[r * k + j];
+static void check_row(verifier *v, const td_shard_file *f, td_row_reader *rr, int64_t sample,
+                      int64_t r) {
+    td_row_view row;
     td_row_problem why;
-    if (!td_row_check(&row, &why))
+    if (!td_row_read(rr, sample, r, &row, &why) || !td_row_check(&row, true, &why))
         found(v, "tensor %s, row %lld (sample %lld, position %d): %s", why.tensor, (long long)r,
-              (long long)sample, position[r], why.what);
-    else if (!ids_differ(v, row.ids, spec->top_k))
-        found(v, "tensor topk_ids, row %lld (sample %lld, position %d): an id occurs twice",
-              (long long)r, (long long)sample, position[r]);
+              (long long)sample, row.position, why.what);
+    else if (!ids_differ(v, row.top_ids, row.n_top))
+        found(v, "tensor %s, row %lld (sample %lld, position %d): an id occurs twice",
+              f->layout.spec.mode == TD_CAPTURE_TOPP ? "topp_ids" : "topk_ids", (long long)r,
+              (long long)sample, row.position);
 }
 
-static void check_meaning(verifier *v, const td_shard_file *f) {
+/* Bits after the last packed id are zero: nothing hides there. */
+static void check_padding(verifier *v, const td_shard_file *f) {
+    const td_capture_spec *s = &f->layout.spec;
+    static const td_tensor_id streams[] = {TD_T_TOPK_IDS_PACKED, TD_T_TOPP_IDS_PACKED,
+                                           TD_T_DRAW_IDS_PACKED};
+    for (size_t i = 0; i < TD_ARRAY_LEN(streams); i++) {
+        const td_layout_tensor *t = &f->layout.tensor[streams[i]];
+        const uint8_t *p = td_shard_file_data(f, streams[i]);
+        bool by_row = streams[i] == TD_T_TOPK_IDS_PACKED;
+        int64_t n_ids = by_row ? s->top_k : f->layout.counts.n_entries;
+        int64_t n_streams = by_row ? t->shape[0] : 1, size = by_row ? t->shape[1] : t->shape[0];
+        int32_t used = (int32_t)(n_ids * td_spec_id_bits(s) % 8);
+        for (int64_t k = 0; p && used && size && k < n_streams; k++)
+            if (p[k * size + size - 1] >> used) {
+                found(v, "tensor %s: the bits after the last id of %s %lld are not zero", t->name,
+                      by_row ? "row" : "stream", (long long)k);
+                break;
+            }
+    }
+}
+
+static td_status check_meaning(verifier *v, const td_shard_file *f, td_error *err) {
     const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
-    float logprobs[TD_MAX_TOP_K];
+    td_row_reader *rr = NULL;
     if (f->meta.row_end <= f->meta.row_begin)
         found(v, "its metadata says dataset rows %lld to %lld", (long long)f->meta.row_begin,
               (long long)f->meta.row_end);
-    if (!check_samples(v, f))
-        return; /* without offsets nothing below has a meaning */
-    for (int64_t i = 0; i < f->layout.counts.n_samples; i++)
+    if (!check_samples(v, f) || !check_entries(v, f))
+        return TD_OK; /* without offsets nothing below has a meaning */
+    check_padding(v, f);
+    td_status rc = td_row_reader_create(f, &rr, err);
+    for (int64_t i = 0; rc == TD_OK && i < f->layout.counts.n_samples; i++)
         if (check_positions(v, f, i))
             for (int64_t r = rows[i]; r < rows[i + 1]; r++)
-                check_row(v, f, i, r, logprobs);
+                check_row(v, f, rr, i, r);
+    td_row_reader_destroy(rr);
+    return rc;
 }
 
 /* --- one shard ----------------------------------------------------------------------------------
@@ -235,6 +247,9 @@ static void check_against_index(verifier *v, const td_shard_file *f, uint64_t fi
     td_index_entry_of(f, file_hash, &have);
     if (!line)
         found(v, "has no line in " TD_INDEX_NAME);
+    else if (line->packed != have.packed)
+        found(v, "is not the file that " TD_INDEX_NAME " lists: that one is %s",
+              line->packed ? "compressed" : "not compressed");
     else if (line->file_hash != have.file_hash)
         found(v,
               "is not the file that " TD_INDEX_NAME " lists: the hash of the whole file differs");
@@ -247,14 +262,7 @@ static td_status verify_open_shard(verifier *v, const td_shard_file *f, int64_t 
     td_shard_hashes hashes = {0};
     uint64_t file_hash;
     td_strbuf which = {0};
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        found(v, "cannot be opened: %s", strerror(errno));
-        return TD_OK;
-    }
-    td_status rc =
-        td_shard_hash_fd(fd, f->path, &f->layout, f->header_size_bytes, &hashes, &file_hash, err);
-    close(fd);
+    td_status rc = td_shard_file_hash(f, &hashes, &file_hash, err);
     if (rc != TD_OK) /* memory, or a read error of the disk */
         return rc;
     if (!header_ok)
@@ -267,18 +275,18 @@ static td_status verify_open_shard(verifier *v, const td_shard_file *f, int64_t 
     if (f->meta.fingerprint != v->manifest.fingerprint)
         found(v, "belongs to another run than " TD_MANIFEST_NAME " (the fingerprints differ)");
     check_against_index(v, f, file_hash);
-    check_meaning(v, f);
+    rc = check_meaning(v, f, err);
     td_strbuf_free(&which);
     return rc;
 }
 
-static td_status verify_shard(verifier *v, int64_t number, td_error *err) {
+static td_status verify_shard(verifier *v, int64_t number, bool packed, td_error *err) {
     char name[TD_SHARD_NAME_SIZE];
     td_shard_file *f = NULL;
     td_error why = {0};
     bool header_ok = true;
     int64_t before = v->n_problems;
-    td_shard_name(number, name);
+    td_shard_name(number, packed, name);
     v->current = name;
     v->n_shown = 0;
     char *path = td_asprintf("%s/%s", v->dir, name);
@@ -305,7 +313,7 @@ static td_status verify_shard(verifier *v, int64_t number, td_error *err) {
         v->n_tokens += f->layout.counts.n_tokens;
         v->n_rows += f->layout.counts.n_rows;
         v->n_skipped += f->meta.n_skipped + f->meta.n_bad_rows;
-        v->size_bytes += f->size_bytes;
+        v->size_bytes += f->disk_bytes;
         if (v->verbose)
             fprintf(v->out, "ok   %s  rows %lld to %lld, %lld samples, %lld positions\n", name,
                     (long long)f->meta.row_begin, (long long)f->meta.row_end,
@@ -320,28 +328,35 @@ done:
 /* --- the folder ---------------------------------------------------------------------------------
  */
 
+typedef struct shard_name {
+    int64_t number;
+    bool packed;
+} shard_name;
+
 static int by_number(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
+    const shard_name *x = a, *y = b;
+    return x->number != y->number ? (x->number > y->number) - (x->number < y->number)
+                                  : x->packed - y->packed;
 }
 
-static td_status list_shards(const char *dir, int64_t **out, size_t *n_out, td_error *err) {
-    int64_t *list = NULL;
+static td_status list_shards(const char *dir, shard_name **out, size_t *n_out, td_error *err) {
+    shard_name *list = NULL;
     size_t n = 0, cap = 0;
     DIR *d = opendir(dir);
     if (!d)
         return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", dir);
     struct dirent *e;
     while ((e = readdir(d))) {
-        int64_t number = td_shard_name_parse(e->d_name);
-        if (number < 0)
+        shard_name s = {0};
+        s.number = td_shard_name_parse(e->d_name, &s.packed);
+        if (s.number < 0)
             continue;
         if (!td_grow((void **)&list, &cap, n + 1, sizeof *list)) {
             free(list);
             closedir(d);
             return td_error_nomem(err, "a list of shards", n * sizeof *list);
         }
-        list[n++] = number;
+        list[n++] = s;
     }
     closedir(d);
     if (n)
@@ -351,11 +366,12 @@ static td_status list_shards(const char *dir, int64_t **out, size_t *n_out, td_e
     return TD_OK;
 }
 
-static bool listed(const int64_t *numbers, size_t n, int64_t number) {
-    return n && bsearch(&number, numbers, n, sizeof number, by_number) != NULL;
+static bool listed(const shard_name *shards, size_t n, const td_index_entry *e) {
+    shard_name key = {e->number, e->packed};
+    return n && bsearch(&key, shards, n, sizeof key, by_number) != NULL;
 }
 
-static td_status check_index(verifier *v, const int64_t *numbers, size_t n, td_error *err) {
+static td_status check_index(verifier *v, const shard_name *shards, size_t n, td_error *err) {
     td_index_faults faults;
     v->current = TD_INDEX_NAME;
     v->n_shown = 0;
@@ -371,17 +387,17 @@ static td_status check_index(verifier *v, const int64_t *numbers, size_t n, td_e
         found(v, "lists %lld shard%s more than once; the next run repairs it",
               (long long)faults.n_doubled, faults.n_doubled == 1 ? "" : "s");
     for (size_t i = 0; i < v->index.n; i++)
-        if (!listed(numbers, n, v->index.entries[i].number))
+        if (!listed(shards, n, &v->index.entries[i]))
             found(v, "lists shard %lld, which is not there", (long long)v->index.entries[i].number);
     return TD_OK;
 }
 
 /* Gaps are no fault by themselves: another worker's shards, or a run that goes on. */
-static void report_gaps(verifier *v, const int64_t *numbers, size_t n) {
+static void report_gaps(verifier *v, const shard_name *shards, size_t n) {
     int64_t next = 0, n_missing = 0;
     for (size_t i = 0; i < n; i++) {
-        n_missing += numbers[i] - next;
-        next = numbers[i] + 1;
+        n_missing += TD_MAX(shards[i].number - next, INT64_C(0));
+        next = shards[i].number + 1;
     }
     if (n_missing)
         fprintf(
@@ -408,11 +424,11 @@ static void print_summary(const verifier *v, size_t n_shards) {
 
 td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
     verifier v = {.dir = dir, .out = out, .verbose = verbose};
-    int64_t *numbers = NULL;
+    shard_name *shards = NULL;
     size_t n = 0;
     td_status rc = td_merge_check_unfinished(dir, err);
     if (rc == TD_OK)
-        rc = list_shards(dir, &numbers, &n, err);
+        rc = list_shards(dir, &shards, &n, err);
     if (rc != TD_OK)
         return rc;
     char *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);
@@ -435,12 +451,12 @@ td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
                             (size_t)v.manifest.spec.n_vocab * sizeof *v.seen);
         goto done;
     }
-    rc = check_index(&v, numbers, n, err);
+    rc = check_index(&v, shards, n, err);
     for (size_t i = 0; i < n && rc == TD_OK; i++)
-        rc = verify_shard(&v, numbers[i], err);
+        rc = verify_shard(&v, shards[i].number, shards[i].packed, err);
     if (rc != TD_OK)
         goto done;
-    report_gaps(&v, numbers, n);
+    report_gaps(&v, shards, n);
     print_summary(&v, n);
     if (v.n_problems)
         rc = td_error_set(err, TD_E_VERIFY, "%s failed verification: %lld problem%s found", dir,
@@ -450,6 +466,6 @@ done:
     free(v.seen);
     td_index_free(&v.index);
     td_manifest_free(&v.manifest);
-    free(numbers);
+    free(shards);
     return rc;
 }

@@ -230,6 +230,7 @@ static void take_more(td_claimer *c, double now) {
     }
     c->next_held = 0;
     c->n_held = td_queue_claim(c->in.queue, c->in.group, claim_size(c, rate, item), c->held);
+    c->n_claims += c->n_held > 0;
     int64_t kflop = 0;
     for (uint32_t i = 0; i < c->n_held; i++)
         kflop += item_of(&c->held[i])->kflop;
@@ -271,6 +272,7 @@ static void give_back(td_claimer *c, double now) {
         if (!peers_are_sooner(c, now, finish, size, n))
             return;
         release_last(c);
+        c->n_released++;
     }
 }
 

@@ -85,7 +85,8 @@ typedef struct td_claimer {
     int32_t n_in_flight;
     int64_t in_flight_kflop, largest_kflop; /* largest: since nothing was in flight */
     bool alone_in_flight;
-    bool left; /* the last td_claimer_next left the rest to faster peers */
+    int64_t n_claims, n_released; /* queue operations that gave something; held claims given back */
+    bool left;                    /* the last td_claimer_next left the rest to faster peers */
     /* Observed speed: sums that forget, over what was completed. */
     double seen_kflop, seen_s, seen_predicted_s;
     int64_t n_seen;

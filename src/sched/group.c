@@ -38,6 +38,9 @@ typedef struct loop {
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claimer claimer;
     bool gone; /* the watch gave this thread up */
+    /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
+    double full_since_s, full_until_s;
+    double *busy_since, *busy_until; /* [n_stages] */
 } loop;
 
 static void free_slots(loop *l) {
@@ -51,13 +54,17 @@ static void free_slots(loop *l) {
             free(l->slots[i].row_position);
         }
     free(l->slots);
+    free(l->busy_since);
+    free(l->busy_until);
 }
 
 static td_status make_slots(loop *l, td_error *err) {
     const td_session_limits *lim = &l->g->run->limits;
     l->n_slots = lim->n_slots;
     l->slots = td_calloc((size_t)l->n_slots, sizeof *l->slots);
-    bool ok = l->slots != NULL;
+    l->busy_since = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_since);
+    l->busy_until = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_until);
+    bool ok = l->slots && l->busy_since && l->busy_until;
     for (int32_t i = 0; ok && i < l->n_slots; i++) {
         flight *f = &l->slots[i];
         f->ids = td_calloc((size_t)lim->max_tokens, sizeof *f->ids);
@@ -255,6 +262,26 @@ static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, t
     }
 }
 
+/* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
+ * one stood ready for the first. */
+static void note_done(loop *l, double now) {
+    td_group *g = l->g;
+    atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
+    if (l->n_in_flight <= g->plan->n_stages)
+        return;
+    bool first = l->full_since_s <= 0;
+    *(first ? &l->full_since_s : &l->full_until_s) = now;
+    for (int32_t i = 0; i < g->plan->n_stages; i++)
+        (first ? l->busy_since : l->busy_until)[i] = td_session_stage_busy_s(g->session, i);
+}
+
+static void set_steady_shares(const loop *l) {
+    double dt = l->full_until_s - l->full_since_s;
+    for (int32_t i = 0; i < l->g->plan->n_stages; i++)
+        l->g->steady_share[i] =
+            l->full_until_s > 0 && dt > 0 ? (l->busy_until[i] - l->busy_since[i]) / dt : -1;
+}
+
 static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_error *err) {
     flight *f = &l->slots[l->head];
     td_captured cap;
@@ -268,11 +295,13 @@ static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_er
     rc = store(l, f, &cap, err);
     if (rc != TD_OK)
         return rc;
+    const double now = td_time_s();
+    note_done(l, now);
     atomic_store(&l->g->in_flight[l->head], NULL);
     l->head = (l->head + 1) % l->n_slots;
     atomic_store(&l->g->oldest, l->head);
     l->n_in_flight--;
-    td_claimer_completed(&l->claimer, td_time_s(), &f->item, f->predicted_s);
+    td_claimer_completed(&l->claimer, now, &f->item, f->predicted_s);
     atomic_store(&l->g->observed_us, (int64_t)(1e6 * l->claimer.total_s));
     atomic_store(&l->g->predicted_us, (int64_t)(1e6 * l->claimer.total_predicted_s));
     return TD_OK;
@@ -402,6 +431,7 @@ void *td_group_main(void *arg) {
             }
             pthread_mutex_lock(&run->lock);
             g->finished_s = td_time_s() - run->start_s;
+            set_steady_shares(&l);
             if (!g->ended)
                 run->n_groups_ended++;
             g->ended = true;

@@ -142,13 +142,14 @@ static json_t *group_json(const td_group *g, double elapsed_s) {
     double planned_s = 1e-6 * (double)atomic_load(&g->predicted_us);
     /* Idle: nothing to claim. Observed and planned: tokens/s while it had work; 0 = not known. */
     return json_pack(
-        "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
+        "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
         (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples), "micro_batches",
         (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
         elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s, "idle_share",
         elapsed_s > 0 ? TD_MIN(1.0, wait_s / elapsed_s) : 0.0, "observed_tokens_per_s",
         seen_s > 0 ? (double)tokens / seen_s : 0.0, "planned_tokens_per_s",
-        planned_s > 0 ? (double)tokens / planned_s : 0.0, "retired", g->retired);
+        planned_s > 0 ? (double)tokens / planned_s : 0.0, "last_done_s",
+        1e-6 * (double)atomic_load(&g->last_done_us), "retired", g->retired);
 }
 
 /* What truncation loses so far (td_coverage), NULL when no row was recorded. */

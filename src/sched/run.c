@@ -123,7 +123,8 @@ static td_status make_groups(td_run_state *run, td_error *err) {
         grp->plan = &plan->groups[g];
         grp->stages = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->stages);
         grp->in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->in_flight);
-        if (!grp->stages || !grp->in_flight)
+        grp->steady_share = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->steady_share);
+        if (!grp->stages || !grp->in_flight || !grp->steady_share)
             return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
         for (int32_t i = 0; i < grp->plan->n_stages; i++)
             grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
@@ -141,6 +142,7 @@ static void free_state(td_run_state *run) {
     for (int32_t g = 0; run->groups && g < run->n_groups; g++) {
         free(run->groups[g].stages);
         free(run->groups[g].in_flight);
+        free(run->groups[g].steady_share);
     }
     free(run->groups);
     free(run->open);
@@ -364,6 +366,7 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
                               .n_batches = atomic_load(&grp->n_batches),
                               .wait_s = 1e-6 * (double)atomic_load(&grp->wait_us),
                               .finished_s = grp->finished_s,
+                              .last_done_s = 1e-6 * (double)atomic_load(&grp->last_done_us),
                               .observed_s = 1e-6 * (double)atomic_load(&grp->observed_us),
                               .predicted_s = 1e-6 * (double)atomic_load(&grp->predicted_us),
                               .retired = grp->retired,
@@ -372,6 +375,8 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
         for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
             s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
+        for (int32_t i = 0; i < s.n_stages; i++)
+            s.stage_steady[i] = grp->ended ? grp->steady_share[i] : -1;
         if (grp->session && ask_devices && !grp->hung)
             td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;

@@ -42,6 +42,7 @@ typedef struct td_group {
     /* Progress, written by the group's thread, read by main. */
     _Atomic int64_t n_tokens, n_rows, n_samples, n_batches;
     _Atomic int64_t wait_us;
+    _Atomic int64_t last_done_us; /* after the start of the run; 0: nothing was done */
     /* Of what it completed: how long it took, and by the cost model (0 = speeds unknown). */
     _Atomic int64_t observed_us, predicted_us;
     /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
@@ -62,6 +63,7 @@ typedef struct td_group {
     bool hung;  /* the session must not be touched any more */
     bool stuck; /* hung, and so does the thread: it cannot be joined */
     double finished_s;
+    double *steady_share; /* [n_stages] see td_group_summary */
     char retired_why[256];
 } td_group;
 

@@ -33,8 +33,12 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
             s->wall_s > 0
                 ? 100 * (grp->wait_s + TD_MAX(0.0, s->wall_s - grp->finished_s)) / s->wall_s
                 : 0.0);
-    for (int32_t i = 0; i < grp->n_stages; i++)
-        fprintf(out, " %.0f%%", s->wall_s > 0 ? 100 * grp->stage_busy_s[i] / s->wall_s : 0.0);
+    for (int32_t i = 0; i < grp->n_stages; i++) {
+        double whole = s->wall_s > 0 ? grp->stage_busy_s[i] / s->wall_s : 0.0;
+        fprintf(out, " %.0f%%", 100 * (grp->stage_steady[i] >= 0 ? grp->stage_steady[i] : whole));
+    }
+    if (grp->last_done_s > 0)
+        fprintf(out, "   last done at %.1fs", grp->last_done_s);
     fputc('\n', out);
     if (grp->observed_s > 0) {
         char seen[16], plan_rate[16];

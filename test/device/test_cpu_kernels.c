@@ -174,3 +174,93 @@ Test(cpu_memory, info_is_plausible) {
     cr_assert_gt(available, 0);
     cr_assert_leq(available, total);
 }
+
+/* A device at a share of its speed: the rest that its work earns, and the same bits. */
+Test(cpu_throttle, rest_is_what_run_and_rest_make_of_the_share) {
+    cr_expect_eq(td_cpu_rest_ns(1000, 0.25), 3000);
+    cr_expect_eq(td_cpu_rest_ns(1000, 0.5), 1000);
+    cr_expect_eq(td_cpu_rest_ns(0, 0.5), 0);
+    cr_expect_eq(td_cpu_rest_ns(1000, 1), 0);
+    cr_expect_eq(td_cpu_rest_ns(1000, 0), 0, "not set is full speed");
+    cr_expect_eq(td_cpu_rest_ns(1000, -1), 0);
+    cr_expect_eq(td_cpu_rest_ns(3600000000000, 0.001), 3596400000000000);
+}
+
+static fixture open_at(int32_t n_threads, double share) {
+    td_error err = {0};
+    td_device_info *info;
+    int32_t n;
+    fixture f;
+    MUST(td_device_enumerate("cpu", 1, &info, &n, &err));
+    info[0].n_threads = n_threads;
+    info[0].speed_share = share;
+    MUST(td_device_open(&info[0], &f.dev, &err));
+    free(info);
+    f.ops = f.dev->ops;
+    MUST(f.ops->stream_create(f.dev, &f.s, &err));
+    MUST(f.ops->event_create(f.dev, &f.done, &err));
+    return f;
+}
+
+Test(cpu_throttle, each_operation_earns_its_rest_and_results_are_the_same) {
+    enum { R = 64, C = 512, OPS = 40 };
+    td_error err = {0};
+    test_rng r = {9};
+    float *in = rng_floats(&r, (size_t)R * C), *w = rng_floats(&r, C);
+    float *want = malloc(sizeof(float) * R * C), *got = malloc(sizeof(float) * R * C);
+    const double shares[] = {1, 0.5, 0.25};
+    for (int32_t n_threads = 1; n_threads <= 2; n_threads++)
+        for (size_t i = 0; i < TD_ARRAY_LEN(shares); i++) {
+            fixture f = open_at(n_threads, shares[i]);
+            td_norm_args a = {.kind = TD_NORM_RMS,
+                              .in = in,
+                              .weight = w,
+                              .out = i ? got : want,
+                              .out_dtype = TD_F32,
+                              .n_rows = R,
+                              .n_cols = C,
+                              .n_inner = 1,
+                              .in_stride = C,
+                              .out_stride = C,
+                              .eps = 1e-6f};
+            for (int k = 0; k < OPS; k++)
+                MUST(f.ops->norm(f.s, &a, &err));
+            fixture_sync(&f);
+            double busy_s = f.ops->stream_busy_s(f.s), rest_s = td_cpu_stream_rest_s(f.s);
+            double full = busy_s * (1 / shares[i] - 1);
+            cr_expect_gt(busy_s, 0);
+            /* Work is told in whole nanoseconds; of one thread it is time on the core, which is
+             * never more than the time that passed (and a clock call). */
+            if (n_threads > 1)
+                cr_expect_float_eq(rest_s, full, OPS * 1e-6, "share %g: %g of %g s", shares[i],
+                                   rest_s, full);
+            else
+                cr_expect(rest_s <= full + OPS * 1e-5 && (rest_s > 0) == (shares[i] < 1),
+                          "share %g: %g of %g s", shares[i], rest_s, full);
+            if (i)
+                cr_expect_eq(memcmp(got, want, sizeof(float) * R * C), 0, "share %g", shares[i]);
+            fixture_close(&f);
+        }
+    free(in);
+    free(w);
+    free(want);
+    free(got);
+}
+
+/* Many minutes of rest are owed; nobody waits for them. */
+Test(cpu_throttle, a_stream_that_is_destroyed_does_not_finish_its_rest, .timeout = 60) {
+    enum { N = 16 << 20 };
+    td_error err = {0};
+    fixture f = open_at(1, 1e-5);
+    char *a = calloc(1, N), *b = malloc(N);
+    MUST(f.ops->copy_in(f.s, b, a, N, &err));
+    MUST(f.ops->event_record(f.done, f.s, &err));
+    /* The rest holds up what is behind it: like a slow device, not like an idle one. */
+    cr_expect_eq(f.ops->event_sync(f.done, 0.05, &err), TD_E_DEVICE);
+    f.ops->stream_destroy(f.s);
+    MUST(f.ops->event_sync(f.done, 0, &err));
+    f.ops->event_destroy(f.done);
+    td_device_close(f.dev);
+    free(a);
+    free(b);
+}

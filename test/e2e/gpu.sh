@@ -277,4 +277,15 @@ for round in 1 2; do
     fi
     same_shards "$TMP/long" "$dir"
 done
+# What a card recorded is what the teacher gives there, bit for bit, and on the CPU within the
+# tolerance between device kinds; and the other way round.
+gpus "$a100"
+gpu_config "$TMP/against.ini"
+expect 0 'Done in' "$TDGEN" -c "$TMP/against.ini"
+expect 0 'same device kind, [0-9]+ samples: 0 of' "$TDGEN" verify "$TMP/against-out" \
+    --against demo/teacher --samples 5 --devices 0
+expect 0 'another device kind' "$TDGEN" verify "$TMP/against-out" --against demo/teacher --devices cpu
+expect 0 'Done in' "$TDGEN" -c "$TMP/against.ini" devices.gpus=cpu output.dir="$TMP/against-cpu"
+expect 0 'another device kind' "$TDGEN" verify "$TMP/against-cpu" --against demo/teacher --samples 5
+
 finish

@@ -15,7 +15,9 @@ for devices in "devices.gpus=cpu*2 devices.gpus_per_model=1" \
     "devices.gpus=cpu*4 devices.gpus_per_model=4" \
     "devices.gpus=cpu*4 devices.gpus_per_model=2" \
     "devices.gpus=cpu*3 devices.groups=0|1,2" \
-    "devices.gpus=cpu*2 devices.groups=0|0"; do
+    "devices.gpus=cpu*2 devices.groups=0|0" \
+    "devices.gpus=cpu*3 devices.gpus_per_model=1 devices.cpu_speeds=0.25,0.5,1" \
+    "devices.gpus=cpu*2 devices.gpus_per_model=2 devices.cpu_speeds=0.5,1 devices.cpu_threads=1,3"; do
     for tokens in 512 8192; do
         i=$((i + 1))
         # shellcheck disable=SC2086 # two arguments
@@ -24,6 +26,11 @@ for devices in "devices.gpus=cpu*2 devices.gpus_per_model=1" \
         same_shards "$TMP/ref-out" "$TMP/v$i"
     done
 done
+
+# What each group did, for people and for programs.
+expect 0 'group 0 .* busy [0-9]+% [0-9]+%   last done at [0-9.]+s' "$TDGEN" -c "$TMP/ref.ini" \
+    output.dir="$TMP/two" devices.gpus=cpu*2 devices.gpus_per_model=2 run.batch_tokens=512
+check "status.json has no last_done_s" grep -q '"last_done_s": [0-9]*[1-9.]' "$TMP/two/status.json"
 
 # A longer job for what has to be hit in the middle: 2000 rows in 63 shards, a second or more.
 for _ in $(seq 10); do cat demo/demo.jsonl; done >"$TMP/long.jsonl"

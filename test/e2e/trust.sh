@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What makes a record one that others can trust: merging workers' folders.
+# What makes a record one that others can trust: merging workers' folders, computing samples again.
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 config "$TMP/one.ini"
-expect 0 'Truncation: the 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
+expect 0 'Truncation: the .at most. 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
 check "no truncation report in status.json" grep -q '"mean_kl"' "$TMP/one-out/status.json"
 for w in 0 1 2; do
     expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/w$w" run.worker_id=$w \
@@ -51,4 +51,62 @@ done
 for w in 0 1 2; do
     expect 0 '^OK' "$TDGEN" verify "$TMP/w$w"
 done
+
+# --- verify --against: nothing differs on the device kind that recorded it, however it was scheduled
+expect 0 'same device kind, 12 samples: 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/one-out" \
+    --against demo/teacher --samples 12 --devices cpu
+expect 0 'control .*: 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/all" --against demo/teacher \
+    --seed 7 --devices cpu
+expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/two" devices.gpus='cpu*2' \
+    devices.gpus_per_model=2 run.batch_tokens=700 'capture.temperatures=2, 0.5' data.max_samples=50 \
+    capture.logprob_dtype=f32 data.overflow=split data.max_length=40
+expect 0 'same device kind, .* 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/two" \
+    --against demo/teacher --samples 300 --devices cpu
+# Every mode and way of storing.
+for mode in topk "topk capture.logprob_dtype=q8 capture.pack_ids=true capture.always_ids=1,2" topp \
+    "sample capture.proposal_power=0.5 output.zstd=true" topk+sample full hidden; do
+    rm -rf "$TMP/mode"
+    # shellcheck disable=SC2086 # several arguments
+    expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/mode" data.max_samples=12 \
+        run.seed=3 capture.mode=$mode
+    expect 0 'same device kind, .* 0 of [0-9]+ positions differ' "$TDGEN" verify "$TMP/mode" \
+        --against demo/teacher --devices cpu
+done
+
+# Another device kind: here the CPU with other kernels of oneDNN, whose name the kind carries.
+expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/f32" model.compute=f32 devices.gpus=cpu
+expect 0 'another device kind .* may differ by 0.002' env ONEDNN_MAX_CPU_ISA=SSE41 "$TDGEN" verify \
+    "$TMP/f32" --against demo/teacher --devices cpu
+
+# The wrong teacher or tokenizer is an error that shows both sides.
+for part in config.json tokenizer.json model.safetensors; do
+    rm -rf "$TMP/teacher"
+    cp -r demo/teacher "$TMP/teacher"
+    case $part in
+    *.json) printf '\n' >>"$TMP/teacher/$part" ;;
+    *) # a bit of the last weight
+        size=$(stat -c %s "$TMP/teacher/$part")
+        printf '\001' | dd of="$TMP/teacher/$part" bs=1 seek=$((size - 3)) conv=notrunc 2>/dev/null ;;
+    esac
+    expect 3 'is not the teacher that .* was made with: .* is [0-9a-f]{16} in the folder and [0-9a-f]{16} in the model' \
+        "$TDGEN" verify "$TMP/one-out" --against "$TMP/teacher" --devices cpu
+done
+# So it is for a run that goes on.
+for part in config.json tokenizer.json model.safetensors; do
+    rm -rf "$TMP/teacher"
+    cp -r demo/teacher "$TMP/teacher"
+    case $part in
+    *.json) printf '\n' >>"$TMP/teacher/$part" ;;
+    *) printf '\001' | dd of="$TMP/teacher/$part" bs=1 seek=$((size - 3)) conv=notrunc 2>/dev/null ;;
+    esac
+    expect 6 'is "[0-9a-f]{16}" in the folder and "[0-9a-f]{16}" in this run' \
+        "$TDGEN" -c "$TMP/one.ini" model.path="$TMP/teacher"
+done
+cp demo/demo.jsonl "$TMP/data.jsonl"
+echo '{"id": "more", "text": "One more."}' >>"$TMP/data.jsonl"
+expect 6 'data.size_bytes .* in the folder and .* in this run' "$TDGEN" -c "$TMP/one.ini" \
+    data.path="$TMP/data.jsonl"
+expect 6 'capture.top_k is 16 in the folder and 8 in this run' "$TDGEN" -c "$TMP/one.ini" capture.top_k=8
+expect 2 'goes with --against' "$TDGEN" verify "$TMP/one-out" --samples 3
+expect 2 'expected auto, cpu' "$TDGEN" verify "$TMP/one-out" --against demo/teacher --devices gpu
 finish

@@ -129,7 +129,7 @@ int main(int argc, char **argv) {
     td_shard *s = td_fixture_shard(&f, 1, 4);
     td_capture_spec spec = {
         .top_k = 8, .logprob_dtype = TD_F16, .n_temperatures = 1, .n_vocab = f.model.n_vocab};
-    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4]};
+    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4], 0};
     td_layout layout;
     FILE *sink = fopen("/dev/null", "w");
     int rc = 1;

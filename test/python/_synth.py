@@ -35,7 +35,7 @@ class Teacher:
                  sharp=3.0):
         rng = np.random.default_rng(seed)
         self.vocab, self.samples = vocab, []
-        self.head = rng.normal(size=(vocab, hidden)).astype(np.float32) / np.sqrt(hidden) * sharp
+        self.head = (rng.normal(size=(vocab, hidden)) / np.sqrt(hidden) * sharp).astype(np.float32)
         for i in range(n):
             size = length or int(rng.integers(3, longest + 1))
             if not length and i == 3:

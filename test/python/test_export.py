@@ -291,6 +291,8 @@ def check_distillkit(run, tmp, teacher=None):
             assert ids[t][used].tolist() == s["topk_ids"][r][used].tolist() and len(set(ids[t])) == k
             assert np.array_equal(values[t][used].astype(np.float32), s["topk_logprobs"][r][used].astype(np.float32))
             assert (np.exp(values[t][~used]) == 0).all()
+        rest = np.setdiff1d(np.arange(n), s["row_position"])
+        assert np.allclose(np.exp(values[rest]).sum(axis=1), 0.5)  # masked, but log1p(-sum) must be finite
         if teacher:
             kl = distillkit_kl(student_logp(canon, s)[:n], ids, values, labels)
             # Teacher renormalised over the set, student not: KL is -log of the covered mass, and nothing else.

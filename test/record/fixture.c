@@ -20,10 +20,18 @@ void td_fixture_init(td_fixture *f) {
     f->cfg.data.add_special_tokens = true;
     f->cfg.capture.top_k = 8;
     f->cfg.capture.logprob_dtype = TD_F16;
+    f->cfg.capture.top_p = 0.9;
+    f->cfg.capture.min_k = 2;
+    f->cfg.capture.n_draws = 20;
+    f->cfg.capture.proposal_power = 1;
+    f->cfg.capture.dense_dtype = TD_BF16;
     f->cfg.output.dir = td_asprintf("%s/out", f->dir);
     f->cfg.output.shard_samples = 4;
-    f->model = (td_model_config){
-        .architecture = "LlamaForCausalLM", .n_vocab = 50, .config_hash = 0x1234, .eos_id = 2};
+    f->model = (td_model_config){.architecture = "LlamaForCausalLM",
+                                 .n_vocab = 50,
+                                 .n_hidden = 12,
+                                 .config_hash = 0x1234,
+                                 .eos_id = 2};
     f->id = (td_identity){.model = &f->model,
                           .compute = TD_F32,
                           .has_tokenizer = true,

@@ -144,7 +144,7 @@ Test(coverage, a_run_counts_what_it_wrote_and_what_was_there) {
     FILE *out = open_memstream(&text, &size);
     td_coverage_print(&mixed, out);
     fclose(out);
-    cr_assert(strstr(text, "the 8 candidates cover") && strstr(text, "top_k = 4:") &&
+    cr_assert(strstr(text, "8 candidates cover") && strstr(text, "top_k = 4:") &&
                   strstr(text, "already"),
               "%s", text);
     free(text);

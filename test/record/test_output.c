@@ -105,7 +105,7 @@ static void change(td_fixture *f, int i) {
         f->cfg.output.shard_samples++;
         break;
     case 18:
-        f->cfg.run.seed++;
+        f->cfg.capture.mode = TD_CAPTURE_SAMPLE;
         break;
     case 19:
         set_text(&f->cfg.data.id_field, "id");
@@ -145,7 +145,7 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
                                       "capture.logprob_dtype",
                                       "capture.temperatures",
                                       "output.shard_samples",
-                                      "run.seed",
+                                      "capture.mode",
                                       "data.id_field",
                                       "data.ids_field",
                                       "data.prompt_field",
@@ -437,7 +437,7 @@ Test(output, a_shard_of_another_run_is_not_taken) {
     td_fixture f, g;
     td_fixture_init(&f);
     td_fixture_init(&g);
-    g.cfg.run.seed = 5;
+    g.id.compute = TD_BF16;
     td_error err;
     int64_t n;
     must(td_fixture_run(&f, 1, NULL, &err), &err);
@@ -519,9 +519,10 @@ Test(output, a_folder_that_cannot_be_made_is_an_error) {
 
 Test(output, sizes_for_the_plan) {
     td_config cfg = {.capture = {.top_k = 64, .logprob_dtype = TD_F16, .n_temperatures = 2}};
+    td_model_config model = {.n_vocab = 1000, .n_hidden = 16};
     /* position 4, ids 256, logprobs 128, lse 4, lse_t 8, tail 4, target 4 + 4, entropy 4 */
-    cr_assert_eq(td_record_bytes_per_row(&cfg), 416);
+    cr_assert_eq(td_record_bytes_per_row(&cfg, &model), 416);
     cfg.capture.logprob_dtype = TD_F32;
-    cr_assert_eq(td_record_bytes_per_row(&cfg), 544);
+    cr_assert_eq(td_record_bytes_per_row(&cfg, &model), 544);
     cr_assert_eq(td_record_bytes_per_token(&cfg), 5);
 }

@@ -227,7 +227,7 @@ Test(verify, meaning_is_checked_behind_the_hashes) {
     td_shard *s = td_fixture_shard(&f, 0, 4);
     td_capture_spec spec = {
         .top_k = 4, .logprob_dtype = TD_F16, .n_temperatures = 1, .n_vocab = 50};
-    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4]};
+    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4], 0};
     forged good = {0};
     good.data = td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors", &good.n);
     cr_assert(td_layout_init(&good.layout, &spec, &counts));

@@ -417,7 +417,7 @@ Test(run, a_micro_batch_that_no_group_comes_back_from_ends_the_run, .timeout = 6
         g_lost.devices[i]->ops = &ops;
     cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE);
     cr_assert(strstr(err.text, "a micro-batch of shard 0 failed on 3 groups"), "%s", err.text);
-    cr_assert_eq(s.n_hung, 3);
+    cr_assert_eq(s.n_hung, 3, "%d hung, %d retired", s.n_hung, s.n_retired);
     td_run_summary_free(&s);
     td_output_close(g_lost.output);
     remove_dir(g_lost.dir);

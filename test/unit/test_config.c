@@ -185,6 +185,21 @@ Test(config, every_key_in_a_file) {
     td_config_free(&c);
 }
 
+Test(config, cpu_devices_of_unlike_speed_and_width) {
+    td_config c = load_ok(BASE_INI "[devices]\ngpus = cpu*3\ncpu_speeds = 0.25, 0.5,1\n"
+                                   "cpu_threads = 2,1, 8\n",
+                          (const char *[4]){"devices.cpu_speeds=0.001,.5,1"});
+    cr_assert_eq(c.devices.n_cpu_speeds, 3);
+    cr_expect_eq(c.devices.cpu_speeds[0], 0.001);
+    cr_expect_eq(c.devices.cpu_speeds[1], 0.5);
+    cr_expect_eq(c.devices.cpu_speeds[2], 1.0);
+    cr_assert_eq(c.devices.n_cpu_threads, 3);
+    cr_expect_eq(c.devices.cpu_threads[0], 2);
+    cr_expect_eq(c.devices.cpu_threads[1], 1);
+    cr_expect_eq(c.devices.cpu_threads[2], 8);
+    td_config_free(&c);
+}
+
 Test(config, overrides_win_and_the_last_wins) {
     td_config c = load_ok(BASE_INI "[capture]\ntop_k = 5\ntemperatures = 2, 3\n",
                           (const char *[4]){"capture.top_k=6", " capture.top_k = 7 ",

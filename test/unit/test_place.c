@@ -143,7 +143,7 @@ Test(place, too_many_kinds_fall_back_to_the_given_order) {
     rng_state = 2;
     for (int i = 0; i < 40; i++) {
         instance in = random_instance(6, 1);
-        in.n_devices = in.n_kinds = 12; /* 4096 used-device sets */
+        in.n_devices = in.n_kinds = 13; /* 8192 used-device sets */
         for (int32_t d = 0; d < in.n_devices; d++) {
             in.kind_of[d] = d;
             in.limit[d] = 8 + (int)rnd(30);
@@ -152,6 +152,49 @@ Test(place, too_many_kinds_fall_back_to_the_given_order) {
         }
         check_against_brute_force(&in, true, i);
     }
+}
+
+/* The bottleneck of each set of devices is that of a placement on these devices alone. */
+Test(place, sets_equal_brute_force_on_their_devices) {
+    rng_state = 3;
+    int too_wide = 0, feasible = 0;
+    for (int i = 0; i < 200; i++) {
+        instance in = random_instance(8, 5);
+        int32_t width = 1 + (int32_t)rnd((uint32_t)in.n_devices);
+        td_place_problem p = {.n_items = in.n_items,
+                              .n_devices = in.n_devices,
+                              .kind_of = in.kind_of,
+                              .n_kinds = in.n_kinds,
+                              .cost = cost,
+                              .user = &in};
+        td_placement_sets sets;
+        td_error err;
+        cr_assert_eq(td_place_sets(&p, width, &sets, &err), TD_OK);
+        for (uint32_t mask = 0; mask < 1u << in.n_devices; mask++) {
+            bool used[MAX_DEVICES];
+            int32_t n = 0, count[MAX_DEVICES] = {0};
+            size_t state = 0;
+            for (int32_t d = 0; d < in.n_devices; d++) {
+                used[d] = !(mask >> d & 1);
+                n += !used[d];
+                count[in.kind_of[d]] += !used[d];
+            }
+            if (n > width) {
+                too_wide++;
+                continue;
+            }
+            for (int32_t k = 0; k < in.n_kinds; k++)
+                state += (size_t)count[k] * sets.stride[k];
+            double best = HUGE_VAL, squares = HUGE_VAL, got = sets.bottleneck[state];
+            brute(&in, false, 0, 0, used, 0, 0, &best, &squares);
+            cr_assert_lt(state, sets.n_states);
+            cr_assert(got == best || fabs(got - best) < 1e-9 * best, "instance %d, set %x: %g, %g",
+                      i, mask, got, best);
+            feasible += best < HUGE_VAL;
+        }
+        td_placement_sets_free(&sets);
+    }
+    cr_assert(too_wide > 100 && feasible > 100, "%d %d", too_wide, feasible);
 }
 
 static instance even_items(int32_t n_items, int32_t n_devices) {

@@ -206,21 +206,27 @@ Test(scenario, auto_width_per_device_type) {
     pf_open(&f, "codellama-34b", "4xa100-4xv100");
     f.cfg.devices.gpus_per_model = 0;
     pf_make(&f);
-    /* 62.9 GiB of weights: one A100 holds them, two V100s (61.4 GiB usable) do not. */
-    expect_contains(pf_assignment(&f), "  GPUs per model: 1 (4 workers), 3 (1 worker)\n");
-    expect_contains(f.text, "  Worker 4: GPUs 4,5,6\n");
-    cr_assert_eq(f.plan.n_leftover, 1);
-    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPU 7.");
+    /* 62.9 GiB of weights: one A100 holds them, two V100s (61.4 GiB usable) do not; three do, and
+     * the fourth is better used with them than not at all. */
+    expect_contains(pf_assignment(&f), "  GPUs per model: 1 (4 workers), 4 (1 worker)\n");
+    expect_contains(f.text, "  Worker 4: GPUs 4,5,6,7\n");
+    cr_assert_eq(f.plan.n_leftover, 0);
+    pf_gpus(&f, "0,4,5,6");
+    pf_make(&f);
+    expect_contains(pf_assignment(&f), "  GPUs per model: 1 (1 worker), 3 (1 worker)\n");
     pf_groups(&f, "4,5");
     cr_expect_eq(pf_make(&f), TD_E_DEVICE);
     expect_contains(f.err.text, "does not fit on 2 x V100-32GB (GPUs 4,5)");
     pf_close(&f);
 }
 
+/* Without speeds each type is on its own. */
 Test(scenario, auto_leaves_out_a_type_that_is_too_small) {
     pf f;
     pf_open(&f, "llama-70b", "4xa100-4xv100");
     f.cfg.devices.gpus_per_model = 0;
+    for (int32_t i = 0; i < f.inv.n_devices; i++)
+        f.inv.devices[i].tflops = f.inv.devices[i].tflops_f32 = 0;
     pf_make(&f);
     expect_contains(pf_assignment(&f), "  Worker 1: GPUs 2,3\n");
     cr_expect_eq(f.plan.n_groups, 2);

@@ -24,6 +24,7 @@ LLAMA3 = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
           "original_max_position_embeddings": 8192, "rope_type": "llama3"}
 SHAPES = {  # hidden, ffn, layers, heads, kv heads, head_dim, vocabulary
     "tiny": dict(family="llama", dims=(256, 688, 4, 8, 4, 32, 4096), tied=False, like="nothing"),
+    "deep": dict(family="llama", dims=(512, 1408, 24, 8, 4, 64, 4096), tied=False, like="nothing"),
     "1b": dict(family="llama", dims=(2048, 8192, 16, 32, 8, 64, 128256), tied=True,
                like="Llama-3.2-1B", rope=dict(LLAMA3, factor=32.0)),
     "8b": dict(family="llama", dims=(4096, 14336, 32, 32, 8, 128, 128256), tied=False,

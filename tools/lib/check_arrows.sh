@@ -17,7 +17,7 @@ declare -A allowed=(
     [model]="device|model|safetensors|tokenizer"
     [cpu]="device|device_check"
     [gpu]="device|device_check"
-    [sched]="config|cost|data|device|faults|model|plan|record|run|tokenizer"
+    [sched]="config|cost|data|device|faults|model|plan|record|run|simulate|tokenizer"
 )
 # Headers of one room only.
 declare -A system_owner=(

@@ -37,6 +37,9 @@ FILE_BYTES = 500 << 20  # and a new file begins behind about so many bytes, as t
 NO_LOGPROB = -1e9  # in places that a mask leaves out: Axolotl's own filling, finite so that 0 * x stays 0
 
 
+NO_HEAD = "states become probabilities through the teacher's lm_head: --model TEACHER_DIR"
+
+
 class ExportError(Exception):
     """Something the user can act on."""
 
@@ -391,6 +394,8 @@ def check_tokenizer(run, folder):
 
 
 def needs_mode(run, layout, modes, why):
+    if run.mode == "hidden" and "full" in modes:
+        why = NO_HEAD
     if run.mode not in modes:
         raise ExportError(f"{layout} takes capture modes {', '.join(modes)}, this run is {run.mode}: {why}")
 
@@ -464,17 +469,17 @@ def export_hf(run, out, options, quiet):
     raw = options.get("f16_bits", False)
     lp = np.uint16 if raw else np.float32
     columns = [Column("index", "value", np.int64), Column("start", "value", np.int64)]
-    k0 = run.shard(0)
-    if "sample_id_bytes" in k0:
+    first = run.sample(0)
+    if "id" in first:
         columns.append(Column("id", "value", str))
     columns += [Column("input_ids", "list", np.int32), Column("loss_mask", "list", np.uint8),
                 Column("row_position", "list", np.int32)]
     for name, dtype in (("logsumexp", np.float32), ("tail_mass", np.float32), ("target_logprob", np.float32),
                         ("target_rank", np.int32), ("entropy", np.float32), ("proposal_logsumexp", np.float32)):
-        if name in k0:
+        if name in first:
             columns.append(Column(name, "list", dtype))
     for name in ("logsumexp_t", "always_logprobs"):
-        if name in k0:
+        if name in first:
             columns.append(Column(name, "lists", np.float32))
     lists = []  # (ids, log-probabilities, counts, offsets)
     if run.mode in ("topk", "topk+sample"):
@@ -528,7 +533,7 @@ def export_axolotl(run, out, options, quiet):
     trainer shifts the target rows too, so that row i has to predict token i (before_0_10).
     """
     needs_mode(run, "axolotl", ("topk", "topp", "sample", "topk+sample", "full"),
-               "it holds no probabilities; make logits with tools/tdgen_logits")
+               NO_HEAD)
     late = 1 if options.get("before_0_10") else 0
     columns = [Column("input_ids", "list", np.int32), Column("labels", "list", np.int32),
                Column("attention_mask", "list", np.int8), Column("position_ids", "list", np.int32),
@@ -571,7 +576,7 @@ def export_distillkit(run, out, options, quiet):
     recorded and -100 elsewhere.
     """
     needs_mode(run, "distillkit", ("topk", "topp", "sample", "topk+sample", "full"),
-               "it holds no probabilities; make logits with tools/tdgen_logits")
+               NO_HEAD)
     k = set_size(run, options)
     packed = options.get("compressed")
     columns = [Column("input_ids", "list", np.int64), Column("labels", "list", np.int64)]
@@ -593,7 +598,9 @@ def export_distillkit(run, out, options, quiet):
             # -1e4 has probability 0 in every type it casts to, and 0 * -1e4 is 0 where 0 * -inf is not.
             ids, logp = fill_free(*candidates(run, record, options), run.vocab_size, k, -1e4)
             all_ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
-            all_logp = np.full((n, k), -np.log(k), np.float32)
+            # Masked rows: half of the mass, since its symmetric_uniform takes the log of what is left
+            # before it looks at the mask.
+            all_logp = np.full((n, k), -np.log(2 * k), np.float32)
             at = record["row_position"]
             all_ids[at], all_logp[at] = ids, logp
             has = next_token_is_target(record)[:n]

@@ -118,7 +118,8 @@ class Shard:
     bits as uint16. `metadata` is the header's __metadata__, `dtypes` names each tensor's stored type.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, partly=False):
+        """partly=True passes by tensors of types that a record never has (another's checkpoint)."""
         self.path = path
         if path.endswith(".zst"):
             buffer = _read_zstd(path)
@@ -137,13 +138,16 @@ class Shard:
             self.dtypes, self._arrays = {}, {}
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
+                self.dtypes[name] = entry["dtype"]
+                if partly and entry["dtype"] not in _DTYPES:
+                    continue
                 shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
                 count = math.prod(shape)
                 if not (0 <= begin <= end <= size - 8 - n and min(shape, default=1) >= 0
                         and end - begin == count * dtype.itemsize):
                     raise ValueError(f"{name} is {entry}")
                 array = np.frombuffer(buffer, dtype, count, 8 + n + begin).reshape(shape)
-                self.dtypes[name], self._arrays[name] = entry["dtype"], array
+                self._arrays[name] = array
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise RecordError(f"{path}: its header cannot be read: {e}") from e
 
@@ -242,6 +246,7 @@ class Run:
         identity = self.manifest["identity"]
         self.capture = _capture_spec(self.manifest)
         self.mode = self.capture["mode"]
+        self._dense = {"full": "logits", "hidden": "hidden"}.get(self.mode)
         self.temperatures = tuple(float(t) for t in self.capture.get("temperatures", ()))
         self.vocab_size = int(identity["model.n_vocab"])
         self.top_k = int(self.capture.get("top_k", 0))
@@ -292,6 +297,10 @@ class Run:
             self._open.popitem(last=False)
         return shard
 
+    def first_sample(self, k):
+        """Number of the k-th shard's first sample."""
+        return self._first[k]
+
     def _find(self, i):
         """Shard number in this folder, and the sample's number in it."""
         if i < 0:
@@ -314,8 +323,7 @@ class Run:
         first, last = (int(x) for x in t["row_offsets"][j : j + 2])
         if not 0 <= begin <= end <= last - first:
             raise IndexError(f"rows {begin} to {end} of {last - first}")
-        name = "logits" if self.mode == "full" else "hidden"
-        return t.floats(name, slice(first + begin, first + end))
+        return t.floats(self._dense, slice(first + begin, first + end))
 
     def sample(self, i, dense=True):
         """Record i, 0 <= i < len(run); negative counts from the end.
@@ -355,9 +363,8 @@ class Run:
         if self.mode in ("sample", "topk+sample"):
             part = self._ragged(t, rows, record, "draw_offsets", "draw_ids", "draw_logprobs")
             record["draw_counts"] = t["draw_counts"][part]
-        if dense and self.mode in ("full", "hidden"):
-            name = "logits" if self.mode == "full" else "hidden"
-            record[name] = t.floats(name, rows)
+        if dense and self._dense:
+            record[self._dense] = t.floats(self._dense, rows)
         return record
 
     def _ragged(self, t, rows, record, offsets, ids, logprobs):
@@ -577,7 +584,7 @@ def torch_dataset(path, temperature=1.0, tail="bucket", **options):
             self.run = Run(path)
             self.samples = []
             for k in range(len(self.run.shards)):
-                first = self.run._first[k]
+                first = self.run.first_sample(k)
                 rows = np.diff(self.run.shard(k)["row_offsets"])
                 self.samples += [first + int(j) for j in np.flatnonzero(rows)]
 

@@ -1,0 +1,268 @@
+/* The capture spec: from a config, to JSON and back. See spec.h. */
+#include "record/spec.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include "tdgen/json.h"
+#include "tdgen/util.h"
+
+static const char *const mode_names[] = {
+    [TD_CAPTURE_TOPK] = "topk",     [TD_CAPTURE_TOPP] = "topp",
+    [TD_CAPTURE_SAMPLE] = "sample", [TD_CAPTURE_TOPK_SAMPLE] = "topk+sample",
+    [TD_CAPTURE_FULL] = "full",     [TD_CAPTURE_HIDDEN] = "hidden",
+};
+
+const char *td_mode_name(td_capture_mode m) {
+    return mode_names[m];
+}
+
+bool td_mode_has_topk(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+
+bool td_mode_has_draws(td_capture_mode m) {
+    return m == TD_CAPTURE_SAMPLE || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+
+bool td_mode_is_ragged(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPP || td_mode_has_draws(m);
+}
+
+/* Ids and log-probabilities of single tokens, to which pack_ids and logprob_dtype apply. */
+static bool has_sets(td_capture_mode m) {
+    return m != TD_CAPTURE_FULL && m != TD_CAPTURE_HIDDEN;
+}
+
+int32_t td_spec_max_entries(const td_capture_spec *s) {
+    return s->mode == TD_CAPTURE_TOPP   ? s->top_k
+           : td_mode_has_draws(s->mode) ? TD_MIN(s->n_draws, s->n_vocab)
+                                        : 0;
+}
+
+bool td_spec_has_proposal(const td_capture_spec *s) {
+    return td_mode_has_draws(s->mode) && s->proposal_power != 1.0;
+}
+
+int32_t td_spec_id_bits(const td_capture_spec *s) {
+    int32_t b = 1;
+    while (b < 31 && INT32_C(1) << b <= s->n_vocab) /* 2^b - 1 >= V leaves all ones free */
+        b++;
+    return b;
+}
+
+const char *td_spec_logprob_name(const td_capture_spec *s) {
+    return s->q8 ? "q8" : td_dtype_name(s->logprob_dtype);
+}
+
+const char *td_spec_logprob_error(const td_capture_spec *s) {
+    return s->q8 ? "at most (max - min) / 508 of the row's stored log-probabilities"
+           : s->logprob_dtype == TD_F16
+               ? "at most 2^-11 of the value (half a unit of f16); values below -65504 are stored "
+                 "as -65504"
+               : "none: as computed in f32";
+}
+
+void td_spec_of(const td_config *cfg, const td_model_config *model, int32_t n_valid_vocab,
+                td_capture_spec *out) {
+    td_capture_mode m = cfg->capture.mode;
+    *out = (td_capture_spec){.mode = m, .n_vocab = model->n_vocab, .logprob_dtype = TD_F32};
+    out->n_valid = n_valid_vocab > 0 && m != TD_CAPTURE_HIDDEN
+                       ? TD_MIN(n_valid_vocab, model->n_vocab)
+                       : model->n_vocab;
+    if (m == TD_CAPTURE_HIDDEN) {
+        out->dense_dtype = cfg->capture.dense_dtype;
+        out->n_hidden = model->n_hidden;
+        return;
+    }
+    out->n_temperatures = cfg->capture.n_temperatures;
+    memcpy(out->temperatures, cfg->capture.temperatures, sizeof out->temperatures);
+    out->n_always = cfg->capture.n_always;
+    memcpy(out->always_ids, cfg->capture.always_ids, sizeof out->always_ids);
+    if (m == TD_CAPTURE_FULL)
+        out->dense_dtype = cfg->capture.dense_dtype;
+    if (td_mode_has_topk(m) || m == TD_CAPTURE_TOPP)
+        out->top_k = TD_MIN(cfg->capture.top_k, model->n_vocab);
+    if (m == TD_CAPTURE_TOPP) {
+        out->min_k = TD_MIN(cfg->capture.min_k, out->top_k);
+        out->top_p = cfg->capture.top_p;
+    }
+    if (td_mode_has_draws(m)) {
+        out->n_draws = cfg->capture.n_draws;
+        out->proposal_power = cfg->capture.proposal_power;
+    }
+    if (has_sets(m)) {
+        out->pack_ids = cfg->capture.pack_ids;
+        out->q8 = cfg->capture.quantise_logprobs;
+        out->logprob_dtype = out->q8 ? TD_F32 : cfg->capture.logprob_dtype;
+    }
+}
+
+/* --- JSON ---------------------------------------------------------------------------------------
+ */
+
+static bool put(json_t *o, const char *key, json_t *v) {
+    return v && json_object_set_new(o, key, v) == 0;
+}
+
+static bool put_list(json_t *o, const char *key, const double *reals, const int32_t *ints,
+                     int32_t n) {
+    json_t *a = json_array();
+    bool ok = a != NULL;
+    for (int32_t i = 0; ok && i < n; i++)
+        ok = json_array_append_new(a, reals ? json_real(reals[i]) : json_integer(ints[i])) == 0;
+    if (!ok) {
+        json_decref(a);
+        return false;
+    }
+    return put(o, key, a);
+}
+
+json_t *td_spec_json(const td_capture_spec *s) {
+    td_capture_mode m = s->mode;
+    json_t *o = json_object();
+    bool ok = o && put(o, "mode", json_string(mode_names[m])) &&
+              put(o, "n_vocab", json_integer(s->n_vocab));
+    if (ok && m != TD_CAPTURE_HIDDEN)
+        ok = put(o, "n_valid_vocab", json_integer(s->n_valid)) &&
+             put_list(o, "temperatures", s->temperatures, NULL, s->n_temperatures) &&
+             put_list(o, "always_ids", NULL, s->always_ids, s->n_always);
+    if (ok && s->top_k)
+        ok = put(o, "top_k", json_integer(s->top_k));
+    if (ok && m == TD_CAPTURE_TOPP)
+        ok = put(o, "top_p", json_real(s->top_p)) && put(o, "min_k", json_integer(s->min_k));
+    if (ok && td_mode_has_draws(m))
+        ok = put(o, "n_draws", json_integer(s->n_draws)) &&
+             put(o, "proposal_power", json_real(s->proposal_power));
+    if (ok && has_sets(m))
+        ok = put(o, "logprob_dtype", json_string(td_spec_logprob_name(s))) &&
+             put(o, "pack_ids", json_boolean(s->pack_ids));
+    if (ok && s->pack_ids)
+        ok = put(o, "id_bits", json_integer(td_spec_id_bits(s)));
+    if (ok && !has_sets(m))
+        ok = put(o, "dense_dtype", json_string(td_dtype_name(s->dense_dtype)));
+    if (ok && m == TD_CAPTURE_HIDDEN)
+        ok = put(o, "n_hidden", json_integer(s->n_hidden));
+    if (!ok) {
+        json_decref(o);
+        return NULL;
+    }
+    return o;
+}
+
+char *td_spec_text(const td_capture_spec *s) {
+    json_t *o = td_spec_json(s);
+    /* 15 digits carry every decimal a person writes and survive a round trip through a double. */
+    char *text = o ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15)) : NULL;
+    json_decref(o);
+    return text;
+}
+
+static bool get_int(const json_t *o, const char *key, int64_t min, int64_t max, int32_t *out) {
+    const json_t *v = json_object_get(o, key);
+    if (!json_is_integer(v) || json_integer_value(v) < min || json_integer_value(v) > max)
+        return false;
+    *out = (int32_t)json_integer_value(v);
+    return true;
+}
+
+static bool get_real(const json_t *o, const char *key, double *out) {
+    const json_t *v = json_object_get(o, key);
+    *out = json_number_value(v);
+    return json_is_number(v);
+}
+
+static bool get_bool(const json_t *o, const char *key, bool *out) {
+    const json_t *v = json_object_get(o, key);
+    *out = json_is_true(v);
+    return json_is_boolean(v);
+}
+
+static bool get_dtype(const json_t *o, const char *key, td_dtype *out) {
+    const char *name = json_string_value(json_object_get(o, key));
+    for (int t = TD_F32; name && t <= TD_F16; t++)
+        if (strcmp(name, td_dtype_name((td_dtype)t)) == 0) {
+            *out = (td_dtype)t;
+            return true;
+        }
+    return false;
+}
+
+static bool get_mode(const json_t *o, td_capture_mode *out) {
+    const char *name = json_string_value(json_object_get(o, "mode"));
+    for (size_t i = 0; name && i < TD_ARRAY_LEN(mode_names); i++)
+        if (strcmp(name, mode_names[i]) == 0) {
+            *out = (td_capture_mode)i;
+            return true;
+        }
+    return false;
+}
+
+static bool get_lists(const json_t *o, td_capture_spec *s) {
+    const json_t *temps = json_object_get(o, "temperatures"),
+                 *always = json_object_get(o, "always_ids");
+    if (!json_is_array(temps) || json_array_size(temps) > TD_MAX_TEMPERATURES ||
+        !json_is_array(always) || json_array_size(always) > TD_MAX_ALWAYS_IDS)
+        return false;
+    s->n_temperatures = (int32_t)json_array_size(temps);
+    s->n_always = (int32_t)json_array_size(always);
+    for (int32_t i = 0; i < s->n_temperatures; i++) {
+        const json_t *v = json_array_get(temps, (size_t)i);
+        if (!json_is_number(v) || !(json_number_value(v) > 0))
+            return false;
+        s->temperatures[i] = json_number_value(v);
+    }
+    for (int32_t i = 0; i < s->n_always; i++) {
+        const json_t *v = json_array_get(always, (size_t)i);
+        if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) >= s->n_vocab)
+            return false;
+        s->always_ids[i] = (int32_t)json_integer_value(v);
+    }
+    return true;
+}
+
+static bool parse(const json_t *o, td_capture_spec *s) {
+    if (!get_mode(o, &s->mode) || !get_int(o, "n_vocab", 1, INT32_MAX, &s->n_vocab))
+        return false;
+    td_capture_mode m = s->mode;
+    s->logprob_dtype = TD_F32;
+    s->n_valid = s->n_vocab;
+    if (m == TD_CAPTURE_HIDDEN)
+        return get_dtype(o, "dense_dtype", &s->dense_dtype) &&
+               get_int(o, "n_hidden", 1, INT32_MAX, &s->n_hidden);
+    if (!get_int(o, "n_valid_vocab", 1, s->n_vocab, &s->n_valid) || !get_lists(o, s))
+        return false;
+    if (m == TD_CAPTURE_FULL)
+        return get_dtype(o, "dense_dtype", &s->dense_dtype);
+    if ((td_mode_has_topk(m) || m == TD_CAPTURE_TOPP) &&
+        !get_int(o, "top_k", 1, TD_MIN(TD_MAX_TOP_K, s->n_vocab), &s->top_k))
+        return false;
+    if (m == TD_CAPTURE_TOPP &&
+        (!get_real(o, "top_p", &s->top_p) || !get_int(o, "min_k", 1, s->top_k, &s->min_k)))
+        return false;
+    if (td_mode_has_draws(m) && (!get_int(o, "n_draws", 1, TD_MAX_DRAWS, &s->n_draws) ||
+                                 !get_real(o, "proposal_power", &s->proposal_power)))
+        return false;
+    const char *dtype = json_string_value(json_object_get(o, "logprob_dtype"));
+    s->q8 = dtype && strcmp(dtype, "q8") == 0;
+    if (!s->q8 &&
+        (!get_dtype(o, "logprob_dtype", &s->logprob_dtype) || s->logprob_dtype == TD_BF16))
+        return false;
+    return get_bool(o, "pack_ids", &s->pack_ids);
+}
+
+td_status td_spec_parse(const json_t *o, const char *path, td_status code, td_capture_spec *out,
+                        td_error *err) {
+    td_capture_spec s = {0};
+    char *given = json_is_object(o)
+                      ? json_dumps(o, JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15))
+                      : NULL;
+    char *again = given && parse(o, &s) ? td_spec_text(&s) : NULL;
+    bool ok = again && strcmp(given, again) == 0;
+    free(given);
+    free(again);
+    if (!ok)
+        return td_error_set(err, code, "%s: \"capture\" is not of a form that this version writes",
+                            path);
+    *out = s;
+    return TD_OK;
+}

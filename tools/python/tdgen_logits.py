@@ -1,0 +1,228 @@
+"""Logits of a run that recorded final-norm states (capture.mode = hidden), through the teacher's lm_head.
+
+    from tdgen_logits import FullRun, LmHead
+    from tdgen_reader import to_targets
+
+    run = FullRun("out/hidden", "/models/Qwen3-0.6B")    # a Run whose records are those of mode full
+    probs = to_targets(run.sample(0), temperature=3.0, dense=True)
+
+or, with a record of the hidden run itself: to_targets(record, lm_head=LmHead(MODEL_DIR, "bf16")).
+
+logits = finish(states . lm_head^T), in float32: lm_head in the type that the run computed in, products of
+those and sums in float32, then divided (logits_scaling) and capped (final_logit_softcapping) as the config
+says. Against capture.mode = full of the same run the same logits but for the order of summation; where
+states were stored in fewer bits than they were computed in, also for that rounding.
+"""
+
+import json
+import os
+
+import numpy as np
+from tdgen_reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
+
+__all__ = ["FullRun", "LmHead"]
+
+_KEEP_BYTES = 2 << 30  # an lm_head of up to this size is kept as float32
+_BLOCK_BYTES = 64 << 20
+# Architectures whose transformers config class ties embeddings where config.json does not say.
+_TIED = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel", "SmolLM3ForCausalLM")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+
+
+def _rounded(x, compute):
+    """float32 values as the run's compute type holds them."""
+    if compute == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    if compute == "bf16":
+        u = x.view(np.uint32).astype(np.uint64)
+        return ((u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return x
+
+
+class LmHead:
+    """Callable: float32 states [n, C] to float32 logits [n, V].
+
+    path: the teacher's folder; compute: the run's manifest["identity"]["model.compute"]. The weight stays
+    mapped, is converted in blocks, and kept as float32 where it is small. n_valid: ids from here on are
+    padding without a token, and get -inf (capture.mask_padded_vocab).
+    """
+
+    def __init__(self, path, compute="bf16", n_valid=None):
+        self.path, self.compute, self.n_valid = os.fspath(path), compute, n_valid
+        try:
+            with open(os.path.join(self.path, "config.json"), "rb") as f:
+                self.config_bytes = f.read()
+            config = json.loads(self.config_bytes)
+        except (OSError, ValueError) as e:
+            raise RecordError(f"{self.path}: config.json cannot be read: {e}") from e
+        architecture = (config.get("architectures") or [""])[0]
+        self.divisor = np.float32(config.get("logits_scaling") or 1)  # Granite
+        cap = config.get("final_logit_softcapping", 30.0 if architecture == "Gemma2ForCausalLM" else None)
+        self.softcap = np.float32(cap or 0)
+        tied = config.get("tie_word_embeddings", architecture in _TIED)
+        shard, name = self._find(_TABLES if tied else _HEADS)
+        if shard.dtypes[name] not in ("F32", "F16", "BF16"):
+            raise RecordError(f"{shard.path}: {name} is {shard.dtypes[name]}, which is not read here")
+        self.weight, self._bf16 = shard[name], shard.dtypes[name] == "BF16"
+        self.n_vocab, self.n_hidden = self.weight.shape
+        self._kept = None
+
+    def _find(self, names):
+        index = os.path.join(self.path, "model.safetensors.index.json")
+        files = {"model.safetensors"}
+        if not os.path.exists(os.path.join(self.path, "model.safetensors")):
+            try:
+                with open(index, encoding="utf-8") as f:
+                    placed = json.load(f)["weight_map"]
+            except (OSError, ValueError, KeyError) as e:
+                raise RecordError(f"{self.path}: no model.safetensors, and its index cannot be read: {e}") from e
+            files = {file for name, file in placed.items() if name.endswith(names)}
+        for file in sorted(files):
+            if os.path.basename(file) != file:
+                raise RecordError(f"{index} names a file outside of its folder: {file}")
+            shard = Shard(os.path.join(self.path, file), partly=True)
+            for name in shard.dtypes:
+                if name.endswith(names):
+                    return shard, name
+        raise RecordError(f"{self.path}: there is no tensor {' or '.join(names)}")
+
+    def _block(self, begin, end):
+        part = self.weight[begin:end]
+        return _rounded(bf16_to_f32(part) if self._bf16 else part.astype(np.float32), self.compute)
+
+    def __call__(self, states):
+        states = np.ascontiguousarray(states, np.float32)
+        if states.ndim != 2 or states.shape[1] != self.n_hidden:
+            raise ValueError(f"states {states.shape}, lm_head reads [n, {self.n_hidden}]")
+        if self._kept is None and self.weight.size * 4 <= _KEEP_BYTES:
+            self._kept = self._block(0, self.n_vocab)
+        out = np.empty((len(states), self.n_vocab), np.float32)
+        if self._kept is not None:
+            np.matmul(states, self._kept.T, out=out)
+        else:
+            step = max(1, _BLOCK_BYTES // (4 * self.n_hidden))
+            for v in range(0, self.n_vocab, step):
+                out[:, v : v + step] = states @ self._block(v, min(v + step, self.n_vocab)).T
+        if self.divisor != 1:
+            out /= self.divisor
+        if self.softcap > 0:
+            np.tanh(np.divide(out, self.softcap, out=out), out=out)
+            out *= self.softcap
+        if self.n_valid:
+            out[:, self.n_valid :] = -np.inf
+        return out
+
+
+class FullRun(Run):
+    """A hidden run seen as one of mode full: logits, and what follows from them, are made when asked for."""
+
+    def __init__(self, path, model, n_valid=None):
+        super().__init__(path)
+        if self.mode != "hidden":
+            raise RecordError(f"{self.path} was recorded in mode {self.mode}: lm_head is for mode hidden")
+        identity = self.manifest["identity"]
+        self.head = LmHead(model, identity.get("model.compute", "f32"), n_valid)
+        have, want = _hash(self.head.config_bytes), identity.get("model.config_hash")
+        if want is not None and have is not None and have != want:
+            raise RecordError(f"the states are not of this model:\n  {self.head.path}/config.json: {have}\n"
+                              f"  {self.path}: {want}")
+        if self.head.n_vocab < self.vocab_size:
+            raise RecordError(f"{self.head.path}: an lm_head of {self.head.n_vocab} tokens, the run has {self.vocab_size}")
+        self.mode = "full"
+
+    def dense_rows(self, i, begin, end):
+        return self.head(super().dense_rows(i, begin, end))[:, : self.vocab_size]
+
+    def sample(self, i, dense=True):
+        record = super().sample(i, dense=False)
+        record["temperatures"] = ()
+        if dense:
+            logits = self.dense_rows(i, 0, len(record["row_position"]))
+            record.update(logits=logits, **derived(record, logits))
+        return record
+
+
+def derived(record, logits):
+    """What mode full records beside the logits."""
+    logp = log_softmax(logits)
+    rows = np.arange(len(logp))
+    targets = record["input_ids"][record["row_position"] + 1]
+    at = logp[rows, targets] if len(rows) else np.zeros(0, np.float32)
+    ids = np.arange(logp.shape[1])
+    before = (logp > at[:, None]) | ((logp == at[:, None]) & (ids < targets[:, None]))
+    finite = np.where(np.isfinite(logp), logp, 0).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        lse = np.nanmax(np.where(np.isfinite(logp), logits - logp, np.nan), axis=1, initial=-np.inf)
+    return {
+        "logsumexp": lse.astype(np.float32),
+        "tail_mass": np.zeros(len(logp), np.float32),
+        "target_logprob": at.astype(np.float32),
+        "target_rank": before.sum(axis=1).astype(np.int32),
+        "entropy": -(np.exp(logp.astype(np.float64)) * finite).sum(axis=1).astype(np.float32),
+    }
+
+
+def write_logits(run, out, dtype="f32", quiet=False):
+    """Writes the logits of a FullRun, a shard for a shard, into the new folder `out`; the number of rows."""
+    from tdgen_export import Progress, Target, provenance
+
+    names = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+    keep = ("sample_offsets", "sample_index", "sample_start", "row_offsets", "input_ids", "row_position", "loss_mask",
+            "sample_status")
+    bar, n_rows = Progress(len(run), quiet), 0
+    with Target(out, folder=True) as target:
+        for k in range(len(run.shards)):
+            shard = run.shard(k)
+            rows = shard["row_offsets"]
+            tensors, at = {}, 0
+            for name in keep:
+                x = shard[name]
+                tensors[name] = (shard.dtypes[name], x.shape, x)
+            header = {"__metadata__": {"tdgen": json.dumps(provenance(run, "logits", {"dtype": dtype})),
+                                       "shard": str(run.shards[k]["shard"])}}
+            tensors["logits"] = (names[dtype], (int(rows[-1]), run.vocab_size), None)
+            # The wider types first, so that every tensor is aligned.
+            order = sorted(tensors, key=lambda n: -_SIZES[tensors[n][0]])
+            for name in order:
+                kind, shape, _ = tensors[name]
+                end = at + _SIZES[kind] * int(np.prod(shape, dtype=np.int64))
+                header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
+                at = end
+            text = json.dumps(header).encode()
+            text += b" " * (-(len(text) + 8) % 64)
+            with open(os.path.join(target.path, f"shard-{run.shards[k]['shard']:06d}.safetensors"), "wb") as f:
+                f.write(len(text).to_bytes(8, "little") + text)
+                for name in order:
+                    if name != "logits":
+                        f.write(np.ascontiguousarray(tensors[name][2]).tobytes())
+                        continue
+                    step = max(1, _BLOCK_BYTES // (4 * run.vocab_size))
+                    for j in range(len(rows) - 1):
+                        n = int(rows[j + 1] - rows[j])
+                        for r in range(0, n, step):
+                            f.write(_stored(run.dense_rows(run.first_sample(k) + j, r, min(r + step, n)), dtype))
+                        n_rows += n
+                        bar.step()
+        bar.close()
+        target.commit()
+    return n_rows
+
+
+_SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
+
+
+def _stored(logits, dtype):
+    if dtype == "f16":
+        return logits.astype(np.float16).tobytes()
+    if dtype == "bf16":
+        return (_rounded(logits, "bf16").view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    return logits.tobytes()
+
+
+def _hash(data):
+    try:
+        import xxhash
+    except ImportError:
+        return None  # unchecked without the package
+    return f"{xxhash.xxh3_64_intdigest(data):016x}"
