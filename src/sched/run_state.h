@@ -4,9 +4,21 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include "sched/blame.h"
 #include "sched/claims.h"
 #include "sched/queue.h"
 #include "tdgen/run.h"
+
+/* Memory orders of the atomics below. Where no order is written they are seq_cst, C11's default:
+ * counters and flags that are touched a few times per micro-batch, so that a weaker order would
+ * save nothing, and that are read either after their threads were joined or acknowledged (run->lock
+ * orders that) or as a moment's value to show. Three of them carry more than their own value and
+ * need what seq_cst includes: n_submits   the thread's exchange on leaving and the watch's exchange
+ * to TD_SUBMIT_GONE are on one word: one of them fails. The watch's acquires what the thread wrote
+ * before it went in (the works in flight); the thread that fails touches nothing. in_flight   who
+ * loads a work sees what was stored in it before (release on the store, acquire on the load) stop
+ * set under run->lock; those that wait for the condition see it there Orders that are weaker, or
+ * that carry an argument, have it next to them. */
 
 /* A shard between its opening and its commit. Lives in one of run->open. */
 typedef struct td_open_shard {
@@ -23,10 +35,11 @@ typedef struct td_work {
     td_claim_item item; /* first: all that claims.c knows of it */
     td_open_shard *open;
     int32_t batch;
-    _Atomic int32_t n_failed; /* groups that failed or hung with it in flight */
+    uint64_t number; /* in the queue; written by its claimer before it is in flight */
+    /* 1 + the index of the one sample that is in flight, of a work that is split; 0 = all. Written
+     * by the claimer; whoever tells what was in flight when a device was lost reads it. */
+    _Atomic int32_t only;
 } td_work;
-
-#define TD_MAX_TRIES 3 /* a micro-batch that fails on so many groups ends the run */
 
 typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
 
@@ -45,6 +58,7 @@ typedef struct td_group {
     _Atomic int64_t last_done_us; /* after the start of the run; 0: nothing was done */
     /* Of what it completed: how long it took, and by the cost model (0 = speeds unknown). */
     _Atomic int64_t observed_us, predicted_us;
+    _Atomic int64_t *busy_us; /* [n_stages] of each device, told a few times a second */
     /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
      * session's slot i, and `oldest` the slot of the oldest. Written by the group's thread. A
      * work is taken out before it is done, so what is seen here is in an open shard. */
@@ -55,6 +69,10 @@ typedef struct td_group {
      * SUBMIT_GONE: a thread that lost its work this way touches nothing any more. */
     _Atomic int64_t n_submits;
     _Atomic int64_t patience_ms; /* without a sign of life: the device hangs */
+    /* Of its sessions before the present one; written by the group's thread, and what it may tell
+     * is read when it has ended. */
+    double busy_s[64], op_s[TD_OP_COUNT];
+    _Atomic int32_t n_failures, n_reinstated;
     /* The watch's own. */
     int64_t seen_submits;
     double stuck_s;
@@ -72,6 +90,7 @@ typedef struct td_run_state {
     td_session_limits limits;
     td_queue *queue;
     td_claim_board *board;
+    td_blame *blame; /* protected by lock */
     td_group *groups;
     int32_t n_groups;
     const char **kinds;  /* device kinds of the groups, without repetition */
@@ -116,11 +135,6 @@ static inline bool td_run_is_lost(const td_run_state *run) {
 }
 /* TD_E_DEVICE_LOST was met, on behalf of a group or (NULL) of none. Any thread. */
 void td_run_lost(td_run_state *run, td_group *g, const td_error *err);
-/* Counts a failure of a micro-batch that was in flight; to be called while it is still the group's,
- * so that its shard is there. True when it has failed too often. */
-static inline bool td_work_failed(td_work *w) {
-    return atomic_fetch_add(&w->n_failed, 1) + 1 >= TD_MAX_TRIES;
-}
 /* Marks the group retired with its reason. True when no other is left. Any thread. */
 bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why);
 /* Drops every shard that is not committed. After all threads that could touch them ended. */
