@@ -529,6 +529,50 @@ Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
     remove_dir(ref);
 }
 
+/* Device 1 lacks memory once, for its first micro-batch (so that it is split while nothing else is
+ * in flight), and breaks for good at the next large one; device 0 does nothing before that. */
+static _Atomic bool g_lacked_memory, g_broken;
+static td_status breaking_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    if (!atomic_exchange(&g_lacked_memory, true))
+        return td_error_set(err, TD_E_DEVICE_OOM, "cpu:1: no memory for %d tokens", a->n_tokens);
+    if (a->n_tokens > 372)
+        atomic_store(&g_broken, true);
+    if (atomic_load(&g_broken))
+        return td_error_set(err, TD_E_DEVICE, "cpu:1: embed: injected failure");
+    return g_real->embed(s, a, err);
+}
+
+static td_status patient_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    while (!atomic_load(&g_broken))
+        usleep(1000);
+    return g_real->embed(s, a, err);
+}
+
+/* Work that was split speaks for nobody and against nobody any more once it is done. */
+Test(run, a_group_that_lacked_memory_is_retired_when_its_device_breaks, .timeout = 60) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "breaks", "cpu*2", 2, "512");
+    td_device_ops patient = *(g_real = f.devices[0]->ops), breaking = *g_real;
+    patient.embed = patient_embed;
+    breaking.embed = breaking_embed;
+    f.devices[0]->ops = &patient;
+    f.devices[1]->ops = &breaking;
+    OK(run(&f, &s, &err));
+    cr_assert_eq(s.n_failures, 1);
+    cr_assert_eq(s.n_retired, 1);
+    cr_assert(s.groups[1].retired);
+    assert_same_shards(ref, f.dir);
+    td_run_summary_free(&s);
+    teardown(&f, g_real);
+    remove_dir(f.dir);
+    remove_dir(ref);
+}
+
 /* A device that computes wrong without noticing: entropies where tail masses belong. */
 static td_status swapped_capture(td_stream *s, const td_capture_args *a, td_error *err) {
     td_capture_args wrong = *a;
