@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tdgen/json.h"
 #include "tdgen/run.h"
 #include "tdgen/util.h"
 
@@ -435,6 +436,22 @@ static td_status faltering_gemm(td_stream *s, const td_gemm_args *a, td_error *e
     return g_real->gemm(s, a, err);
 }
 
+/* Busy seconds of a group's only device as the last status.json tells them. */
+static double told_busy_s(const char *dir, double *elapsed_s) {
+    char *path = td_asprintf("%s/status.json", dir);
+    json_t *j = NULL;
+    td_error err = {0};
+    OK(td_json_load_file(path, 1 << 20, TD_E_DATA, &j, &err));
+    const json_t *group = json_array_get(json_object_get(j, "groups"), 0);
+    const json_t *share = json_array_get(json_object_get(group, "busy_shares"), 0);
+    cr_assert(json_is_real(share));
+    *elapsed_s = json_real_value(json_object_get(j, "elapsed_s"));
+    double s = json_real_value(share) * *elapsed_s;
+    json_decref(j);
+    free(path);
+    return s;
+}
+
 Test(run, the_only_group_goes_on_after_a_failure) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
     char ref[256];
@@ -455,6 +472,10 @@ Test(run, the_only_group_goes_on_after_a_failure) {
         cr_assert_eq(s.n_failures, 1);
         cr_assert_eq(s.groups[0].n_reinstated, 1);
         cr_assert_eq(s.n_bad_samples, 0);
+        /* Of both sessions, to the end; a share is at most 1, and JSON has six digits. */
+        double elapsed_s, told = told_busy_s(f.dir, &elapsed_s);
+        double busy = TD_MIN(s.groups[0].stage_busy_s[0], elapsed_s);
+        cr_assert_float_eq(told, busy, 1e-3 * busy + 1e-5, "%g instead of %g s", told, busy);
         assert_same_shards(ref, f.dir);
         td_run_summary_free(&s);
         teardown(&f, g_real);
