@@ -27,7 +27,8 @@ typedef struct flight {
     td_claim claim;
     td_batch batch;
     td_claim_item item; /* a copy: the claim's own may be gone once it is done */
-    double predicted_s; /* of the slowest stage; 0 = unknown */
+    double submitted_s;
+    double predicted_s;                                  /* of the slowest stage; 0 = unknown */
     int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
     int64_t *row_dataset_row, *row_position;
 } flight;
@@ -37,7 +38,8 @@ typedef struct loop {
     flight *slots;
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claimer claimer;
-    bool gone; /* the watch gave this thread up */
+    double last_stored_s; /* when the last micro-batch was done, for the timeline */
+    bool gone;            /* the watch gave this thread up */
     /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
     double full_since_s, full_until_s;
     double *busy_since, *busy_until; /* [n_stages] */
@@ -188,6 +190,10 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
     atomic_fetch_add(&g->n_rows, mb->n_rows);
     atomic_fetch_add(&g->n_samples, mb->n_samples);
     atomic_fetch_add(&g->n_batches, 1);
+    double now = td_time_s();
+    td_timeline_note(run->timeline, g->id, sh->number, mb->n_samples, mb->n_tokens,
+                     TD_MAX(f->submitted_s, l->last_stored_s), now);
+    l->last_stored_s = now;
     /* Before it is done: then it is nobody's any more. */
     atomic_store(&g->in_flight[l->head], NULL);
     td_queue_done(run->queue, g->id, f->claim.number);
@@ -226,7 +232,8 @@ static td_status submit(loop *l, const td_claim *claim, td_error *err) {
     f->item = ((const td_work *)claim->item)->item;
     f->predicted_s = td_cost_group_seconds(l->g->run->in->plan, (int32_t)l->g->id, &f->item.size);
     fill(f, claim->item);
-    td_claimer_submitted(&l->claimer, td_time_s(), claim);
+    f->submitted_s = td_time_s();
+    td_claimer_submitted(&l->claimer, f->submitted_s, claim);
     l->n_in_flight++; /* also on failure: the claim is then given back with the others */
     set_patience(l);
     atomic_store(&l->g->in_flight[slot], claim->item);

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include "sched/claims.h"
 #include "sched/queue.h"
+#include "sched/timeline.h"
 #include "tdgen/run.h"
 
 /* A shard between its opening and its commit. Lives in one of run->open. */
@@ -78,6 +79,7 @@ typedef struct td_run_state {
     int32_t *group_kind; /* [n_groups] index into kinds */
     int32_t n_kinds;
     double start_s;
+    td_timeline *timeline; /* NULL: out of memory, nothing is noted */
 
     _Atomic bool stop; /* claim nothing more; set on failure and by signals */
     _Atomic bool lost; /* a device was lost: leave at once, keep nothing; set with stop */
