@@ -535,8 +535,8 @@ static int run(job *j, bool quiet, char *const *argv, td_error *err) {
             td_run_summary_print(&summary, &j->plan, j->output, stdout);
             td_faults_print(faults, stdout);
         }
-        if (rc == TD_OK &&
-            (summary.n_bad_samples || summary.n_retired || totals.n_skipped || faults->n_lost))
+        if (rc == TD_OK && (summary.n_bad_samples || summary.n_failures || summary.n_retired ||
+                            totals.n_skipped || faults->n_lost))
             code = TD_EXIT_PARTIAL;
         if (rc == TD_OK)
             td_faults_remove(j->cfg.output.dir);

@@ -5,6 +5,11 @@ target_include_directories(td_record_fixture PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/
 td_test(test_record_writer SOURCES record/test_writer.c LIBS td_record_fixture LABELS record)
 td_test(test_record_output SOURCES record/test_output.c LIBS td_record_fixture LABELS record)
 td_test(test_record_verify SOURCES record/test_verify.c LIBS td_record_fixture LABELS record)
+td_test(test_record_modes SOURCES record/test_modes.c LIBS td_record_fixture PkgConfig::zstd LABELS record)
+td_test(test_record_modes_verify SOURCES record/test_modes_verify.c LIBS td_record_fixture LABELS record)
+if(td_test_slow) # test_record_verify flips bits there, in one mode
+  td_test(test_record_flips SOURCES record/test_flips.c LIBS td_record_fixture LABELS record)
+endif()
 td_test(test_record_crash SOURCES record/test_crash.c LIBS td_record_fixture LABELS record)
 if(TARGET test_record_crash)
   foreach(call open write pwrite fsync rename unlink ftruncate posix_fallocate)

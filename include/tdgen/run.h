@@ -8,11 +8,14 @@
  *   writer    commits shards whose last micro-batch is done (fsync keeps no group waiting)
  * and, below the device API, whatever threads the devices use.
  *
- * Devices that fail. TD_E_DEVICE retires the group: its micro-batches go to the others. So does a
- * micro-batch that shows no sign of life for max(60 s, 20 x its usual time): the device hangs,
- * and its session is never touched again. TD_E_DEVICE_LOST from any group ends the run at once:
- * nothing that is not committed is kept, no device is waited for, and the caller starts the program
- * anew (faults.h).
+ * Devices that fail. After TD_E_DEVICE the group's micro-batches go to the others, each to be
+ * computed alone; the group is retired when they succeed elsewhere, and works again, with a new
+ * session, when they fail elsewhere too: then their samples are computed one by one and those that
+ * fail are to blame (src/sched/blame.h has the rules). A micro-batch that shows no sign of life for
+ * max(60 s, 20 x its expected time) says that the device hangs: the group is retired and its
+ * session never touched again. TD_E_DEVICE_LOST from any group ends the run at once: nothing that
+ * is not committed is kept, no device is waited for, and the caller starts the program anew
+ * (faults.h).
  */
 #ifndef TDGEN_RUN_H
 #define TDGEN_RUN_H
@@ -53,7 +56,8 @@ typedef struct td_group_summary {
     double stage_steady[64];
     double op_s[TD_OP_COUNT]; /* with TDGEN_PROFILE=1: of all stages, by operation; else 0 */
     int32_t n_stages;
-    bool retired, hung;
+    int32_t n_failures, n_reinstated; /* of its devices; memory that was short does not count */
+    bool retired, hung;               /* for good */
     char retired_why[256];
 } td_group_summary;
 
@@ -74,6 +78,7 @@ typedef struct td_run_summary {
     int64_t n_bad_samples; /* skipped in this run: samples and rows */
     int64_t n_overflow_rows;
     int32_t n_groups, n_retired, n_hung; /* those that hung are retired, too */
+    int32_t n_failures;                  /* of all groups, also where they worked again */
     td_group_summary *groups;            /* freed by td_run_summary_free */
     td_device_summary *devices;          /* [n_devices] those with sensors; freed likewise */
     int32_t n_devices;

@@ -182,12 +182,17 @@ static void capture_text(const td_capture_spec *s, td_strbuf *line) {
         td_strbuf_printf(line, " as %s", td_spec_logprob_name(s));
     if (s->pack_ids)
         td_strbuf_printf(line, ", ids in %d bits", td_spec_id_bits(s));
+}
+
+/* What else is stored at every position; empty when nothing. */
+static void extras_text(const td_capture_spec *s, td_strbuf *line) {
+    td_strbuf_clear(line);
     if (s->n_temperatures)
-        td_strbuf_puts(line, ", log-sum-exp at temperatures ");
+        td_strbuf_puts(line, "log-sum-exp at temperatures ");
     for (int32_t i = 0; i < s->n_temperatures; i++)
         td_strbuf_printf(line, "%s%g", i ? "," : "", s->temperatures[i]);
     if (s->n_always)
-        td_strbuf_printf(line, ", %d ids at every position", s->n_always);
+        td_strbuf_printf(line, "%s%d ids at every position", line->len ? "; " : "", s->n_always);
 }
 
 static void print_settings(const td_inspector *in) {
@@ -226,6 +231,9 @@ static void print_settings(const td_inspector *in) {
     td_strbuf_clear(&line);
     capture_text(&in->manifest.spec, &line);
     print_field(in, "capture", cell_of(&line));
+    extras_text(&in->manifest.spec, &line);
+    if (line.len)
+        print_field(in, "", cell_of(&line));
     td_strbuf_free(&line);
     td_strbuf_free(&v);
 }

@@ -4,13 +4,13 @@
  * a ring of micro-batches in flight, submitted and waited for in order. Only this thread touches
  * the session.
  *
- * A micro-batch that is `alone` (a suspect, see faults.h) is submitted when nothing is in flight,
- * and nothing follows before it is done.
+ * A micro-batch that is `alone` (a suspect, see faults.h and blame.h) is submitted when nothing is
+ * in flight, and nothing follows before it is done.
  *
  * Waiting is cut into slices, so that a lost device elsewhere is noticed soon, and so that time in
  * which the whole process stood still (SIGSTOP, a suspended machine) is not held against a device.
  */
-#include "sched/run_state.h"
+#include "sched/group.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -23,29 +23,7 @@
 #define SLICE_S 0.5
 #define PATIENCE_MEANS 20.0
 
-typedef struct flight {
-    td_claim claim;
-    td_batch batch;
-    td_claim_item item; /* a copy: the claim's own may be gone once it is done */
-    double submitted_s;
-    double predicted_s;                                  /* of the slowest stage; 0 = unknown */
-    int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
-    int64_t *row_dataset_row, *row_position;
-} flight;
-
-typedef struct loop {
-    td_group *g;
-    flight *slots;
-    int32_t n_slots, head, n_in_flight; /* head: the oldest */
-    td_claimer claimer;
-    double last_stored_s; /* when the last micro-batch was done, for the timeline */
-    bool gone;            /* the watch gave this thread up */
-    /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
-    double full_since_s, full_until_s;
-    double *busy_since, *busy_until; /* [n_stages] */
-} loop;
-
-static void free_slots(loop *l) {
+static void free_slots(td_loop *l) {
     if (l->slots)
         for (int32_t i = 0; i < l->n_slots; i++) {
             free(l->slots[i].ids);
@@ -60,7 +38,7 @@ static void free_slots(loop *l) {
     free(l->busy_until);
 }
 
-static td_status make_slots(loop *l, td_error *err) {
+static td_status make_slots(td_loop *l, td_error *err) {
     const td_session_limits *lim = &l->g->run->limits;
     l->n_slots = lim->n_slots;
     l->slots = td_calloc((size_t)l->n_slots, sizeof *l->slots);
@@ -68,7 +46,7 @@ static td_status make_slots(loop *l, td_error *err) {
     l->busy_until = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_until);
     bool ok = l->slots && l->busy_since && l->busy_until;
     for (int32_t i = 0; ok && i < l->n_slots; i++) {
-        flight *f = &l->slots[i];
+        td_flight *f = &l->slots[i];
         f->ids = td_calloc((size_t)lim->max_tokens, sizeof *f->ids);
         f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
         f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
@@ -84,13 +62,17 @@ static td_status make_slots(loop *l, td_error *err) {
 }
 
 /* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
- * row is recorded where the loss mask of t + 1 is set. */
-static void fill(flight *f, const td_work *w) {
+ * row is recorded where the loss mask of t + 1 is set. Of a work that is split only the sample that
+ * is being tried is laid out. */
+static void fill(td_flight *f, const td_work *w) {
     const td_shard *sh = w->open->shard;
     const td_micro_batch *mb = &sh->batches[w->batch];
+    /* relaxed: ours to write */
+    const int32_t only = atomic_load_explicit(&w->only, memory_order_relaxed);
+    const int32_t n_samples = only ? 1 : mb->n_samples;
     int32_t n = 0, r = 0;
-    for (int32_t i = 0; i < mb->n_samples; i++) {
-        const td_sample *s = &sh->samples[mb->samples[i]];
+    for (int32_t i = 0; i < n_samples; i++) {
+        const td_sample *s = &sh->samples[mb->samples[only ? only - 1 : i]];
         const int32_t *ids = sh->ids + s->token_offset;
         const uint8_t *mask = sh->loss_mask + s->token_offset;
         f->seq_offsets[i] = n;
@@ -105,9 +87,9 @@ static void fill(flight *f, const td_work *w) {
             }
         n += s->n_tokens;
     }
-    f->seq_offsets[mb->n_samples] = n;
+    f->seq_offsets[n_samples] = n;
     f->batch = (td_batch){.n_tokens = n,
-                          .n_seqs = mb->n_samples,
+                          .n_seqs = n_samples,
                           .n_rows = r,
                           .ids = f->ids,
                           .seq_offsets = f->seq_offsets,
@@ -147,51 +129,63 @@ static bool sample_is_finite(const td_captured *cap, int32_t first, int32_t n, i
     return true;
 }
 
-/* Writes the rows of a finished micro-batch and marks it done. */
-static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err) {
+/* Writes the rows of sample i of the micro-batch, which begin at `row` of what was captured and are
+ * sequence `seq` of the batch. Numbers that are not finite are the sample's failure. Numbers that
+ * contradict each other (TD_E_INTERNAL of td_shard_writer_put) end the run: they come of a device
+ * or a kernel that computes wrong without noticing, and skipping what it is caught at would record
+ * the rest of it. */
+td_status td_group_record(td_loop *l, const td_flight *f, int32_t i, const td_captured *cap,
+                          int32_t row, int32_t seq, td_error *err) {
+    td_group *g = l->g;
+    td_run_state *run = g->run;
+    const td_work *w = f->claim.item;
+    const td_shard *sh = w->open->shard;
+    int32_t index = sh->batches[w->batch].samples[i], bad_row = 0;
+    const td_sample *s = &sh->samples[index];
+    td_status rc;
+    if (sample_is_finite(cap, row, s->n_rows, &bad_row)) {
+        rc = td_shard_writer_put(w->open->writer, index, run->group_kind[g->id], cap, row, err);
+    } else if (run->in->cfg->run.on_bad_sample == TD_BAD_FAIL) {
+        rc = td_error_set(err, TD_E_MODEL,
+                          "dataset row %lld (sample of %d tokens): the teacher's logits are not "
+                          "finite at position %d, computed in %s on group %u; set "
+                          "run.on_bad_sample = skip to leave such samples out, or try "
+                          "model.compute = f32",
+                          (long long)s->row, s->n_tokens,
+                          f->batch.row_token[bad_row] - f->batch.seq_offsets[seq],
+                          td_dtype_name(run->in->plan->compute), g->id);
+    } else {
+        td_log_warn("dataset row %lld: logits are not finite, the sample is skipped",
+                    (long long)s->row);
+        atomic_fetch_add(&run->n_bad, 1);
+        rc = td_shard_writer_skip(w->open->writer, index, err);
+    }
+    if (rc != TD_OK)
+        return rc;
+    atomic_fetch_add(&g->n_tokens, s->n_tokens);
+    atomic_fetch_add(&g->n_rows, s->n_rows);
+    atomic_fetch_add(&g->n_samples, 1);
+    return TD_OK;
+}
+
+/* Between td_queue_begin_commit and this the results were written. */
+void td_group_done(td_loop *l, td_flight *f) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     td_work *w = f->claim.item;
     td_open_shard *o = w->open;
-    if (td_run_is_lost(run))
-        return TD_OK; /* it may be good, but nobody can tell: it is computed again */
-    if (!td_queue_begin_commit(run->queue, g->id, f->claim.number))
-        return TD_OK; /* we were retired meanwhile: the answer is somebody else's to give */
-    const td_shard *sh = o->shard;
-    const td_micro_batch *mb = &sh->batches[w->batch];
-    int32_t row = 0;
-    for (int32_t i = 0; i < mb->n_samples; i++) {
-        int32_t index = mb->samples[i], bad_row = 0;
-        const td_sample *s = &sh->samples[index];
-        td_status rc;
-        if (sample_is_finite(cap, row, s->n_rows, &bad_row)) {
-            rc = td_shard_writer_put(o->writer, index, run->group_kind[g->id], cap, row, err);
-        } else if (run->in->cfg->run.on_bad_sample == TD_BAD_FAIL) {
-            rc =
-                td_error_set(err, TD_E_MODEL,
-                             "dataset row %lld (sample of %d tokens): the teacher's logits are not "
-                             "finite at position %d, computed in %s on group %u; set "
-                             "run.on_bad_sample = skip to leave such samples out, or try "
-                             "model.compute = f32",
-                             (long long)s->row, s->n_tokens,
-                             f->batch.row_token[bad_row] - f->batch.seq_offsets[i],
-                             td_dtype_name(run->in->plan->compute), g->id);
-        } else {
-            td_log_warn("dataset row %lld: logits are not finite, the sample is skipped",
-                        (long long)s->row);
-            atomic_fetch_add(&run->n_bad, 1);
-            rc = td_shard_writer_skip(o->writer, index, err);
-        }
-        if (rc != TD_OK)
-            return rc;
-        row += s->n_rows;
+    /* Before it is done: then groups that wait for the verdict may see the queue finished. */
+    if (f->claim.tries > 0 || l->failed) {
+        pthread_mutex_lock(&run->lock);
+        td_blame_completed(run->blame, g->id, f->claim.number);
+        pthread_cond_broadcast(&run->changed);
+        pthread_mutex_unlock(&run->lock);
+        l->failed = false;
     }
-    atomic_fetch_add(&g->n_tokens, mb->n_tokens);
-    atomic_fetch_add(&g->n_rows, mb->n_rows);
-    atomic_fetch_add(&g->n_samples, mb->n_samples);
     atomic_fetch_add(&g->n_batches, 1);
+    const td_micro_batch *mb = &o->shard->batches[w->batch];
     double now = td_time_s();
-    td_timeline_note(run->timeline, g->id, sh->number, mb->n_samples, mb->n_tokens,
+    td_timeline_note(run->timeline, g->id, o->shard->number, mb->n_samples, mb->n_tokens,
                      TD_MAX(f->submitted_s, l->last_stored_s), now);
     l->last_stored_s = now;
     /* Before it is done: then it is nobody's any more. */
@@ -200,6 +194,27 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
     /* acq_rel: the last one sees the rows of all others written; after it the shard may be freed */
     if (atomic_fetch_sub_explicit(&o->n_left, 1, memory_order_acq_rel) == 1)
         td_run_shard_complete(run, o);
+}
+
+/* Writes the rows of a finished micro-batch and marks it done. */
+static td_status store(td_loop *l, td_flight *f, const td_captured *cap, td_error *err) {
+    td_group *g = l->g;
+    td_run_state *run = g->run;
+    td_work *w = f->claim.item;
+    if (td_run_is_lost(run))
+        return TD_OK; /* it may be good, but nobody can tell: it is computed again */
+    if (!td_queue_begin_commit(run->queue, g->id, f->claim.number))
+        return TD_OK; /* we were retired meanwhile: the answer is somebody else's to give */
+    const td_shard *sh = w->open->shard;
+    const td_micro_batch *mb = &sh->batches[w->batch];
+    int32_t row = 0;
+    for (int32_t i = 0; i < mb->n_samples; i++) {
+        td_status rc = td_group_record(l, f, i, cap, row, i, err);
+        if (rc != TD_OK)
+            return rc;
+        row += sh->samples[mb->samples[i]].n_rows;
+    }
+    td_group_done(l, f);
     return TD_OK;
 }
 
@@ -207,17 +222,22 @@ static td_status store(loop *l, flight *f, const td_captured *cap, td_error *err
  * in flight, corrected by what was observed. Before any was done only the plan's speeds stand in,
  * and where they are not known, ten times the usual patience: the first one also pays for what
  * drivers and libraries do once. */
-static void set_patience(loop *l) {
+static void set_patience(td_loop *l) {
     double least = td_run_patience_s(), expected = td_claimer_expected_s(&l->claimer);
     double seconds = expected > 0 ? PATIENCE_MEANS * expected : 10 * least;
     atomic_store(&l->g->patience_ms, (int64_t)(1e3 * TD_MAX(least, seconds)));
 }
 
 /* Which micro-batch a device failed on: the oldest in flight, or the one it was given. */
-static td_status name_batch(const flight *f, td_error *err) {
+static td_status name_batch(const td_flight *f, td_error *err) {
     const td_work *w = f->claim.item;
     const td_shard *sh = w->open->shard;
     const td_micro_batch *mb = &sh->batches[w->batch];
+    const int32_t only = atomic_load_explicit(&w->only, memory_order_relaxed); /* ours */
+    if (only)
+        return td_error_prefix(err, "dataset row %lld alone (%d tokens)",
+                               (long long)sh->samples[mb->samples[only - 1]].row,
+                               f->batch.n_tokens);
     return td_error_prefix(err,
                            "micro-batch %d of shard %lld (%d tokens, %d samples from dataset row "
                            "%lld on)",
@@ -225,26 +245,49 @@ static td_status name_batch(const flight *f, td_error *err) {
                            (long long)sh->samples[mb->samples[0]].row);
 }
 
-static td_status submit(loop *l, const td_claim *claim, td_error *err) {
-    int32_t slot = (l->head + l->n_in_flight) % l->n_slots;
-    flight *f = &l->slots[slot];
-    f->claim = *claim;
-    f->item = ((const td_work *)claim->item)->item;
-    f->predicted_s = td_cost_group_seconds(l->g->run->in->plan, (int32_t)l->g->id, &f->item.size);
-    fill(f, claim->item);
-    f->submitted_s = td_time_s();
-    td_claimer_submitted(&l->claimer, f->submitted_s, claim);
-    l->n_in_flight++; /* also on failure: the claim is then given back with the others */
+int64_t td_group_enter(td_group *g) {
+    /* seq_cst: the watch that gives us up sees what was stored before */
+    return atomic_fetch_add(&g->n_submits, 1) + 1;
+}
+
+bool td_group_leave(td_group *g, int64_t ticket) {
+    return atomic_compare_exchange_strong(&g->n_submits, &ticket, ticket + 1);
+}
+
+/* Hands what f holds to the devices. */
+td_status td_group_submit(td_loop *l, td_flight *f, td_error *err) {
+    td_work *w = f->claim.item;
+    int32_t slot = (int32_t)(f - l->slots);
+    fill(f, w);
     set_patience(l);
-    atomic_store(&l->g->in_flight[slot], claim->item);
-    int64_t ticket = atomic_fetch_add(&l->g->n_submits, 1) + 1;
+    w->number = f->claim.number;
+    atomic_store(&l->g->in_flight[slot], w);
+    int64_t ticket = td_group_enter(l->g);
     td_status rc = td_session_submit(l->g->session, slot, &f->batch, err);
-    l->gone = !atomic_compare_exchange_strong(&l->g->n_submits, &ticket, ticket + 1);
+    l->gone = !td_group_leave(l->g, ticket);
     return rc == TD_OK || l->gone ? rc : name_batch(f, err);
 }
 
+td_flight *td_group_begin(td_loop *l, const td_claim *claim) {
+    td_flight *f = &l->slots[(l->head + l->n_in_flight) % l->n_slots];
+    f->claim = *claim;
+    f->item = ((const td_work *)claim->item)->item;
+    f->predicted_s = td_cost_group_seconds(l->g->run->in->plan, (int32_t)l->g->id, &f->item.size);
+    f->submitted_s = td_time_s();
+    td_claimer_submitted(&l->claimer, f->submitted_s, claim);
+    l->n_in_flight++; /* also when its submission fails: the claim is then given back */
+    return f;
+}
+
+void td_group_devices(const td_group *g, char *buf, size_t size) {
+    buf[0] = '\0';
+    for (int32_t i = 0; i < g->plan->n_stages; i++)
+        snprintf(buf + strlen(buf), size - strlen(buf), "%s%s", i ? ", " : "",
+                 g->stages[i].device->info.name);
+}
+
 /* TD_OK without *got: a device was lost meanwhile. */
-static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, td_error *err) {
+td_status td_group_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_error *err) {
     double waited = 0, patience = 1e-3 * (double)atomic_load(&l->g->patience_ms);
     *got = *hung = false;
     for (;;) {
@@ -252,26 +295,27 @@ static td_status wait_oldest(loop *l, td_captured *cap, bool *got, bool *hung, t
         td_status rc = td_session_wait(l->g->session, l->head, slice, cap, err);
         double dt = td_time_s() - t0;
         *got = rc == TD_OK;
+        if (rc == TD_OK)
+            return TD_OK;
         if (rc != TD_E_DEVICE || dt < 0.9 * slice) /* td_session_wait: no expiry */
-            return rc;
+            return name_batch(&l->slots[l->head], err);
         if (td_run_is_lost(l->g->run))
             return TD_OK;
         waited += TD_MIN(dt, 2 * slice);
         if (waited < patience)
             continue;
         *hung = true;
-        char label[128] = "";
-        for (int32_t i = 0; i < l->g->plan->n_stages; i++)
-            snprintf(label + strlen(label), sizeof label - strlen(label), "%s%s", i ? ", " : "",
-                     l->g->stages[i].device->info.name);
-        return td_error_set(err, TD_E_DEVICE, "%s: no sign of life for %.0f s: the device hangs",
-                            label, waited);
+        char label[128];
+        td_group_devices(l->g, label, sizeof label);
+        td_error_set(err, TD_E_DEVICE, "%s: no sign of life for %.0f s: the device hangs", label,
+                     waited);
+        return name_batch(&l->slots[l->head], err);
     }
 }
 
 /* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
  * one stood ready for the first. */
-static void note_done(loop *l, double now) {
+static void note_done(td_loop *l, double now) {
     td_group *g = l->g;
     atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
     if (l->n_in_flight <= g->plan->n_stages)
@@ -282,21 +326,21 @@ static void note_done(loop *l, double now) {
         (first ? l->busy_since : l->busy_until)[i] = td_session_stage_busy_s(g->session, i);
 }
 
-static void set_steady_shares(const loop *l) {
+static void set_steady_shares(const td_loop *l) {
     double dt = l->full_until_s - l->full_since_s;
     for (int32_t i = 0; i < l->g->plan->n_stages; i++)
         l->g->steady_share[i] =
             l->full_until_s > 0 && dt > 0 ? (l->busy_until[i] - l->busy_since[i]) / dt : -1;
 }
 
-static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_error *err) {
-    flight *f = &l->slots[l->head];
+static td_status complete_oldest(td_loop *l, bool *device_failed, bool *hung, td_error *err) {
+    td_flight *f = &l->slots[l->head];
     td_captured cap;
     bool got;
-    td_status rc = wait_oldest(l, &cap, &got, hung, err);
+    td_status rc = td_group_wait(l, &cap, &got, hung, err);
     *device_failed = rc != TD_OK;
     if (rc != TD_OK)
-        return name_batch(f, err);
+        return rc;
     if (!got)
         return TD_OK;
     rc = store(l, f, &cap, err);
@@ -314,60 +358,35 @@ static td_status complete_oldest(loop *l, bool *device_failed, bool *hung, td_er
     return TD_OK;
 }
 
-static void wait_for_work(loop *l) {
+static void wait_for_work(td_loop *l) {
     double t0 = td_time_s();
     struct timespec ts = {.tv_nsec = (long)(1e9 * td_claimer_nap_s(&l->claimer))};
     nanosleep(&ts, NULL);
     atomic_fetch_add(&l->g->wait_us, (int64_t)(1e6 * (td_time_s() - t0)));
 }
 
-/* A device of the group failed: its work goes back to the others. Without others, or when a
- * micro-batch has failed on several groups, the run ends. */
-static void retire(loop *l, bool hung, const td_error *why) {
-    td_group *g = l->g;
-    td_run_state *run = g->run;
-    int64_t poisoned_shard = -1;
-    for (int32_t i = 0; i < l->n_slots; i++)
-        atomic_store(&g->in_flight[i], NULL); /* soon somebody else's */
-    for (int32_t i = 0; i < l->n_in_flight; i++) {
-        const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
-        td_work *w = c->item;
-        /* Before it is given back: then it is somebody else's, and soon nobody's. */
-        if (td_work_failed(w))
-            poisoned_shard = w->open->shard->number;
-        td_queue_fail(run->queue, g->id, c->number);
-    }
-    td_claimer_release_held(&l->claimer, td_time_s());
-    td_queue_retire(run->queue, g->id);
-    td_claim_board_retire(run->board, (int32_t)g->id);
-    l->n_in_flight = 0;
-    td_error e = *why;
-    td_error_prefix(&e, "group %u", g->id);
-    bool last = td_run_retire(run, g, hung, &e);
-    if (last) {
-        td_run_fail(run, &e);
-    } else if (poisoned_shard >= 0) {
-        td_error_prefix(&e, "a micro-batch of shard %lld failed on %d groups",
-                        (long long)poisoned_shard, TD_MAX_TRIES);
-        td_run_fail(run, &e);
-    } else {
-        td_log_error("%s; the other groups take over its work", e.text);
-    }
-}
-
-static void work_loop(loop *l) {
+static void work_loop(td_loop *l) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     td_error err = {0};
     while (!td_queue_finished(run->queue) && !td_run_is_lost(run)) {
         td_claim claim;
-        bool device_failed = true, hung = false;
+        bool device_failed = true, hung = false, split = false;
         td_status rc = TD_OK;
-        while (rc == TD_OK && !l->gone && l->n_in_flight < l->n_slots && !td_run_stopping(run) &&
-               td_claimer_next(&l->claimer, td_time_s(), &claim))
-            rc = submit(l, &claim, &err);
+        while (rc == TD_OK && !l->gone && !split && l->n_in_flight < l->n_slots &&
+               !td_run_stopping(run) && td_claimer_next(&l->claimer, td_time_s(), &claim)) {
+            td_flight *f = td_group_begin(l, &claim);
+            split = td_group_care(l, &claim) == TD_CARE_SPLIT; /* then nothing else is in flight */
+            if (!split)
+                rc = td_group_submit(l, f, &err);
+        }
         if (l->gone)
             return;
+        if (split) {
+            if (!td_group_split(l))
+                return;
+            continue;
+        }
         if (rc == TD_OK) {
             if (l->n_in_flight > 0)
                 rc = complete_oldest(l, &device_failed, &hung, &err);
@@ -378,15 +397,11 @@ static void work_loop(loop *l) {
         }
         if (rc == TD_OK)
             continue;
-        if (device_failed && rc == TD_E_DEVICE_LOST)
-            td_run_lost(run, g, &err);
-        else if (td_run_is_lost(run))
-            return; /* whatever it is, it came of that */
-        else if (device_failed && (rc == TD_E_DEVICE || rc == TD_E_DEVICE_OOM))
-            retire(l, hung, &err);
-        else
-            td_run_fail(run, &err);
-        return;
+        if (!device_failed || !td_group_failed(l, hung, &err)) {
+            if (!device_failed)
+                td_run_fail(run, &err);
+            return;
+        }
     }
 }
 
@@ -414,21 +429,19 @@ void *td_group_main(void *arg) {
     td_group *g = arg;
     td_run_state *run = g->run;
     int32_t serial = 0;
-    loop l = {.g = g};
+    td_loop l = {.g = g};
     for (td_phase phase; (phase = next_phase(run, &serial)) != TD_PHASE_QUIT;) {
         td_error err = {0};
         td_status rc = TD_OK;
         if (phase == TD_PHASE_CREATE) {
-            rc = td_session_create(run->in->weights, g->stages, g->plan->n_stages, &run->limits,
-                                   &g->session, &err);
-            if (rc != TD_OK)
-                td_error_prefix(&err, "group %u", g->id);
+            rc = td_group_create(g, &err);
         } else if (phase == TD_PHASE_DESTROY) {
             td_session_destroy(g->session);
             g->session = NULL;
         } else {
-            rc = make_slots(&l, &err);
-            if (rc == TD_OK) {
+            rc = g->retired ? TD_OK : make_slots(&l, &err);
+            if (g->retired) { /* its session could not be made */
+            } else if (rc == TD_OK) {
                 td_claimer_setup in = td_claimer_setup_of(run->in->plan, (int32_t)g->id, l.n_slots,
                                                           run->board, run->queue);
                 td_claimer_init(&l.claimer, &in);

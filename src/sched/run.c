@@ -149,6 +149,7 @@ static void free_state(td_run_state *run) {
     td_timeline_free(run->timeline);
     td_queue_destroy(run->queue);
     td_claim_board_destroy(run->board);
+    td_blame_destroy(run->blame);
     pthread_cond_destroy(&run->changed);
     pthread_mutex_destroy(&run->lock);
     free(run);
@@ -214,6 +215,38 @@ static td_status create_sessions(td_run_state *run, td_error *err) {
 /* --- the run -----------------------------------------------------------------------------------
  */
 
+/* Tells blame.c of a thread that was given up, and makes what it had ready for others: it touches
+ * nothing any more, and td_queue_retire has not given it away yet. */
+static void blame_stuck(td_run_state *run, td_group *g) {
+    td_error err = {0};
+    td_status rc = TD_OK;
+    int32_t n = 0, only = 0;
+    uint64_t *works = td_calloc((size_t)run->limits.n_slots, sizeof *works);
+    if (!works)
+        rc = td_error_nomem(&err, "the works in flight", 64);
+    for (int32_t k = 0; works && k < run->limits.n_slots; k++) {
+        td_work *w = atomic_exchange(&g->in_flight[k], NULL);
+        if (!w)
+            continue;
+        works[n++] = w->number;
+        w->item.alone = true;
+        only = atomic_exchange(&w->only, 0);
+    }
+    pthread_mutex_lock(&run->lock);
+    if (works && td_blame_standing(run->blame, g->id) != TD_GROUP_WORKS)
+        td_blame_probed(run->blame, g->id, false); /* stuck in its probe */
+    else if (only)
+        td_blame_sample_failed(run->blame, g->id, TD_FAILURE_HUNG, works[0], only - 1);
+    else if (works)
+        rc = td_blame_failed(run->blame, g->id, TD_FAILURE_HUNG, works, n, &err);
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+    free(works);
+    atomic_fetch_add(&g->n_failures, 1);
+    if (rc != TD_OK)
+        td_run_fail(run, &err);
+}
+
 /* A group's thread that does not come back from enqueueing: its device takes no work any more. Its
  * work goes to the others, it is not waited for again. */
 static void give_up_stuck(td_run_state *run, double dt) {
@@ -230,12 +263,7 @@ static void give_up_stuck(td_run_state *run, double dt) {
         td_error_set(&err, TD_E_DEVICE,
                      "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
                      g->stages[0].device->info.name, g->stuck_s);
-        int64_t poisoned_shard = -1;
-        for (int32_t k = 0; k < run->limits.n_slots; k++) {
-            td_work *w = atomic_exchange(&g->in_flight[k], NULL);
-            if (w && td_work_failed(w))
-                poisoned_shard = w->open->shard->number;
-        }
+        blame_stuck(run, g);
         td_queue_retire(run->queue, g->id);
         td_claim_board_retire(run->board, i);
         bool last = td_run_retire(run, g, true, &err);
@@ -247,13 +275,10 @@ static void give_up_stuck(td_run_state *run, double dt) {
         g->finished_s = td_time_s() - run->start_s;
         pthread_cond_broadcast(&run->changed);
         pthread_mutex_unlock(&run->lock);
-        if (!last && poisoned_shard >= 0)
-            td_error_prefix(&err, "a micro-batch of shard %lld failed on %d groups",
-                            (long long)poisoned_shard, TD_MAX_TRIES);
-        if (last || poisoned_shard >= 0)
+        if (last)
             td_run_fail(run, &err);
         else
-            td_log_error("%s; the other groups take over its work", err.text);
+            td_log_error("%s; the group is retired, the other groups do its work", err.text);
     }
 }
 
@@ -307,10 +332,12 @@ static td_status add_in_flight(const td_run_state *run, td_group *g, td_fault *f
             continue;
         const td_shard *sh = w->open->shard;
         const td_micro_batch *mb = &sh->batches[w->batch];
-        size_t n = (size_t)f->n_samples, need = n + (size_t)mb->n_samples;
+        const int32_t only = atomic_load(&w->only); /* of a work that is split */
+        const int32_t begin = only ? only - 1 : 0, end = only ? only : mb->n_samples;
+        size_t n = (size_t)f->n_samples, need = n + (size_t)(end - begin);
         if (!td_grow((void **)&f->samples, cap, need, sizeof *f->samples))
             return td_error_nomem(err, "the samples in flight", need * sizeof *f->samples);
-        for (int32_t k = 0; k < mb->n_samples; k++) {
+        for (int32_t k = begin; k < end; k++) {
             const td_sample *s = &sh->samples[mb->samples[k]];
             f->samples[n++] = (td_fault_sample){.row = s->row, .start = s->start};
         }
@@ -370,16 +397,23 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
                               .last_done_s = 1e-6 * (double)atomic_load(&grp->last_done_us),
                               .observed_s = 1e-6 * (double)atomic_load(&grp->observed_us),
                               .predicted_s = 1e-6 * (double)atomic_load(&grp->predicted_us),
+                              .n_failures = atomic_load(&grp->n_failures),
+                              .n_reinstated = atomic_load(&grp->n_reinstated),
                               .retired = grp->retired,
                               .hung = grp->hung};
         memcpy(s.retired_why, grp->retired_why, sizeof s.retired_why);
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
-        for (int32_t i = 0; i < s.n_stages && grp->session && ask_devices && !grp->hung; i++)
-            s.stage_busy_s[i] = td_session_stage_busy_s(grp->session, i);
+        if (ask_devices && !grp->hung) { /* its thread has ended: what it wrote can be read */
+            memcpy(s.op_s, grp->op_s, sizeof s.op_s);
+            for (int32_t i = 0; i < s.n_stages; i++)
+                s.stage_busy_s[i] =
+                    grp->busy_s[i] + (grp->session ? td_session_stage_busy_s(grp->session, i) : 0);
+            if (grp->session)
+                td_session_profile(grp->session, s.op_s);
+        }
+        out->n_failures += s.n_failures;
         for (int32_t i = 0; i < s.n_stages; i++)
             s.stage_steady[i] = grp->ended ? grp->steady_share[i] : -1;
-        if (grp->session && ask_devices && !grp->hung)
-            td_session_profile(grp->session, s.op_s);
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
         out->n_samples += s.n_samples;
@@ -436,8 +470,9 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
                                        OPEN_MEMORY_SHARE * (double)sysconf(_SC_PHYS_PAGES) *
                                            (double)sysconf(_SC_PAGESIZE));
     run->open = td_calloc((size_t)run->max_open, sizeof *run->open);
+    run->blame = td_blame_create((uint32_t)run->n_groups);
     progress = td_progress_create(run);
-    if (!run->open || !progress) {
+    if (!run->open || !run->blame || !progress) {
         rc = td_error_nomem(err, "the run", 4096);
         goto done;
     }

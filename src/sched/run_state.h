@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include "sched/blame.h"
 #include "sched/claims.h"
 #include "sched/queue.h"
 #include "sched/timeline.h"
@@ -24,10 +25,11 @@ typedef struct td_work {
     td_claim_item item; /* first: all that claims.c knows of it */
     td_open_shard *open;
     int32_t batch;
-    _Atomic int32_t n_failed; /* groups that failed or hung with it in flight */
+    uint64_t number; /* in the queue; written by its claimer before it is in flight */
+    /* 1 + the index of the one sample that is in flight, of a work that is split; 0 = all. Written
+     * by the claimer; whoever tells what was in flight when a device was lost reads it. */
+    _Atomic int32_t only;
 } td_work;
-
-#define TD_MAX_TRIES 3 /* a micro-batch that fails on so many groups ends the run */
 
 typedef enum td_phase { TD_PHASE_CREATE, TD_PHASE_DESTROY, TD_PHASE_RUN, TD_PHASE_QUIT } td_phase;
 
@@ -56,6 +58,10 @@ typedef struct td_group {
      * SUBMIT_GONE: a thread that lost its work this way touches nothing any more. */
     _Atomic int64_t n_submits;
     _Atomic int64_t patience_ms; /* without a sign of life: the device hangs */
+    /* Of its sessions before the present one; written by the group's thread, and what it may tell
+     * is read when it has ended. */
+    double busy_s[64], op_s[TD_OP_COUNT];
+    _Atomic int32_t n_failures, n_reinstated;
     /* The watch's own. */
     int64_t seen_submits;
     double stuck_s;
@@ -73,6 +79,7 @@ typedef struct td_run_state {
     td_session_limits limits;
     td_queue *queue;
     td_claim_board *board;
+    td_blame *blame; /* protected by lock */
     td_group *groups;
     int32_t n_groups;
     const char **kinds;  /* device kinds of the groups, without repetition */
@@ -118,11 +125,6 @@ static inline bool td_run_is_lost(const td_run_state *run) {
 }
 /* TD_E_DEVICE_LOST was met, on behalf of a group or (NULL) of none. Any thread. */
 void td_run_lost(td_run_state *run, td_group *g, const td_error *err);
-/* Counts a failure of a micro-batch that was in flight; to be called while it is still the group's,
- * so that its shard is there. True when it has failed too often. */
-static inline bool td_work_failed(td_work *w) {
-    return atomic_fetch_add(&w->n_failed, 1) + 1 >= TD_MAX_TRIES;
-}
 /* Marks the group retired with its reason. True when no other is left. Any thread. */
 bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why);
 /* Drops every shard that is not committed. After all threads that could touch them ended. */

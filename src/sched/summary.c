@@ -54,6 +54,10 @@ static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g,
     print_profile(grp->op_s, out);
     if (grp->retired)
         fprintf(out, "    retired: %s\n", grp->retired_why);
+    else if (grp->n_failures)
+        fprintf(out, "    failed %d time%s, worked again %d time%s\n", grp->n_failures,
+                grp->n_failures == 1 ? "" : "s", grp->n_reinstated,
+                grp->n_reinstated == 1 ? "" : "s");
 }
 
 static void print_device(const td_device_summary *d, FILE *out) {

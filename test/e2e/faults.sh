@@ -98,6 +98,52 @@ faulty TDGEN_DEBUG_FAIL_TOKEN="95 lost" 7 'dataset row 150' "$TMP/p3" devices.gp
     run.on_bad_sample=skip
 same_shards "$TMP/p1" "$TMP/p3"
 
+# --- a device that fails, and the process can go on: at the first operation, in the middle, late, while
+# sessions are made; its late answers do not count, and the others do the rest
+for op in "copy_in 1" "embed 1" "gemm 2" "gemm 77" "gemm 250" "capture 3"; do
+    faulty TDGEN_DEBUG_FAIL_OP="cpu:1 $op" 7 'Done in' "$TMP/d1" devices.gpus=cpu*3
+    check "$op: the summary does not tell of the device" grep -qE 'retired: group 1: |failed 1 time' "$TMP/out"
+    same_shards "$ref" "$TMP/d1"
+    rm -rf "$TMP/d1"
+done
+faulty TDGEN_DEBUG_FAIL_OP="cpu:3 gemm 100" 7 'Done in' "$TMP/d2" devices.gpus=cpu*4 devices.gpus_per_model=2
+same_shards "$ref" "$TMP/d2"
+# The only group makes itself a new session; a device that fails for good ends the run, and a rerun
+# continues (test_run has the second).
+faulty TDGEN_DEBUG_FAIL_OP="cpu:0 gemm 100" 7 'failed 1 time, worked again 1 time' "$TMP/d3" devices.gpus=cpu
+same_shards "$ref" "$TMP/d3"
+
+# --- a sample over which devices fail: isolated within three tries, whatever the number of groups; all
+# other rows are those of a run that leaves the same sample out for another reason
+for n in 1 2 3; do
+    faulty TDGEN_DEBUG_FAIL_TOKEN="95 fail" 7 'Skipped samples: 1 in this run, 1 in the folder' "$TMP/s$n" \
+        devices.gpus="cpu*$n" "$poison" run.on_bad_sample=skip
+    check "$n groups: not by three failures" [ "$(grep -c 'failure injected by' "$TMP/out")" -eq 3 ]
+    check "$n groups: the row is not named" grep -q 'dataset row 150: the sample makes devices fail' "$TMP/out"
+    check "$n groups: one is retired" sh -c "! grep -q 'retired: ' '$TMP/out'"
+    same_shards "$TMP/p1" "$TMP/s$n"
+    expect 0 '' "$TDGEN" verify "$TMP/s$n"
+    faulty TDGEN_DEBUG_FAIL_TOKEN="95 fail" 3 'dataset row 150 .*run.on_bad_sample = skip' "$TMP/t$n" \
+        devices.gpus="cpu*$n" "$poison"
+done
+faulty TDGEN_DEBUG_FAIL_TOKEN="95 fail" 7 'dataset row 150' "$TMP/t2" devices.gpus=cpu*2 "$poison" run.on_bad_sample=skip
+same_shards "$TMP/p1" "$TMP/t2"
+# Two of them in one shard, and a device that breaks beside.
+{
+    head -150 demo/demo.jsonl
+    for _ in 1 2; do echo '{"text": "In the ~ beginning God created the heaven and the earth."}'; done
+    tail -50 demo/demo.jsonl
+} >"$TMP/two.jsonl"
+two="data.path=$TMP/two.jsonl"
+for n in 1 2 3; do
+    faulty TDGEN_DEBUG_FAIL_TOKEN="95 fail" 7 'Skipped samples: 2 in this run, 2 in the folder' "$TMP/two$n" \
+        devices.gpus="cpu*$n" "$two" run.on_bad_sample=skip
+    same_shards "$TMP/two1" "$TMP/two$n"
+done
+expect 7 'Skipped samples: 2 in this run' env TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 120" TDGEN_DEBUG_FAIL_TOKEN="95 fail" \
+    "$TDGEN" -c "$TMP/run.ini" output.dir="$TMP/two4" devices.gpus=cpu*3 "$two" run.on_bad_sample=skip
+same_shards "$TMP/two1" "$TMP/two4"
+
 # --- more losses than re-executions: five such samples, each costs two; a rerun does the rest
 for i in 1 2 3 4 5; do
     sed -n "$((30 * i)),$((30 * i + 28))p" demo/demo.jsonl

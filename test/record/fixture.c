@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "tdgen/dtype.h"
 #include "tdgen/util.h"
 
 void td_fixture_init(td_fixture *f) {
@@ -20,7 +21,7 @@ void td_fixture_init(td_fixture *f) {
     f->cfg.data.add_special_tokens = true;
     f->cfg.capture.top_k = 8;
     f->cfg.capture.logprob_dtype = TD_F16;
-    f->cfg.capture.top_p = 0.9;
+    f->cfg.capture.top_p = 0.5;
     f->cfg.capture.min_k = 2;
     f->cfg.capture.n_draws = 20;
     f->cfg.capture.proposal_power = 1;
@@ -86,6 +87,11 @@ static uint64_t next_random(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
+/* Tokens that can follow. */
+static int32_t n_valid(const td_fixture *f) {
+    return f->cfg.capture.mask_padded_vocab ? f->id.tokenizer_n_vocab : f->model.n_vocab;
+}
+
 td_shard *td_fixture_shard(const td_fixture *f, int64_t number, int32_t n_rows) {
     uint64_t rng = (uint64_t)number * 1000 + 7;
     td_shard *s = td_calloc(1, sizeof *s);
@@ -108,7 +114,7 @@ td_shard *td_fixture_shard(const td_fixture *f, int64_t number, int32_t n_rows) 
                          .n_tokens = n,
                          .row_offset = s->n_rows};
         for (int32_t p = 0; p < n; p++) {
-            s->ids[s->n_tokens] = (int32_t)(next_random(&rng) % (uint64_t)f->model.n_vocab);
+            s->ids[s->n_tokens] = (int32_t)(next_random(&rng) % (uint64_t)n_valid(f));
             uint8_t mask = p > 0 && !(i == 2 && next_random(&rng) % 2);
             s->loss_mask[s->n_tokens++] = mask;
             m->n_rows += mask;
@@ -150,69 +156,181 @@ static int by_logprob(const void *x, const void *y) {
     return (a->id > b->id) - (a->id < b->id);
 }
 
-/* One row, by the definitions at td_capture_args. */
+static bool has_draws(const td_fixture *f) {
+    return f->cfg.capture.mode == TD_CAPTURE_SAMPLE ||
+           f->cfg.capture.mode == TD_CAPTURE_TOPK_SAMPLE;
+}
+
+static bool has_top(const td_fixture *f) {
+    return f->cfg.capture.mode != TD_CAPTURE_SAMPLE && f->cfg.capture.mode != TD_CAPTURE_FULL;
+}
+
+/* Element i of an array of dense_dtype. */
+static void put_dense(const td_captured *c, size_t i, float x) {
+    if (c->dense_dtype == TD_F32)
+        ((float *)c->dense)[i] = x;
+    else
+        ((uint16_t *)c->dense)[i] =
+            c->dense_dtype == TD_BF16 ? td_f32_to_bf16(x) : td_f32_to_f16(x);
+}
+
+/* n_draws from q ~ p^t by inverse CDF over ascending ids; returns the mass of what was drawn. */
+static double draw_row(const td_fixture *f, uint64_t *rng, const double *p, const candidate *by_id,
+                       td_captured *c, int32_t r) {
+    int32_t v = f->model.n_vocab, n = c->n_draws, n_unique = 0;
+    double t = f->cfg.capture.proposal_power, sum = 0, mass = 0;
+    int32_t *counts = td_calloc((size_t)v, sizeof *counts);
+    for (int32_t i = 0; i < v; i++)
+        sum += p[i] > 0 ? pow(p[i], t) : 0;
+    for (int32_t d = 0; d < n; d++) {
+        double u = (double)(next_random(rng) >> 11) * 0x1p-53 * sum, at = 0;
+        int32_t pick = -1;
+        for (int32_t i = 0; i < v; i++) {
+            if (p[i] <= 0)
+                continue;
+            pick = i;
+            at += pow(p[i], t);
+            if (u < at)
+                break;
+        }
+        counts[pick]++;
+    }
+    for (int32_t i = 0; i < v; i++) {
+        size_t at = (size_t)r * (size_t)n + (size_t)n_unique;
+        if (!counts[i])
+            continue;
+        ((int32_t *)c->draw_ids)[at] = i;
+        ((int32_t *)c->draw_counts)[at] = counts[i];
+        ((float *)c->draw_logprobs)[at] = by_id[i].lp;
+        mass += p[i];
+        n_unique++;
+    }
+    ((int32_t *)c->n_unique)[r] = n_unique;
+    if (c->proposal_logsumexp)
+        ((float *)c->proposal_logsumexp)[r] = (float)log(sum);
+    free(counts);
+    return mass;
+}
+
+/* One row, by the definitions at td_capture_args: a plain softmax in f64. */
 static void capture_row(const td_fixture *f, uint64_t *rng, int32_t target, td_captured *c,
                         int32_t r) {
-    int32_t v = f->model.n_vocab, k = c->top_k;
+    int32_t v = f->model.n_vocab, valid = n_valid(f), k = c->top_k;
     float *z = td_calloc((size_t)v, sizeof *z), m = -INFINITY;
-    candidate *all = td_calloc((size_t)v, sizeof *all);
+    double *p = td_calloc((size_t)v, sizeof *p);
+    candidate *all = td_calloc((size_t)v, sizeof *all), *by_id = td_calloc((size_t)v, sizeof *all);
     for (int32_t i = 0; i < v; i++) {
         /* coarse values, so that ties occur */
         z[i] = (float)(int64_t)(next_random(rng) % 64) / 8.0f - 4.0f;
-        m = fmaxf(m, z[i]);
+        if (i < valid)
+            m = fmaxf(m, z[i]);
     }
-    double sum = 0, dot = 0, tail = 0;
-    for (int32_t i = 0; i < v; i++) {
+    double sum = 0, dot = 0, tail = 0, kept = 0;
+    for (int32_t i = 0; i < valid; i++) {
         double e = exp((double)z[i] - (double)m);
         sum += e;
         dot += e * ((double)z[i] - (double)m);
     }
     float log_sum = (float)log(sum);
-    for (int32_t i = 0; i < v; i++)
-        all[i] = (candidate){i, (z[i] - m) - log_sum};
+    for (int32_t i = 0; i < v; i++) {
+        by_id[i] = all[i] = (candidate){i, i < valid ? (z[i] - m) - log_sum : -INFINITY};
+        p[i] = i < valid ? exp((double)z[i] - (double)m) / sum : 0;
+    }
     qsort(all, (size_t)v, sizeof *all, by_logprob);
+    int32_t n_kept = k;
+    if (f->cfg.capture.mode == TD_CAPTURE_TOPP)
+        for (n_kept = 0;
+             n_kept < k && (n_kept < f->cfg.capture.min_k || kept < f->cfg.capture.top_p); n_kept++)
+            kept += exp((double)all[n_kept].lp);
     for (int32_t i = 0; i < v; i++) {
         if (i < k) {
-            ((int32_t *)c->topk_ids)[(int64_t)r * k + i] = all[i].id;
+            bool there = all[i].lp > -INFINITY;
+            ((int32_t *)c->topk_ids)[(int64_t)r * k + i] = there ? all[i].id : -1;
             ((float *)c->topk_logprobs)[(int64_t)r * k + i] = all[i].lp;
-        } else {
-            tail += exp((double)z[all[i].id] - (double)m) / sum;
         }
+        if (i >= n_kept)
+            tail += p[all[i].id];
         if (all[i].id == target) {
             ((int32_t *)c->target_rank)[r] = i;
             ((float *)c->target_logprob)[r] = all[i].lp;
         }
     }
+    if (c->n_kept)
+        ((int32_t *)c->n_kept)[r] = n_kept;
+    if (has_draws(f)) {
+        double mass = draw_row(f, rng, p, by_id, c, r);
+        tail = f->cfg.capture.mode == TD_CAPTURE_SAMPLE ? fmax(1 - mass, 0) : tail;
+    }
+    if (f->cfg.capture.mode == TD_CAPTURE_FULL)
+        tail = 0;
+    for (int32_t i = 0; c->dense && i < v; i++)
+        put_dense(c, (size_t)r * (size_t)v + (size_t)i, z[i]);
+    for (int32_t i = 0; i < c->n_always; i++)
+        ((float *)c->always_logprobs)[(int64_t)r * c->n_always + i] =
+            by_id[f->cfg.capture.always_ids[i]].lp;
     ((float *)c->logsumexp)[r] = (float)((double)m + log(sum));
     ((float *)c->tail_mass)[r] = (float)tail;
     ((float *)c->entropy)[r] = (float)(log(sum) - dot / sum);
     for (int32_t t = 0; t < c->n_temperatures; t++) {
         double st = 0, temp = f->cfg.capture.temperatures[t];
-        for (int32_t i = 0; i < v; i++)
+        for (int32_t i = 0; i < valid; i++)
             st += exp((double)z[i] / temp);
         ((float *)c->logsumexp_t)[(int64_t)r * c->n_temperatures + t] = (float)log(st);
     }
+    free(by_id);
     free(all);
+    free(p);
     free(z);
+}
+
+static void *floats(size_t n) {
+    return td_calloc(n, sizeof(float));
+}
+
+static void *ints(size_t n) {
+    return td_calloc(n, sizeof(int32_t));
 }
 
 td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t sample) {
     const td_sample *m = &s->samples[sample];
+    td_capture_mode mode = f->cfg.capture.mode;
     uint64_t rng = (uint64_t)m->row * 31 + 5;
-    int32_t k = TD_MIN(f->cfg.capture.top_k, f->model.n_vocab), nt = f->cfg.capture.n_temperatures;
-    size_t n = (size_t)m->n_rows;
-    td_captured c = {.n_rows = m->n_rows,
-                     .top_k = k,
-                     .n_temperatures = nt,
-                     .topk_ids = td_calloc(n * (size_t)k, sizeof(int32_t)),
-                     .topk_logprobs = td_calloc(n * (size_t)k, sizeof(float)),
-                     .logsumexp = td_calloc(n, sizeof(float)),
-                     .logsumexp_t = td_calloc(n * (size_t)nt, sizeof(float)),
-                     .tail_mass = td_calloc(n, sizeof(float)),
-                     .target_logprob = td_calloc(n, sizeof(float)),
-                     .entropy = td_calloc(n, sizeof(float)),
-                     .target_rank = td_calloc(n, sizeof(int32_t))};
+    size_t n = (size_t)m->n_rows, nt = (size_t)f->cfg.capture.n_temperatures;
+    td_captured c = {.n_rows = m->n_rows};
     int32_t r = 0;
+    if (mode == TD_CAPTURE_FULL || mode == TD_CAPTURE_HIDDEN) {
+        size_t width = (size_t)(mode == TD_CAPTURE_FULL ? f->model.n_vocab : f->model.n_hidden);
+        c.dense_dtype = f->cfg.capture.dense_dtype;
+        c.dense = floats(n * width);
+        for (size_t i = 0; mode == TD_CAPTURE_HIDDEN && i < n * width; i++)
+            put_dense(&c, i, (float)(int64_t)(next_random(&rng) % 999) / 100.0f - 5.0f);
+    }
+    if (mode == TD_CAPTURE_HIDDEN)
+        return c;
+    c.top_k = has_top(f) ? TD_MIN(f->cfg.capture.top_k, f->model.n_vocab) : 0;
+    c.n_temperatures = (int32_t)nt;
+    c.topk_ids = ints(n * (size_t)c.top_k);
+    c.topk_logprobs = floats(n * (size_t)c.top_k);
+    c.logsumexp = floats(n);
+    c.logsumexp_t = floats(n * nt);
+    c.tail_mass = floats(n);
+    c.target_logprob = floats(n);
+    c.entropy = floats(n);
+    c.target_rank = ints(n);
+    if (mode == TD_CAPTURE_TOPP)
+        c.n_kept = ints(n);
+    c.n_always = f->cfg.capture.n_always;
+    c.always_logprobs = floats(n * (size_t)c.n_always);
+    if (has_draws(f)) {
+        c.n_draws = f->cfg.capture.n_draws;
+        size_t e = n * (size_t)c.n_draws;
+        c.n_unique = ints(n);
+        c.draw_ids = ints(e);
+        c.draw_counts = ints(e);
+        c.draw_logprobs = floats(e);
+        if (f->cfg.capture.proposal_power != 1)
+            c.proposal_logsumexp = floats(n);
+    }
     for (int32_t p = 1; p < m->n_tokens; p++)
         if (s->loss_mask[m->token_offset + p])
             capture_row(f, &rng, s->ids[m->token_offset + p], &c, r++);
@@ -220,14 +338,14 @@ td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t s
 }
 
 void td_fixture_captured_free(td_captured *c) {
-    free((void *)c->topk_ids);
-    free((void *)c->topk_logprobs);
-    free((void *)c->logsumexp);
-    free((void *)c->logsumexp_t);
-    free((void *)c->tail_mass);
-    free((void *)c->target_logprob);
-    free((void *)c->entropy);
-    free((void *)c->target_rank);
+    const void *const all[] = {c->topk_ids,       c->topk_logprobs, c->logsumexp,
+                               c->logsumexp_t,    c->tail_mass,     c->target_logprob,
+                               c->entropy,        c->target_rank,   c->dense,
+                               c->n_kept,         c->n_unique,      c->draw_ids,
+                               c->draw_counts,    c->draw_logprobs, c->proposal_logsumexp,
+                               c->always_logprobs};
+    for (size_t i = 0; i < TD_ARRAY_LEN(all); i++)
+        free((void *)all[i]);
 }
 
 td_status td_fixture_write(td_fixture *f, td_output *o, const td_shard *s, int32_t skip,
@@ -284,4 +402,35 @@ char *td_fixture_read(const char *dir, const char *name, size_t *n) {
         data = NULL;
     free(path);
     return data;
+}
+
+const td_fixture_mode td_fixture_modes[TD_FIXTURE_MODES] = {
+    {"topk", TD_CAPTURE_TOPK, TD_BF16, false, false, false, 1},
+    {"topk packed, q8", TD_CAPTURE_TOPK, TD_BF16, true, true, false, 1},
+    {"topp", TD_CAPTURE_TOPP, TD_BF16, false, false, false, 1},
+    {"topp packed, q8", TD_CAPTURE_TOPP, TD_BF16, true, true, false, 1},
+    {"sample", TD_CAPTURE_SAMPLE, TD_BF16, false, false, false, 1},
+    {"sample from p^0.5, packed, q8", TD_CAPTURE_SAMPLE, TD_BF16, true, true, false, 0.5},
+    {"topk+sample", TD_CAPTURE_TOPK_SAMPLE, TD_BF16, false, false, false, 1},
+    {"topk+sample packed, q8, zstd", TD_CAPTURE_TOPK_SAMPLE, TD_BF16, true, true, true, 1},
+    {"full bf16", TD_CAPTURE_FULL, TD_BF16, false, false, false, 1},
+    {"full f16 zstd", TD_CAPTURE_FULL, TD_F16, false, false, true, 1},
+    {"full f32", TD_CAPTURE_FULL, TD_F32, false, false, false, 1},
+    {"hidden bf16", TD_CAPTURE_HIDDEN, TD_BF16, false, false, false, 1},
+    {"hidden f32", TD_CAPTURE_HIDDEN, TD_F32, false, false, false, 1},
+};
+
+void td_fixture_set_mode(td_fixture *f, const td_fixture_mode *m) {
+    f->cfg.capture.mode = m->mode;
+    f->cfg.capture.dense_dtype = m->dense_dtype;
+    f->cfg.capture.pack_ids = m->pack;
+    f->cfg.capture.quantise_logprobs = m->q8;
+    f->cfg.capture.logprob_dtype = m->q8 ? TD_F32 : TD_F16;
+    f->cfg.output.zstd = m->zstd;
+    f->cfg.capture.proposal_power = m->proposal_power;
+    f->cfg.capture.n_always = 2;
+    f->cfg.capture.always_ids[0] = 2;
+    f->cfg.capture.always_ids[1] = 17;
+    f->cfg.capture.n_temperatures = 1;
+    f->cfg.capture.temperatures[0] = 2;
 }

@@ -37,6 +37,19 @@ td_status td_fixture_write(td_fixture *f, td_output *o, const td_shard *s, int32
  * *n_written (may be NULL) counts those that were not done before. */
 td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td_error *err);
 
+/* Ways to capture and store, for tests that go through all of them. */
+typedef struct td_fixture_mode {
+    const char *name;
+    td_capture_mode mode;
+    td_dtype dense_dtype;
+    bool pack, q8, zstd;
+    double proposal_power;
+} td_fixture_mode;
+enum { TD_FIXTURE_MODES = 13 };
+extern const td_fixture_mode td_fixture_modes[TD_FIXTURE_MODES];
+/* Also two always_ids and one temperature. */
+void td_fixture_set_mode(td_fixture *f, const td_fixture_mode *m);
+
 /* The whole file, NULL when it is not there. */
 char *td_fixture_read(const char *dir, const char *name, size_t *n);
 void td_fixture_remove_tree(const char *dir);

@@ -6,6 +6,7 @@
  * half way through a write), or fails as on a full disk.
  */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -21,7 +22,7 @@
 #include "tdgen/util.h"
 
 enum fault { FAULT_NONE, FAULT_DIE, FAULT_DIE_HALF, FAULT_ENOSPC, FAULT_SHORT };
-enum { DIED = 99, SHARDS = 3 };
+enum { DIED = 99 };
 
 static enum fault fault;
 static long countdown; /* the call that meets the fault, from 1 */
@@ -120,9 +121,28 @@ int __wrap_posix_fallocate(int fd, off_t at, off_t n) {
 /* --- the folder, all of it ----------------------------------------------------------------------
  */
 
-static const char *const files[] = {"manifest.json", "shards.jsonl", "shard-000000.safetensors",
-                                    "shard-000001.safetensors", "shard-000002.safetensors"};
+/* A ragged mode (with the side file, packed ids and compression) goes through the same deaths with
+ * fewer shards. */
+typedef struct way {
+    const char *mode; /* of td_fixture_modes */
+    int64_t n_shards;
+    const char *suffix;
+    long n_calls; /* that are met at least: is the wrapping in place? */
+} way;
+static const way plain = {"topk", 3, "", 100};
+static const way ragged = {"topk+sample packed, q8, zstd", 2, ".zst", 90};
+static const way *the_way;
+
 enum { N_FILES = 5 };
+
+static int64_t n_files(void) {
+    return 2 + the_way->n_shards;
+}
+
+static char *file_name(int64_t i) {
+    return i < 2 ? td_strdup(i ? "shards.jsonl" : "manifest.json")
+                 : td_asprintf("shard-%06lld.safetensors%s", (long long)i - 2, the_way->suffix);
+}
 
 typedef struct snapshot {
     char *data[N_FILES];
@@ -130,9 +150,12 @@ typedef struct snapshot {
 } snapshot;
 
 static void take(const td_fixture *f, snapshot *s) {
-    for (int i = 0; i < N_FILES; i++) {
-        s->data[i] = td_fixture_read(f->cfg.output.dir, files[i], &s->n[i]);
-        cr_assert(s->data[i], "%s is missing", files[i]);
+    *s = (snapshot){0};
+    for (int64_t i = 0; i < n_files(); i++) {
+        char *name = file_name(i);
+        s->data[i] = td_fixture_read(f->cfg.output.dir, name, &s->n[i]);
+        cr_assert(s->data[i], "%s is missing", name);
+        free(name);
     }
 }
 
@@ -144,35 +167,48 @@ static void drop(snapshot *s) {
 static void same(const td_fixture *f, const snapshot *want, const char *what, long k) {
     snapshot have;
     take(f, &have);
-    for (int i = 0; i < N_FILES; i++)
+    for (int64_t i = 0; i < n_files(); i++)
         cr_assert(have.n[i] == want->n[i] && memcmp(have.data[i], want->data[i], want->n[i]) == 0,
-                  "%s at call %ld: %s differs", what, k, files[i]);
+                  "%s at call %ld: file %lld differs", what, k, (long long)i);
     drop(&have);
 }
 
-static void begin(td_fixture *f, snapshot *reference) {
+static void begin(td_fixture *f, const way *w, snapshot *reference) {
     td_error err;
+    the_way = w;
     td_log_set_level(TD_LOG_ERROR);
     td_fixture_init(f);
+    for (int i = 0; w != &plain && i < TD_FIXTURE_MODES; i++)
+        if (strcmp(td_fixture_modes[i].name, w->mode) == 0)
+            td_fixture_set_mode(f, &td_fixture_modes[i]);
     f->skip = 3; /* so that commit rewrites the shard without that sample's rows */
-    cr_assert_eq(td_fixture_run(f, SHARDS, NULL, &err), TD_OK, "%s", err.text);
+    cr_assert_eq(td_fixture_run(f, the_way->n_shards, NULL, &err), TD_OK, "%s", err.text);
     take(f, reference);
+}
+
+/* Nothing but the record, the lock and what other parts of the program write. */
+static void no_temp_files(const td_fixture *f, const char *what, long k) {
+    DIR *d = opendir(f->cfg.output.dir);
+    for (struct dirent *e; (e = readdir(d));)
+        cr_assert_not(strstr(e->d_name, ".tmp"), "%s at call %ld left %s", what, k, e->d_name);
+    closedir(d);
 }
 
 static void finish_run(td_fixture *f, const snapshot *reference, const char *what, long k) {
     td_error err;
-    cr_assert_eq(td_fixture_run(f, SHARDS, NULL, &err), TD_OK, "%s at call %ld: %s", what, k,
-                 err.text);
+    cr_assert_eq(td_fixture_run(f, the_way->n_shards, NULL, &err), TD_OK, "%s at call %ld: %s",
+                 what, k, err.text);
     same(f, reference, what, k);
     FILE *sink = fopen("/dev/null", "w");
     cr_assert_eq(td_verify(f->cfg.output.dir, sink, false, &err), TD_OK, "%s", err.text);
     fclose(sink);
+    no_temp_files(f, what, k);
 }
 
-static void die_at_every_call(enum fault how, const char *what) {
+static void die_at_every_call(const way *w, enum fault how, const char *what) {
     td_fixture f;
     snapshot reference;
-    begin(&f, &reference);
+    begin(&f, w, &reference);
     long k = 1;
     for (;; k++) {
         td_fixture_remove_tree(f.cfg.output.dir);
@@ -182,7 +218,7 @@ static void die_at_every_call(enum fault how, const char *what) {
             td_error err;
             fault = how;
             countdown = k;
-            _exit(td_fixture_run(&f, SHARDS, NULL, &err) == TD_OK ? 0 : 1);
+            _exit(td_fixture_run(&f, the_way->n_shards, NULL, &err) == TD_OK ? 0 : 1);
         }
         int status;
         cr_assert_eq(waitpid(child, &status, 0), child);
@@ -192,32 +228,40 @@ static void die_at_every_call(enum fault how, const char *what) {
         cr_assert_eq(WEXITSTATUS(status), DIED, "%s at call %ld", what, k);
         finish_run(&f, &reference, what, k);
     }
-    cr_assert_gt(k, 100, "only %ld calls were met: is the wrapping in place?", k);
+    cr_assert_gt(k, w->n_calls, "only %ld calls were met: is the wrapping in place?", k);
     drop(&reference);
     td_fixture_free(&f);
 }
 
 Test(crash, death_before_every_call, .timeout = 300) {
-    die_at_every_call(FAULT_DIE, "death");
+    die_at_every_call(&plain, FAULT_DIE, "death");
+}
+
+Test(crash, death_before_every_call_ragged, .timeout = 300) {
+    die_at_every_call(&ragged, FAULT_DIE, "death");
 }
 
 Test(crash, death_half_way_through_every_write, .timeout = 300) {
-    die_at_every_call(FAULT_DIE_HALF, "death half way");
+    die_at_every_call(&plain, FAULT_DIE_HALF, "death half way");
+}
+
+Test(crash, death_half_way_through_every_write_ragged, .timeout = 300) {
+    die_at_every_call(&ragged, FAULT_DIE_HALF, "death half way");
 }
 
 /* A full disk at every call: an output error that says so (or no error, where the call does not
  * matter), nothing left that a second run does not put right. */
-Test(crash, a_full_disk_at_every_call, .timeout = 300) {
+static void full_disk_at_every_call(const way *w) {
     td_fixture f;
     snapshot reference;
-    begin(&f, &reference);
+    begin(&f, w, &reference);
     long k = 1, n_failed = 0;
     for (;; k++) {
         td_error err = {0};
         td_fixture_remove_tree(f.cfg.output.dir);
         fault = FAULT_ENOSPC;
         countdown = k;
-        td_status rc = td_fixture_run(&f, SHARDS, NULL, &err);
+        td_status rc = td_fixture_run(&f, the_way->n_shards, NULL, &err);
         bool met = countdown <= 0;
         fault = FAULT_NONE;
         if (!met)
@@ -230,23 +274,32 @@ Test(crash, a_full_disk_at_every_call, .timeout = 300) {
         }
         finish_run(&f, &reference, "a full disk", k);
     }
-    cr_assert_gt(n_failed, 100);
+    cr_assert_gt(n_failed, w->n_calls);
     drop(&reference);
     td_fixture_free(&f);
+}
+
+Test(crash, a_full_disk_at_every_call, .timeout = 300) {
+    full_disk_at_every_call(&plain);
+}
+
+Test(crash, a_full_disk_at_every_call_ragged, .timeout = 300) {
+    full_disk_at_every_call(&ragged);
 }
 
 /* Short writes are legal and must change nothing but the index, whose line is one write: there it
  * is an error, and repaired. */
 Test(crash, short_writes_lose_nothing, .timeout = 300) {
+    const way *w = &plain;
     td_fixture f;
     snapshot reference;
-    begin(&f, &reference);
+    begin(&f, w, &reference);
     for (long k = 1;; k++) {
         td_error err = {0};
         td_fixture_remove_tree(f.cfg.output.dir);
         fault = FAULT_SHORT;
         countdown = k;
-        td_status rc = td_fixture_run(&f, SHARDS, NULL, &err);
+        td_status rc = td_fixture_run(&f, the_way->n_shards, NULL, &err);
         bool met = countdown <= 0;
         fault = FAULT_NONE;
         if (!met)

@@ -404,7 +404,8 @@ static td_status embed_without_the_longest(td_stream *s, const td_embed_args *a,
     return g_real->embed(s, a, err);
 }
 
-Test(run, a_micro_batch_that_no_group_comes_back_from_ends_the_run, .timeout = 60) {
+/* Three groups hang over it: as it was packed, alone, and as a sample alone; then it is blamed. */
+Test(run, a_sample_that_no_group_comes_back_from_is_blamed, .timeout = 120) {
     td_run_summary s;
     td_error err = {0};
     setenv("TDGEN_DEBUG_WATCHDOG_S", "1.5", 1);
@@ -415,10 +416,115 @@ Test(run, a_micro_batch_that_no_group_comes_back_from_ends_the_run, .timeout = 6
     ops.embed = embed_without_the_longest;
     for (int32_t i = 0; i < 4; i++)
         g_lost.devices[i]->ops = &ops;
-    cr_assert_eq(run(&g_lost, &s, &err), TD_E_DEVICE);
-    cr_assert(strstr(err.text, "a micro-batch of shard 0 failed on 3 groups"), "%s", err.text);
+    cr_assert_eq(run(&g_lost, &s, &err), TD_E_MODEL, "%s", err.text);
+    cr_assert(strstr(err.text, "the sample of 372 tokens") &&
+                  strstr(err.text, "makes devices hang"),
+              "%s", err.text);
     cr_assert_eq(s.n_hung, 3, "%d hung, %d retired", s.n_hung, s.n_retired);
     td_run_summary_free(&s);
     td_output_close(g_lost.output);
     remove_dir(g_lost.dir);
+}
+
+/* A product that fails once, or a few times, and then works again. */
+static _Atomic int g_n_failures;
+static td_status faltering_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    int left = atomic_fetch_sub(&g_calls_left, 1);
+    if (left <= 0 && left > -atomic_load(&g_n_failures))
+        return td_error_set(err, TD_E_DEVICE, "cpu:0: gemm: injected failure");
+    return g_real->gemm(s, a, err);
+}
+
+Test(run, the_only_group_goes_on_after_a_failure) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    static const int after[] = {0, 1, 57, 130};
+    for (size_t i = 0; i < TD_ARRAY_LEN(after); i++) {
+        fixture f;
+        td_run_summary s;
+        td_error err = {0};
+        setup(&f, "falters", "cpu", 1, "512");
+        td_device_ops ops = *(g_real = f.devices[0]->ops);
+        ops.gemm = faltering_gemm;
+        f.devices[0]->ops = &ops;
+        atomic_store(&g_calls_left, after[i]);
+        atomic_store(&g_n_failures, 1);
+        OK(run(&f, &s, &err));
+        cr_assert_eq(s.n_retired, 0);
+        cr_assert_eq(s.n_failures, 1);
+        cr_assert_eq(s.groups[0].n_reinstated, 1);
+        cr_assert_eq(s.n_bad_samples, 0);
+        assert_same_shards(ref, f.dir);
+        td_run_summary_free(&s);
+        teardown(&f, g_real);
+        remove_dir(f.dir);
+    }
+    remove_dir(ref);
+}
+
+static td_status failing_copy(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
+    (void)s, (void)dst, (void)src, (void)n;
+    return td_error_set(err, TD_E_DEVICE, "cpu:1: copy_in: injected failure");
+}
+
+Test(run, a_group_whose_session_cannot_be_made_is_retired) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    for (int n_bad = 1; n_bad <= 2; n_bad++) {
+        fixture f;
+        td_run_summary s;
+        td_error err = {0};
+        setup(&f, "setup", "cpu*2", 2, "512");
+        td_device_ops ops = *(g_real = f.devices[1]->ops);
+        ops.copy_in = failing_copy;
+        f.devices[1]->ops = &ops;
+        if (n_bad == 2)
+            f.devices[0]->ops = &ops;
+        td_status rc = run(&f, &s, &err);
+        cr_assert_eq(rc, n_bad == 1 ? TD_OK : TD_E_DEVICE, "%s", err.text);
+        if (rc == TD_OK) {
+            cr_assert_eq(s.n_retired, 1);
+            cr_assert(s.groups[1].retired && strstr(s.groups[1].retired_why, "injected failure"));
+            assert_same_shards(ref, f.dir);
+        } else {
+            cr_assert(strstr(err.text, "injected failure"));
+        }
+        td_run_summary_free(&s);
+        teardown(&f, g_real);
+        remove_dir(f.dir);
+    }
+    remove_dir(ref);
+}
+
+/* What is longer than the longest sample is too large. */
+static td_status small_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    if (a->n_tokens > 372)
+        return td_error_set(err, TD_E_DEVICE_OOM, "cpu:0: no memory for %d tokens", a->n_tokens);
+    return g_real->embed(s, a, err);
+}
+
+Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    for (int32_t n = 1; n <= 2; n++) {
+        fixture f;
+        td_run_summary s;
+        td_error err = {0};
+        setup(&f, "memory", n == 1 ? "cpu" : "cpu*2", n, "512");
+        td_device_ops ops = *(g_real = f.devices[0]->ops);
+        ops.embed = small_embed;
+        for (int32_t i = 0; i < n; i++)
+            f.devices[i]->ops = &ops;
+        OK(run(&f, &s, &err));
+        cr_assert_eq(s.n_retired, 0);
+        cr_assert_eq(s.n_failures, 0);
+        assert_same_shards(ref, f.dir);
+        td_run_summary_free(&s);
+        teardown(&f, g_real);
+        remove_dir(f.dir);
+    }
+    remove_dir(ref);
 }
