@@ -252,5 +252,5 @@ def _store_logprobs(t, name, rows, spec, rectangular=False):
         t[name + "_q8"] = np.stack(q) if rectangular else np.concatenate(q)
         t[name + "_q8_range"] = np.stack([b for _, b in done])
         return
-    x = np.array(rows) if rectangular else np.concatenate(rows)
+    x = np.array(rows).reshape(len(rows), -1 if rows else spec["top_k"]) if rectangular else np.concatenate(rows)
     t[name] = x.astype(np.float16 if spec["logprob_dtype"] == "f16" else np.float32)

@@ -468,6 +468,10 @@ def check_refusals(run, tmp):
     good = open(status).read()
     open(status, "w").write('{"state": "running"}')
     export("hf", run, tmp + "/out/x", fails=4, words=["running", "--partial"])
+    open(status, "w").write('{"state": "done", "total_workers": 2}')
+    export("hf", run, tmp + "/out/x", fails=4, words=["2 workers", "tdgen merge"])
+    open(status, "w").write('{"state": "done", "shards_in_data": 99}')
+    export("hf", run, tmp + "/out/x", fails=4, words=["3 shards", "99"])
     open(status, "w").write(good)
     # A worker's folder: shard 0 is somewhere else.
     index = os.path.join(run, "shards.jsonl")
@@ -572,6 +576,21 @@ def synthetic(tmp):
         assert np.allclose(np.array(row["target_logprobs"])[s["rows"]], np.take_along_axis(want, ids, axis=1), atol=1e-5)
 
 
+def nothing(tmp):
+    """A run in which no position is a target: files with no row, or a message, never half a folder."""
+    import datasets
+
+    teacher = _synth.Teacher(n=3, length=1)
+    _synth.write_run(tmp + "/run", teacher, "topk")
+    for layout in ("axolotl", "distillkit"):
+        export(layout, tmp + "/run", f"{tmp}/{layout}", "--quiet", words=["3 without a position"])
+        assert len(datasets.load_from_disk(f"{tmp}/{layout}")) == 0
+    export("hf", tmp + "/run", tmp + "/hf", "--quiet")
+    assert [row["input_ids"] for row in datasets.load_from_disk(tmp + "/hf")] == [s["ids"].tolist() for s in teacher.samples]
+    export("nemo", tmp + "/run", tmp + "/nemo", "--quiet")
+    assert os.path.getsize(tmp + "/nemo") == 0
+
+
 def memory(tmp):
     """The peak of an export, in a process of its own, does not grow with the run."""
     run, peak = tmp + "/run", []
@@ -638,7 +657,7 @@ def main():
         os.makedirs(tmp + "/refusals")
         check_refusals(run, tmp + "/refusals")
         print("   the demo run in six layouts")
-        for part in (synthetic, check_hf_dense, check_llamacpp, memory):
+        for part in (synthetic, check_hf_dense, check_llamacpp, nothing, memory):
             with tempfile.TemporaryDirectory() as inner:
                 part(inner)
     print("OK")

@@ -7,6 +7,7 @@ target that exists. What a format cannot say is refused by name, never approxima
 The layouts were read from the readers' own source; LAYOUTS names file and commit of each.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -123,6 +124,10 @@ def _sync(path):
         os.close(fd)
 
 
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def provenance(run, layout, options):
     """What the files carry along: whose probabilities these are, and how they were written."""
     identity = run.manifest["identity"]
@@ -130,6 +135,8 @@ def provenance(run, layout, options):
         "made_by": f"tdgen_export {layout}",
         "tdgen": run.manifest.get("tdgen"),
         "run_fingerprint": run.fingerprint,
+        "shards": len(run.shards),
+        "data_hash": _digest([e.get("data_hash") for e in run.shards]),
         "capture": run.capture,
         "vocab_size": run.vocab_size,
         "teacher": {k[6:]: v for k, v in identity.items() if k.startswith("model.")},
@@ -277,7 +284,8 @@ class ArrowFolder(Files):
         self.writer.write_batch(batch)
 
     def _finish(self, names):
-        state = {"_data_files": [{"filename": n} for n in names], "_fingerprint": self.origin["run_fingerprint"],
+        # datasets names its caches by _fingerprint: other contents, another one.
+        state = {"_data_files": [{"filename": n} for n in names], "_fingerprint": _digest(self.origin),
                  "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
                  "_output_all_columns": False, "_split": "train"}
         info = {"citation": "", "description": json.dumps(self.origin), "features": None, "homepage": "",
@@ -361,9 +369,16 @@ def check_whole(run, partial):
                           "(tdgen merge) or not done; --partial exports what is here")
     try:
         with open(os.path.join(run.path, "status.json"), encoding="utf-8") as f:
-            state = json.load(f).get("state")
+            status = json.load(f)
     except (FileNotFoundError, ValueError):
-        return  # a folder that was copied without it
+        return  # a folder that was copied or merged, without it
+    state, workers = status.get("state"), status.get("total_workers", 1)
+    if workers > 1:
+        raise ExportError(f"{run.path} holds what one of {workers} workers did (tdgen merge puts them together); "
+                          "--partial exports it alone")
+    if len(numbers) != status.get("shards_in_data", len(numbers)):
+        raise ExportError(f"{run.path} holds {len(numbers)} shards, the data has {status['shards_in_data']}; --partial "
+                          "exports what is there")
     if state is not None and state != "done":
         raise ExportError(f"{run.path}: the run's state is {state!r}, not done; --partial exports what is there")
 
