@@ -38,11 +38,16 @@ typedef struct td_sim_batch {
     int32_t shard; /* counted from 0 over the shards that are there */
 } td_sim_batch;
 
+typedef struct td_sim_sample {
+    int32_t n_tokens, n_rows;
+} td_sim_sample;
+
 typedef struct td_sim_load {
     td_sim_batch *batches;
+    td_sim_sample *samples;                 /* [n_samples] in dataset order */
     int64_t n_batches, n_samples, n_tokens; /* samples that have rows to compute */
     int32_t n_shards;
-    size_t cap;
+    size_t cap, samples_cap;
 } td_sim_load;
 
 /* Packs with plan->batch_tokens and output.shard_samples. On failure *out is freed. */

@@ -22,6 +22,7 @@
 
 #define SLICE_S 0.5
 #define PATIENCE_MEANS 20.0
+#define BUSY_EVERY_S 0.25
 
 static void free_slots(td_loop *l) {
     if (l->slots)
@@ -313,11 +314,21 @@ td_status td_group_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_
     }
 }
 
+/* For status.json: only the group's thread may ask the session. */
+static void tell_busy(td_loop *l, double now) {
+    if (now - l->busy_told_s < BUSY_EVERY_S)
+        return;
+    l->busy_told_s = now;
+    for (int32_t i = 0; i < l->g->plan->n_stages; i++)
+        atomic_store(&l->g->busy_us[i], (int64_t)(1e6 * td_session_stage_busy_s(l->g->session, i)));
+}
+
 /* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
  * one stood ready for the first. */
 static void note_done(td_loop *l, double now) {
     td_group *g = l->g;
     atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
+    tell_busy(l, now);
     if (l->n_in_flight <= g->plan->n_stages)
         return;
     bool first = l->full_since_s <= 0;

@@ -20,9 +20,10 @@ typedef struct td_loop {
     td_flight *slots;
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claimer claimer;
-    bool failed; /* and completed nothing since: blame.c is to hear of the next completion */
+    double busy_told_s; /* see td_group.busy_us */
+    bool failed;        /* and completed nothing since: blame.c is to hear of the next completion */
+    bool gone;          /* the watch gave this thread up */
     double last_stored_s; /* when the last micro-batch was done, for the timeline */
-    bool gone;            /* the watch gave this thread up */
     /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
     double full_since_s, full_until_s;
     double *busy_since, *busy_until; /* [n_stages] */

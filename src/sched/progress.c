@@ -136,18 +136,24 @@ static void stamp(time_t t, char *buf, size_t n) {
 }
 
 static json_t *group_json(const td_group *g, double elapsed_s) {
+    json_t *busy = json_array(); /* share of the time that each of its devices computed */
+    for (int32_t i = 0; i < g->plan->n_stages; i++)
+        json_array_append_new(
+            busy, json_real(elapsed_s > 0 ? TD_MIN(1.0, 1e-6 * (double)atomic_load(&g->busy_us[i]) /
+                                                            elapsed_s)
+                                          : 0.0));
     int64_t tokens = atomic_load(&g->n_tokens);
     double wait_s = 1e-6 * (double)atomic_load(&g->wait_us);
     double seen_s = 1e-6 * (double)atomic_load(&g->observed_us);
     double planned_s = 1e-6 * (double)atomic_load(&g->predicted_us);
     /* Idle: nothing to claim. Observed and planned: tokens/s while it had work; 0 = not known. */
     return json_pack(
-        "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:b}", "group", (int)g->id, "tokens",
-        (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples), "micro_batches",
-        (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
+        "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:b}", "group", (int)g->id,
+        "tokens", (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples),
+        "micro_batches", (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
         elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s, "idle_share",
-        elapsed_s > 0 ? TD_MIN(1.0, wait_s / elapsed_s) : 0.0, "observed_tokens_per_s",
-        seen_s > 0 ? (double)tokens / seen_s : 0.0, "planned_tokens_per_s",
+        elapsed_s > 0 ? TD_MIN(1.0, wait_s / elapsed_s) : 0.0, "busy_shares", busy,
+        "observed_tokens_per_s", seen_s > 0 ? (double)tokens / seen_s : 0.0, "planned_tokens_per_s",
         planned_s > 0 ? (double)tokens / planned_s : 0.0, "last_done_s",
         1e-6 * (double)atomic_load(&g->last_done_us), "retired", g->retired);
 }

@@ -124,7 +124,8 @@ static td_status make_groups(td_run_state *run, td_error *err) {
         grp->stages = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->stages);
         grp->in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->in_flight);
         grp->steady_share = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->steady_share);
-        if (!grp->stages || !grp->in_flight || !grp->steady_share)
+        grp->busy_us = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->busy_us);
+        if (!grp->stages || !grp->in_flight || !grp->steady_share || !grp->busy_us)
             return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
         for (int32_t i = 0; i < grp->plan->n_stages; i++)
             grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
@@ -143,6 +144,7 @@ static void free_state(td_run_state *run) {
         free(run->groups[g].stages);
         free(run->groups[g].in_flight);
         free(run->groups[g].steady_share);
+        free(run->groups[g].busy_us);
     }
     free(run->groups);
     free(run->open);

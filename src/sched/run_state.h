@@ -10,6 +10,17 @@
 #include "sched/timeline.h"
 #include "tdgen/run.h"
 
+/* Memory orders of the atomics below. Where no order is written they are seq_cst, C11's default:
+ * counters and flags that are touched a few times per micro-batch, so that a weaker order would
+ * save nothing, and that are read either after their threads were joined or acknowledged (run->lock
+ * orders that) or as a moment's value to show. Three of them carry more than their own value and
+ * need what seq_cst includes: n_submits   the thread's exchange on leaving and the watch's exchange
+ * to TD_SUBMIT_GONE are on one word: one of them fails. The watch's acquires what the thread wrote
+ * before it went in (the works in flight); the thread that fails touches nothing. in_flight   who
+ * loads a work sees what was stored in it before (release on the store, acquire on the load) stop
+ * set under run->lock; those that wait for the condition see it there Orders that are weaker, or
+ * that carry an argument, have it next to them. */
+
 /* A shard between its opening and its commit. Lives in one of run->open. */
 typedef struct td_open_shard {
     td_shard *shard;
@@ -48,6 +59,7 @@ typedef struct td_group {
     _Atomic int64_t last_done_us; /* after the start of the run; 0: nothing was done */
     /* Of what it completed: how long it took, and by the cost model (0 = speeds unknown). */
     _Atomic int64_t observed_us, predicted_us;
+    _Atomic int64_t *busy_us; /* [n_stages] of each device, told a few times a second */
     /* What is in flight, for whoever has to tell it after a device was lost: in_flight[i] is in the
      * session's slot i, and `oldest` the slot of the oldest. Written by the group's thread. A
      * work is taken out before it is done, so what is seen here is in an open shard. */

@@ -8,7 +8,7 @@
 #include "tdgen/simulate.h"
 #include "tdgen/util.h"
 
-enum { MAX_BATCHES = 1 << 25 };
+enum { MAX_BATCHES = 1 << 25, MAX_SAMPLES = 1 << 28 };
 
 int32_t td_sim_length(const td_config *cfg, int64_t i) {
     if (cfg->simulate.law == TD_LENGTHS_FIXED)
@@ -40,13 +40,21 @@ void td_sim_stats(const td_config *cfg, int32_t window, td_dataset_stats *out) {
 /* Adds the micro-batches of a packed shard. */
 static td_status add_shard(td_sim_load *l, const td_shard *sh, int32_t window, td_error *err) {
     size_t need = (size_t)l->n_batches + (size_t)sh->n_batches;
-    if (need > MAX_BATCHES)
+    size_t samples = (size_t)l->n_samples + (size_t)sh->n_samples;
+    if (need > MAX_BATCHES || samples > MAX_SAMPLES)
         return td_error_set(err, TD_E_CONFIG,
-                            "the job has more than %d micro-batches, which is more than a "
-                            "simulation holds; lower simulate.n_samples (or data.max_samples)",
-                            MAX_BATCHES);
-    if (!td_grow((void **)&l->batches, &l->cap, need, sizeof *l->batches))
+                            "the job has more than %d micro-batches or %d samples, which is more "
+                            "than a simulation holds; lower simulate.n_samples (or "
+                            "data.max_samples)",
+                            MAX_BATCHES, MAX_SAMPLES);
+    if (!td_grow((void **)&l->batches, &l->cap, need, sizeof *l->batches) ||
+        !td_grow((void **)&l->samples, &l->samples_cap, samples, sizeof *l->samples))
         return td_error_nomem(err, "the simulated micro-batches", need * sizeof *l->batches);
+    for (int32_t i = 0; i < sh->n_samples; i++) {
+        const td_sample *m = &sh->samples[i];
+        if (m->n_rows > 0) /* the others are in no micro-batch */
+            l->samples[l->n_samples++] = (td_sim_sample){m->n_tokens, m->n_rows};
+    }
     for (int32_t i = 0; i < sh->n_batches; i++) {
         const td_micro_batch *mb = &sh->batches[i];
         td_sim_batch *b = &l->batches[l->n_batches++];
@@ -55,7 +63,6 @@ static td_status add_shard(td_sim_load *l, const td_shard *sh, int32_t window, t
             const td_sample *s = &sh->samples[mb->samples[k]];
             td_work_size_add(&b->size, s->n_tokens, s->n_rows, window);
         }
-        l->n_samples += mb->n_samples;
         l->n_tokens += mb->n_tokens;
     }
     if (sh->n_batches)
@@ -120,5 +127,6 @@ td_status td_sim_load_from_source(td_source *src, const td_config *cfg, const td
 
 void td_sim_load_free(td_sim_load *l) {
     free(l->batches);
+    free(l->samples);
     *l = (td_sim_load){0};
 }

@@ -347,28 +347,46 @@ static td_status find_ideal(const sim *s, double *ideal, td_error *err) {
     return TD_OK;
 }
 
-/* The samples in order, the same number for each group; a micro-batch goes where its middle is. */
-static double find_static(const sim *s) {
+/* Without a queue: the samples in dataset order, the same number for each group, which packs its
+ * own into shards and micro-batches. */
+static td_status find_static(const sim *s, double *out, td_error *err) {
     const td_plan *p = s->plan;
-    double worst = 0, at[MAX_STAGES] = {0};
-    int64_t seen = 0;
-    int32_t group = 0;
-    for (int64_t i = 0; i < s->load->n_batches; i++) {
-        const td_sim_batch *b = &s->load->batches[i];
-        double middle = (double)seen + 0.5 * b->n_samples;
-        int32_t g = (int32_t)(middle * p->n_groups / (double)s->load->n_samples);
-        seen += b->n_samples;
-        if (g != group) {
-            memset(at, 0, sizeof at);
-            group = TD_MIN(g, p->n_groups - 1);
+    int64_t n = s->load->n_samples, per_shard = TD_MIN(s->cfg->output.shard_samples, n);
+    td_shard sh = {0};
+    td_status rc = TD_OK;
+    sh.samples = td_calloc((size_t)per_shard, sizeof *sh.samples);
+    if (!sh.samples)
+        return td_error_nomem(err, "a simulated shard", (size_t)per_shard * sizeof *sh.samples);
+    int64_t index = 0;
+    *out = 0;
+    for (int32_t g = 0; rc == TD_OK && g < p->n_groups; g++) {
+        double at[MAX_STAGES] = {0};
+        int64_t end = n * (g + 1) / p->n_groups;
+        for (int64_t i = n * g / p->n_groups; rc == TD_OK && i < end; i += sh.n_samples) {
+            sh.n_samples = (int32_t)TD_MIN(per_shard, end - i);
+            for (int32_t k = 0; k < sh.n_samples; k++)
+                sh.samples[k] = (td_sample){.n_tokens = s->load->samples[i + k].n_tokens,
+                                            .n_rows = s->load->samples[i + k].n_rows};
+            rc = td_shard_repack(&sh, p->batch_tokens, NULL, err);
+            for (int32_t b = 0; rc == TD_OK && b < sh.n_batches; b++) {
+                td_work_size size = {0};
+                double t = 0;
+                for (int32_t k = 0; k < sh.batches[b].n_samples; k++) {
+                    const td_sample *m = &sh.samples[sh.batches[b].samples[k]];
+                    td_work_size_add(&size, m->n_tokens, m->n_rows, p->cost.window);
+                }
+                for (int32_t k = 0; k < p->groups[g].n_stages; k++)
+                    t = at[k] = fmax(t, at[k]) +
+                                td_cost_stage_seconds(p, g, k, &size) * noise_of(s->cfg, index, k);
+                *out = fmax(*out, t);
+                index++;
+            }
         }
-        double t = 0;
-        for (int32_t k = 0; k < p->groups[group].n_stages; k++)
-            t = at[k] = fmax(t, at[k]) +
-                        td_cost_stage_seconds(p, group, k, &b->size) * noise_of(s->cfg, i, k);
-        worst = fmax(worst, t);
     }
-    return worst;
+    free(sh.batches);
+    free(sh.batch_samples);
+    free(sh.samples);
+    return rc;
 }
 
 /* --- set-up -------------------------------------------------------------------------------------
@@ -487,8 +505,9 @@ td_status td_simulate(const td_config *cfg, const td_plan *plan, const td_sim_lo
         rc = make(&s, err);
     if (rc == TD_OK)
         rc = find_ideal(&s, &out->ideal_s, err);
+    if (rc == TD_OK)
+        rc = find_static(&s, &out->static_s, err);
     if (rc == TD_OK) {
-        out->static_s = find_static(&s);
         out->bin_s = out->ideal_s / (TD_SIM_BINS - 10);
         plan_failures(&s, out->ideal_s);
         run_events(&s);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "../unit/plan_fixture.h"
+#include "sched/claims.h"
 #include "tdgen/simulate.h"
 #include "tdgen/util.h"
 
@@ -120,6 +121,22 @@ Test(simulate, a_pipeline_takes_the_fill_and_its_slowest_stage) {
     close_case(&c);
 }
 
+/* Dealt out beforehand: with speeds 1 : 2 : 3 and equal shares of alike samples the slow group has
+ * a third of the work at a sixth of the speed: twice the ideal time. */
+Test(simulate, equal_shares_take_the_slowest_groups_time) {
+    sim_case c;
+    open_case(&c, "llama-8b", "speeds-1-2-3", 3 * 4096);
+    c.f.cfg.simulate.law = TD_LENGTHS_FIXED;
+    c.f.cfg.simulate.fixed_length = 1024;
+    c.f.cfg.simulate.noise = 0;
+    plan_case(&c);
+    run_case(&c);
+    double t = td_cost_group_seconds(&c.f.plan, 0, &c.load.batches[0].size);
+    cr_expect_float_eq(c.r.static_s, 512 * t, 1e-9 * c.r.static_s);
+    cr_expect_float_eq(c.r.static_s / c.r.ideal_s, 2, 1e-3);
+    close_case(&c);
+}
+
 static const struct {
     const char *inventory;
     int64_t n_samples; /* about ten minutes */
@@ -230,6 +247,37 @@ Test(simulate, a_slow_group_ends_no_later_than_the_others_need) {
     cr_expect_gt(slow, 20 * fast);
     cr_expect(c.r.groups[0].last_done_s < end + 2 * fast, "%g against %g",
               c.r.groups[0].last_done_s, end);
+    close_case(&c);
+}
+
+/* Enough open shards that no group starves, within memory. */
+Test(simulate, open_shards_follow_the_groups_and_memory) {
+    sim_case c;
+    open_case(&c, "llama-8b", "1000-mixed", 200000);
+    plan_case(&c);
+    const td_plan *p = &c.f.plan;
+    int32_t large = td_claims_max_open(p, 1024, 0), small = td_claims_max_open(p, 16, 0);
+    cr_expect(large > 4 && large < 256, "%d", large);
+    cr_expect_eq(small, 256); /* files are bounded, too */
+    cr_expect_eq(td_claims_max_open(p, 1024, 1), 3);
+    double shard_bytes = 1024 * (10.0 * (double)c.load.n_tokens / 200000 + 128);
+    int32_t some = td_claims_max_open(p, 1024, 20 * shard_bytes);
+    cr_expect(some >= 19 && some <= 20, "%d", some);
+    close_case(&c);
+    open_case(&c, "llama-8b", "8xa100-80gb", 200000);
+    plan_case(&c);
+    /* 8 equal groups, a shard of 32 samples is 3 to 4 micro-batches: 8 for each group. */
+    int32_t eight = td_claims_max_open(&c.f.plan, 32, 0);
+    cr_expect(eight >= 4 + 64 / 4 && eight <= 4 + 64 / 3 + 1, "%d", eight);
+    /* The bound costs nothing: with it the groups are as busy as with large shards. */
+    for (int64_t shard = 32; shard <= 4096; shard *= 128) {
+        td_sim_load_free(&c.load);
+        c.f.cfg.output.shard_samples = shard;
+        cr_assert_eq(td_sim_load_make(&c.f.cfg, &c.f.plan, &c.load, &c.f.err), TD_OK);
+        run_case(&c);
+        cr_expect(c.r.wall_s < 1.005 * c.r.ideal_s, "%lld: %g", (long long)shard,
+                  c.r.wall_s / c.r.ideal_s);
+    }
     close_case(&c);
 }
 
