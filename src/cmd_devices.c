@@ -1,14 +1,16 @@
 #include "cmd_devices.h"
+#include "cmd_speeds.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "tdgen/device.h"
 #include "tdgen/log.h"
+#include "tdgen/speed_cache.h"
 #include "tdgen/util.h"
 
 static const char HELP[] =
-    "usage: tdgen devices\n"
+    "usage: tdgen devices [--measure]\n"
     "\n"
     "Lists what this machine offers to a run: each device's name as used in [devices] gpus, its\n"
     "memory, and the compute modes of its matrix products. The last column is the device kind "
@@ -20,6 +22,10 @@ static const char HELP[] =
     "  devices.gpus = 1,3     these GPUs and no others, as CUDA numbers them\n"
     "  devices.gpus = cpu     one CPU device with all cores\n"
     "  devices.gpus = cpu*4   four CPU devices that split the cores\n"
+    "\n"
+    "  --measure              measures the speed of each GPU anew and remembers it for plans, as "
+    "a\n"
+    "                         run does with a GPU that it meets for the first time\n"
     "\n"
     "exit codes: 0 done, 2 usage, 5 a device could not be asked\n";
 
@@ -59,12 +65,34 @@ static void print_device(const td_device_info *d) {
         print_gpu(d);
 }
 
+static td_status measure_gpus(const td_device_info *info, int32_t n, td_error *err) {
+    td_speed_cache cache;
+    char *path = td_speed_cache_path();
+    if (!path)
+        return td_error_set(err, TD_E_CONFIG,
+                            "speeds cannot be remembered: set HOME or XDG_CACHE_HOME");
+    td_status rc = td_speeds_measure(info, n, NULL, true, NULL, err);
+    td_speed_cache_load(path, &cache);
+    for (int32_t i = 0; rc == TD_OK && i < n; i++) {
+        const td_speed_entry *e = td_speed_cache_find(&cache, info[i].uuid, info[i].kind);
+        if (e)
+            printf("%-8s measured: %.3g TFLOP/s f32, %.3g bf16, %.3g f16, %.4g GB/s\n",
+                   info[i].name, e->f32, e->bf16, e->f16, e->mem_gbs);
+    }
+    if (rc == TD_OK && n == 0)
+        td_log_info("there is no GPU to measure; a CPU is measured by each run");
+    td_speed_cache_free(&cache);
+    free(path);
+    return rc;
+}
+
 int td_cmd_devices(int argc, char **argv) {
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         fputs(HELP, stdout);
         return TD_EXIT_OK;
     }
-    if (argc > 1) {
+    bool measure = argc == 2 && strcmp(argv[1], "--measure") == 0;
+    if (argc > 1 && !measure) {
         td_log_error("tdgen devices takes no argument \"%s\"; see tdgen devices --help", argv[1]);
         return TD_EXIT_CONFIG;
     }
@@ -75,13 +103,20 @@ int td_cmd_devices(int argc, char **argv) {
         td_device_info *info = NULL;
         int32_t n = 0;
         td_error err = {0};
+        td_status rc = TD_OK;
         if (td_device_enumerate(backends[b], 1, &info, &n, &err) != TD_OK) {
             td_log_error("%s", err.text);
             return td_status_exit_code(err.code);
         }
         for (int32_t i = 0; i < n; i++)
             print_device(&info[i]);
+        if (measure && b == 0)
+            rc = measure_gpus(info, n, &err);
         free(info);
+        if (rc != TD_OK) {
+            td_log_error("%s", err.text);
+            return td_status_exit_code(err.code);
+        }
     }
     printf("\nThis build computes on: %s\n", td_device_backends());
     return TD_EXIT_OK;

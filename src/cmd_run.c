@@ -3,6 +3,7 @@
 #include "cmd_run.h"
 #include "cmd_recover.h"
 #include "cmd_simulate.h"
+#include "cmd_speeds.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,7 @@ typedef struct job {
     td_device_info *info; /* of the machine's devices; NULL with an inventory file */
     int32_t n_info;
     td_inventory inventory;
+    int32_t n_unmeasured; /* GPUs whose speed is not in the cache */
     td_dataset_stats stats;
     td_plan plan;
     td_device **devices;           /* opened, indexed like plan.inventory.devices */
@@ -208,6 +210,31 @@ static td_status measure_cpus(job *j, td_error *err) {
     return TD_OK;
 }
 
+/* Is the GPU one that the configuration may give work to? */
+static bool is_chosen(const td_config *cfg, int32_t index) {
+    bool chosen = cfg->devices.gpus_kind != TD_GPUS_LIST;
+    for (int32_t i = 0; !chosen && i < cfg->devices.n_gpus; i++)
+        chosen = cfg->devices.gpus[i] == index;
+    for (int32_t i = 0; !chosen && i < cfg->devices.n_group_entries; i++)
+        chosen = cfg->devices.group_device[i] == index;
+    return chosen;
+}
+
+/* The inventory of this machine's GPUs, with their speeds as measured before. */
+static td_status list_gpus(job *j, td_error *err) {
+    td_inventory_free(&j->inventory);
+    td_status rc = td_inventory_from_devices(j->info, j->n_info, false, &j->inventory, err);
+    bool *want = rc == TD_OK ? td_calloc((size_t)j->n_info, sizeof *want) : NULL;
+    if (rc == TD_OK && !want)
+        rc = td_error_nomem(err, "the device list", (size_t)j->n_info);
+    for (int32_t i = 0; rc == TD_OK && i < j->n_info; i++)
+        want[i] = is_chosen(&j->cfg, j->info[i].index);
+    if (rc == TD_OK)
+        rc = td_speeds_from_cache(j->info, j->n_info, want, &j->inventory, &j->n_unmeasured, err);
+    free(want);
+    return rc;
+}
+
 static td_status find_devices(job *j, bool dry_run, td_error *err) {
     const td_config *cfg = &j->cfg;
     if (cfg->devices.inventory) {
@@ -224,7 +251,7 @@ static td_status find_devices(job *j, bool dry_run, td_error *err) {
         if (rc != TD_OK)
             return rc;
         if (j->n_info > 0)
-            return td_inventory_from_devices(j->info, j->n_info, false, &j->inventory, err);
+            return list_gpus(j, err);
         free(j->info);
         j->info = NULL;
         if (cfg->devices.gpus_kind == TD_GPUS_LIST) {
@@ -320,17 +347,27 @@ static td_status apply_recovery(job *j, td_error *err) {
     return td_recover_mark_lost(&j->recovery, j->info, j->n_info, &j->inventory, j->number, err);
 }
 
-static td_status make_plan(job *j, bool dry_run, td_error *err) {
-    td_status rc = look_at_data(j, dry_run, err);
-    if (rc == TD_OK)
-        rc = find_devices(j, dry_run, err);
-    if (rc == TD_OK && !dry_run)
+static const td_device_info *info_of(const job *j, const td_plan_device *d) {
+    for (int32_t i = 0; i < j->n_info; i++)
+        if (j->number[i] == d->index)
+            return &j->info[i];
+    return NULL;
+}
+
+static td_status make_plan_of_speeds(job *j, bool dry_run, td_error *err) {
+    td_status rc = TD_OK;
+    if (!dry_run) {
+        free(j->number);
+        j->number = NULL;
         rc = apply_recovery(j, err);
+    }
+    td_plan_free(&j->plan);
     if (rc == TD_OK)
         rc = td_plan_make(&j->cfg, &j->inventory, &j->model, &j->stats,
                           &(td_plan_record_cost){
                               .bytes_per_row = td_record_bytes_per_row(&j->cfg, &j->model),
                               .bytes_per_token = td_record_bytes_per_token(&j->cfg),
+                              .at_most = td_record_bytes_is_bound(&j->cfg) || j->cfg.output.zstd,
                           },
                           &j->plan, err);
     if (rc == TD_OK)
@@ -338,15 +375,38 @@ static td_status make_plan(job *j, bool dry_run, td_error *err) {
     return rc;
 }
 
+/* The chosen GPUs that are not in the cache, each once in its life. What is refused is refused
+ * before that, by a plan with estimated speeds. */
+static td_status measure_gpus(job *j, td_error *err) {
+    bool *want = td_calloc((size_t)j->n_info, sizeof *want);
+    if (!want)
+        return td_error_nomem(err, "the device list", (size_t)j->n_info);
+    for (int32_t i = 0; i < j->plan.inventory.n_devices; i++) {
+        const td_device_info *info = info_of(j, &j->plan.inventory.devices[i]);
+        if (info)
+            want[info - j->info] = true;
+    }
+    td_status rc = td_speeds_measure(j->info, j->n_info, want, false, &j->opening, err);
+    free(want);
+    if (rc == TD_OK)
+        rc = list_gpus(j, err);
+    return rc;
+}
+
+static td_status make_plan(job *j, bool dry_run, td_error *err) {
+    td_status rc = look_at_data(j, dry_run, err);
+    if (rc == TD_OK)
+        rc = find_devices(j, dry_run, err);
+    if (rc == TD_OK)
+        rc = make_plan_of_speeds(j, dry_run, err);
+    if (rc != TD_OK || dry_run || !j->n_unmeasured || td_run_stop_requested())
+        return rc;
+    rc = measure_gpus(j, err);
+    return rc == TD_OK ? make_plan_of_speeds(j, dry_run, err) : rc;
+}
+
 /* --- the run ------------------------------------------------------------------------------------
  */
-
-static const td_device_info *info_of(const job *j, const td_plan_device *d) {
-    for (int32_t i = 0; i < j->n_info; i++)
-        if (j->number[i] == d->index)
-            return &j->info[i];
-    return NULL;
-}
 
 static td_status open_devices(job *j, td_error *err) {
     const td_plan *p = &j->plan;
@@ -575,6 +635,12 @@ int td_cmd_run(const td_cmd_run_options *opt) {
         rc = make_plan(&j, opt->dry_run, &err);
     if (rc != TD_OK) {
         code = td_status_exit_code(rc);
+        if (rc == TD_E_DEVICE_LOST && j.opening) { /* while it was measured */
+            td_fault fault = {0};
+            describe_early_loss(&j, &err, &fault);
+            code = after_loss(&j, &fault, opt->argv, &err);
+            goto done;
+        }
         /* What the user asked for was possible with the devices that are gone. */
         if (j.recovery.faults.n_lost) {
             td_error_prefix(&err,

@@ -4,11 +4,14 @@
 #include "tdgen/device.h"
 #include "tdgen/util.h"
 
-enum { N = 1024, N_ROWS = 2048, MAX_ROUNDS = 64 };
+/* Products of [2 n, n] x [n, n]. A GPU's n grows until one takes long beside its launch. */
+enum { CPU_N = 1024, GPU_MIN_N = 256, GPU_MAX_N = 4096, MAX_ROUNDS = 64 };
 #define BUDGET_S 0.06
+#define LONG_ENOUGH_S 1e-3
 
 typedef struct probe {
     td_device *dev;
+    int32_t n;
     td_stream *stream;
     td_event *event;
     td_weight *weight;
@@ -25,12 +28,13 @@ static void probe_close(probe *p) {
         ops->weight_destroy(p->weight);
     ops->free(p->dev, p->in);
     ops->free(p->dev, p->out);
+    *p = (probe){.dev = p->dev, .n = p->n};
 }
 
 static td_status probe_open(probe *p, td_dtype compute, td_error *err) {
     const td_device_ops *ops = p->dev->ops;
-    size_t n_in = (size_t)N_ROWS * N * td_dtype_size(compute);
-    float *w = td_calloc((size_t)N * N, sizeof *w);
+    size_t n = (size_t)p->n, n_in = 2 * n * n * td_dtype_size(compute);
+    float *w = td_calloc(n * n, sizeof *w);
     void *zeros = td_calloc(1, n_in);
     if (!w || !zeros) {
         free(w);
@@ -38,9 +42,9 @@ static td_status probe_open(probe *p, td_dtype compute, td_error *err) {
         return td_error_nomem(err, "the speed measurement", n_in);
     }
     /* Small, regular values: no denormals, no infinities. */
-    for (int32_t i = 0; i < N * N; i++)
+    for (size_t i = 0; i < n * n; i++)
         w[i] = (float)(i % 7) * 0.125f;
-    td_host_matrix m = {.data = w, .dtype = TD_F32, .n_rows = N, .n_cols = N};
+    td_host_matrix m = {.data = w, .dtype = TD_F32, .n_rows = p->n, .n_cols = p->n};
     td_status rc = ops->stream_create(p->dev, &p->stream, err);
     if (rc == TD_OK)
         rc = ops->event_create(p->dev, &p->event, err);
@@ -49,7 +53,7 @@ static td_status probe_open(probe *p, td_dtype compute, td_error *err) {
     if (rc == TD_OK)
         rc = ops->alloc(p->dev, n_in, &p->in, err);
     if (rc == TD_OK)
-        rc = ops->alloc(p->dev, (size_t)N_ROWS * N * sizeof(float), &p->out, err);
+        rc = ops->alloc(p->dev, 2 * n * n * sizeof(float), &p->out, err);
     if (rc == TD_OK)
         rc = ops->copy_in(p->stream, p->in, zeros, n_in, err);
     if (rc == TD_OK)
@@ -65,7 +69,7 @@ static td_status probe_open(probe *p, td_dtype compute, td_error *err) {
 static td_status probe_gemm(probe *p, double *seconds, td_error *err) {
     const td_device_ops *ops = p->dev->ops;
     td_gemm_args a = {
-        .weight = p->weight, .in = p->in, .out = p->out, .n_rows = N_ROWS, .scale = 1};
+        .weight = p->weight, .in = p->in, .out = p->out, .n_rows = 2 * p->n, .scale = 1};
     double t0 = td_time_s();
     td_status rc = ops->gemm(p->stream, &a, err);
     if (rc == TD_OK)
@@ -78,7 +82,7 @@ static td_status probe_gemm(probe *p, double *seconds, td_error *err) {
 
 static td_status probe_copy(probe *p, double *seconds, td_error *err) {
     const td_device_ops *ops = p->dev->ops;
-    size_t n = (size_t)N_ROWS * N * td_dtype_size(p->weight->compute);
+    size_t n = 2 * (size_t)p->n * (size_t)p->n * td_dtype_size(p->weight->compute);
     double t0 = td_time_s();
     td_status rc = ops->copy_peer(p->stream, p->out, p->dev, p->in, n, err);
     if (rc == TD_OK)
@@ -89,12 +93,26 @@ static td_status probe_copy(probe *p, double *seconds, td_error *err) {
     return rc;
 }
 
-td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *out, td_error *err) {
-    probe p = {.dev = dev};
-    double gemm_s = 1e30, copy_s = 1e30, s;
-    td_status rc = probe_open(&p, compute, err);
+/* Opens the probe and runs the first product, which pays for cold caches and sleeping threads. */
+static td_status probe_warm(probe *p, td_dtype compute, double *seconds, td_error *err) {
+    td_status rc = probe_open(p, compute, err);
     if (rc == TD_OK)
-        rc = probe_gemm(&p, &s, err); /* the first pays for cold caches and sleeping threads */
+        rc = probe_gemm(p, seconds, err);
+    if (rc == TD_OK)
+        rc = probe_gemm(p, seconds, err);
+    return rc;
+}
+
+td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *out, td_error *err) {
+    bool gpu = dev->info.uuid[0] != '\0';
+    probe p = {.dev = dev, .n = gpu ? GPU_MIN_N : CPU_N};
+    double gemm_s = 1e30, copy_s = 1e30, s;
+    td_status rc = probe_warm(&p, compute, &s, err);
+    while (rc == TD_OK && gpu && s < LONG_ENOUGH_S && p.n < GPU_MAX_N) {
+        probe_close(&p);
+        p.n *= 2;
+        rc = probe_warm(&p, compute, &s, err);
+    }
     double until = td_time_s() + BUDGET_S;
     for (int i = 0; rc == TD_OK && i < MAX_ROUNDS && (i < 2 || td_time_s() < until); i++) {
         rc = probe_gemm(&p, &s, err);
@@ -104,10 +122,12 @@ td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *o
         copy_s = TD_MIN(copy_s, s);
     }
     if (rc == TD_OK) {
-        out->tflops = 2.0 * N_ROWS * N * N / gemm_s * 1e-12;
+        double n = p.n;
+        out->tflops = 2 * 2 * n * n * n / gemm_s * 1e-12;
         /* read and written */
-        out->mem_gbs = 2.0 * N_ROWS * N * (double)td_dtype_size(compute) / copy_s * 1e-9;
+        out->mem_gbs = 2 * 2 * n * n * (double)td_dtype_size(compute) / copy_s * 1e-9;
     }
-    probe_close(&p);
+    if (rc != TD_E_DEVICE_LOST) /* of a lost one nothing may be touched any more */
+        probe_close(&p);
     return rc;
 }

@@ -15,4 +15,18 @@ if(TARGET tdgen)
   set_tests_properties(stress_run PROPERTIES FIXTURES_REQUIRED stress_run LABELS stress
     FAIL_REGULAR_EXPRESSION
       "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
+  # The same with samples over which devices fail: groups are suspended, probed and reinstated.
+  add_test(NAME stress_run_failures COMMAND tdgen -c conf/demo.ini data.max_samples=24
+    output.shard_samples=4 run.batch_tokens=256 run.on_bad_sample=skip devices.gpus=cpu*3
+    devices.gpus_per_model=1 output.dir=${CMAKE_CURRENT_BINARY_DIR}/stress_run_failures
+    WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  add_test(NAME stress_run_failures_clean
+    COMMAND ${CMAKE_COMMAND} -E rm -rf ${CMAKE_CURRENT_BINARY_DIR}/stress_run_failures)
+  set_tests_properties(stress_run_failures_clean PROPERTIES FIXTURES_SETUP stress_run_failures
+                                                            LABELS stress)
+  set_tests_properties(stress_run_failures PROPERTIES FIXTURES_REQUIRED stress_run_failures
+    LABELS stress ENVIRONMENT "TDGEN_DEBUG_FAIL_TOKEN=939 fail"
+    PASS_REGULAR_EXPRESSION "Skipped samples: 2 in this run"
+    FAIL_REGULAR_EXPRESSION
+      "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
 endif()

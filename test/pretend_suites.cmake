@@ -43,7 +43,7 @@ set_tests_properties(stress_run_pretend_clean PROPERTIES FIXTURES_SETUP stress_r
                                                          LABELS "pretend;stress")
 set_tests_properties(stress_run_pretend PROPERTIES FIXTURES_REQUIRED stress_run_pretend
   LABELS "pretend;stress"
-  ENVIRONMENT "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:4*4;TDGEN_PRETEND_JITTER=1"
+  ENVIRONMENT "TDGEN_PRETEND_GPUS=Pretend A100:8.0:8:4*4;TDGEN_PRETEND_JITTER=1;TDGEN_DEBUG_GPU_SPEEDS=clocks"
   FAIL_REGULAR_EXPRESSION
     "ERROR: AddressSanitizer;ERROR: LeakSanitizer;runtime error:;WARNING: ThreadSanitizer")
 
@@ -64,9 +64,13 @@ endforeach()
 if(NOT td_test_slow)
   return()
 endif()
+add_test(NAME e2e_speeds_pretend COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/speeds.sh)
+set_tests_properties(e2e_speeds_pretend PROPERTIES LABELS pretend TIMEOUT 300
+  WORKING_DIRECTORY ${PROJECT_SOURCE_DIR}
+  ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen_pretend>")
 add_test(NAME e2e_gpu_pretend COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/e2e/gpu.sh)
 set_tests_properties(e2e_gpu_pretend PROPERTIES LABELS pretend TIMEOUT 1200 SKIP_RETURN_CODE 77
-  ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen_pretend>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR}")
+  ENVIRONMENT "TDGEN=$<TARGET_FILE:tdgen_pretend>;TD_SOURCE_DIR=${PROJECT_SOURCE_DIR};TDGEN_DEBUG_GPU_SPEEDS=clocks")
 
 # A slice under Valgrind, which sees what AddressSanitizer does not: device memory that is read, or
 # comes back, without having been written. The layer leaves it unfilled for this. Cases in which the

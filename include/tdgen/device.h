@@ -423,8 +423,8 @@ typedef struct td_device_speed {
 } td_device_speed;
 
 /* Measures an open device for about a tenth of a second: the best of a few products of
- * [2048, 1024] x [1024, 1024] and of copies of that size. For estimates and for balancing unlike
- * devices; never decides how anything is computed. */
+ * [2n, n] x [n, n] and of copies of that size; n is 1024, on GPUs up to 4096 as they are fast. For
+ * estimates and for balancing unlike devices; never decides how anything is computed. */
 td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *out, td_error *err);
 
 /* "cpu" or "cpu cuda-13.0": the kinds this build can run. */

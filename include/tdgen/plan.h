@@ -55,6 +55,8 @@ typedef struct td_inventory {
     int32_t n_devices;
     bool from_file;
     bool is_cpu;
+    char speeds[96]; /* where the speeds come from, for a person; "" = as is usual for such devices
+                      */
 } td_inventory;
 
 /* conf/inventory/(name).ini: one section per device type, in order, with name (default: the
@@ -68,6 +70,9 @@ td_status td_inventory_load(const char *path, td_inventory *out, td_error *err);
 td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool is_cpu,
                                     td_inventory *out, td_error *err);
 void td_inventory_free(td_inventory *inv);
+/* Measurements of equal cards differ a little: devices of one type whose speeds are within 3% of
+ * the first of them all get their mean, so that they count as interchangeable. */
+void td_inventory_equalise(td_inventory *inv);
 
 typedef struct td_plan_stage {
     int32_t device;               /* index into plan->inventory devices */
@@ -98,6 +103,7 @@ typedef struct td_plan_domain {
 /* What a record costs on disk: td_record_bytes_per_row() and td_record_bytes_per_token(). */
 typedef struct td_plan_record_cost {
     double bytes_per_row, bytes_per_token;
+    bool at_most; /* rows differ in size, bytes_per_row is the most; or they are compressed after */
 } td_plan_record_cost;
 
 /* A way to form groups that gpus_per_model = auto did not take. */
@@ -126,6 +132,7 @@ typedef struct td_plan {
     td_work_size micro_batch; /* what the mean one consists of: predictions are for such ones */
     int32_t worker_id, total_workers;
     double bytes_per_row;  /* record size; 0 = unknown */
+    bool bytes_at_most;    /* that and output_bytes are bounds */
     uint64_t output_bytes; /* predicted, of this worker's share of the shards; 0 = unknown */
     double tokens_per_s;   /* predicted, all groups; 0 = unknown */
     double wall_s;         /* predicted, of this worker's share; 0 = unknown */

@@ -106,6 +106,7 @@ td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
     td_inventory *chosen = &pl->plan->inventory;
     chosen->from_file = inv->from_file;
     chosen->is_cpu = inv->is_cpu;
+    memcpy(chosen->speeds, inv->speeds, sizeof chosen->speeds);
     if (!inv->n_devices)
         return td_error_set(
             pl->err, TD_E_CONFIG,

@@ -326,6 +326,45 @@ td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool 
     return TD_OK;
 }
 
+static bool within(double a, double b) {
+    return fabs(a - b) <= 0.03 * fmax(a, b);
+}
+
+static bool same_speed(const td_plan_device *a, const td_plan_device *b) {
+    return !strcmp(a->type, b->type) && within(a->tflops, b->tflops) &&
+           within(a->tflops_f32, b->tflops_f32) && within(a->mem_gbs, b->mem_gbs);
+}
+
+void td_inventory_equalise(td_inventory *inv) {
+    for (int32_t i = 0; i < inv->n_devices; i++) {
+        const td_plan_device first = inv->devices[i];
+        double n = 0, tflops = 0, tflops_f32 = 0, mem_gbs = 0;
+        bool done = false;
+        /* One that was already given the mean of others has exactly their figures. */
+        for (int32_t j = 0; j < i; j++)
+            done = done || (same_speed(&first, &inv->devices[j]) &&
+                            first.tflops == inv->devices[j].tflops &&
+                            first.mem_gbs == inv->devices[j].mem_gbs);
+        for (int32_t j = i; !done && j < inv->n_devices; j++) {
+            const td_plan_device *d = &inv->devices[j];
+            if (!same_speed(&first, d))
+                continue;
+            n++;
+            tflops += d->tflops;
+            tflops_f32 += d->tflops_f32;
+            mem_gbs += d->mem_gbs;
+        }
+        for (int32_t j = i; !done && j < inv->n_devices; j++) {
+            td_plan_device *d = &inv->devices[j];
+            if (!same_speed(&first, d))
+                continue;
+            d->tflops = tflops / n;
+            d->tflops_f32 = tflops_f32 / n;
+            d->mem_gbs = mem_gbs / n;
+        }
+    }
+}
+
 void td_inventory_free(td_inventory *inv) {
     if (!inv)
         return;

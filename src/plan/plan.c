@@ -283,6 +283,7 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
         double shards =
             ceil((double)st->n_dataset_rows / (double)TD_MAX(cfg->output.shard_samples, 1));
         plan->bytes_per_row = record->bytes_per_row;
+        plan->bytes_at_most = record->at_most;
         plan->output_bytes =
             (uint64_t)(share * ((double)st->n_record_rows * record->bytes_per_row +
                                 (double)st->n_tokens * record->bytes_per_token +
@@ -302,7 +303,11 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
         double batch_s = (double)plan->micro_batch.n_tokens / gr->tokens_per_s;
         bubble = fmax(bubble, (gr->n_stages - 1) * batch_s);
     }
-    plan->wall_s = tokens / plan->tokens_per_s + bubble;
+    /* However little there is: a micro-batch is computed by one group. */
+    double least = HUGE_VAL;
+    for (int32_t g = 0; g < plan->n_groups; g++)
+        least = fmin(least, td_cost_group_seconds(plan, g, &plan->micro_batch));
+    plan->wall_s = fmax(tokens / plan->tokens_per_s, tokens > 0 ? least : 0) + bubble;
 }
 
 td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_model_config *model,

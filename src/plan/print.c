@@ -247,11 +247,11 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
 }
 
 static const char *speed_source(const td_plan *p) {
+    if (p->inventory.speeds[0])
+        return p->inventory.speeds;
     if (p->inventory.from_file)
         return "the inventory's figures, not measured";
-    return p->inventory.is_cpu
-               ? "a short measurement of large products; small models stay below"
-               : "half the cards' peak by clocks and units; small models stay below";
+    return p->inventory.is_cpu ? "measured just now" : "estimated from clocks; a run measures once";
 }
 
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
@@ -261,7 +261,7 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("\nDataset:         not there, so there is no estimate of output size and time\n",
               out);
         if (p->tokens_per_s > 0)
-            fprintf(out, "Estimated rate:  %s tokens/s (from %s)\n",
+            fprintf(out, "Estimated rate:  %s tokens/s (speeds: %s)\n",
                     td_human_count(p->tokens_per_s, x[0], sizeof x[0]), speed_source(p));
         return;
     }
@@ -279,15 +279,20 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fprintf(out, "This process:    worker %d of %d, about 1/%d of it\n", p->worker_id,
                 p->total_workers, p->total_workers);
     if (p->bytes_per_row > 0) {
-        fprintf(out, "Expected output: %s%s (%.0f bytes per recorded row)",
-                st->estimated ? "about " : "", td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
-                p->bytes_per_row);
+        fprintf(out, "Expected output: %s%s%s (%s%.0f bytes per recorded row",
+                p->bytes_at_most ? "at most " : "", st->estimated ? "about " : "",
+                td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
+                p->bytes_at_most ? "at most " : "", p->bytes_per_row);
+        if (st->n_tokens > 0)
+            fprintf(out, ", %.1f per token",
+                    (double)p->output_bytes * TD_MAX(p->total_workers, 1) / (double)st->n_tokens);
+        fputc(')', out);
         if (free_bytes)
             fprintf(out, ", of %s free", td_human_bytes(free_bytes, x[1], sizeof x[1]));
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (from %s)\n",
+        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (speeds: %s)\n",
                 p->inventory.from_file ? "" : "at most ",
                 td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
                 p->inventory.from_file ? "" : "at least ",
@@ -350,8 +355,9 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
     if (full) {
         char text[256];
         snprintf(text, sizeof text,
-                 "The output does not fit on its disk: about %s are needed, %s are free. Lower "
+                 "The output does not fit on its disk: %s %s are needed, %s are free. Lower "
                  "capture.top_k or data.max_samples, or choose another output.dir.",
+                 p->bytes_at_most ? "at most" : "about",
                  td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
                  td_human_bytes(free_bytes, x[1], sizeof x[1]));
         print_wrapped(text, out);

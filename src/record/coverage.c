@@ -2,7 +2,7 @@
 #include "record/coverage.h"
 
 #include <math.h>
-#include "tdgen/dtype.h"
+#include "record/row_view.h"
 #include "tdgen/util.h"
 
 /* Above so many candidates the smaller k are looked at in a part of the rows only: the exponentials
@@ -71,18 +71,24 @@ void td_coverage_merge(td_coverage *into, const td_coverage *from) {
 }
 
 void td_coverage_add_shard(td_coverage *c, const td_shard_file *f) {
-    const float *tail = td_shard_file_data(f, TD_T_TAIL_MASS);
-    const float *f32 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F32);
-    const uint16_t *f16 = td_shard_file_data(f, TD_T_TOPK_LOGPROBS_F16);
-    int64_t k = f->layout.spec.top_k;
-    float row[TD_MAX_TOP_K];
-    for (int64_t r = 0; tail && r < f->layout.counts.n_rows; r++) {
-        bool levels = (f16 || f32) && k == c->top_k && td_coverage_wants_levels(c, r);
-        for (int64_t j = 0; levels && f16 && j < k; j++)
-            row[j] = td_f16_to_f32(f16[r * k + j]);
-        td_coverage_add(c, tail[r], !levels ? NULL : f16 ? row : f32 + r * k);
-        c->n_rows_kept++;
+    const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+    td_row_reader *rr = NULL;
+    if (f->layout.spec.mode == TD_CAPTURE_HIDDEN || td_row_reader_create(f, &rr, NULL) != TD_OK)
+        return;
+    for (int64_t i = 0; i < f->layout.counts.n_samples; i++) {
+        if (!td_row_sample_sound(f, i))
+            continue;
+        for (int64_t r = rows[i]; r < rows[i + 1]; r++) {
+            td_row_view v;
+            td_row_problem ignored;
+            if (!td_row_read(rr, i, r, &v, &ignored))
+                continue;
+            bool levels = v.n_top == c->top_k && td_coverage_wants_levels(c, r);
+            td_coverage_add(c, v.tail_mass, levels ? v.top_logprobs : NULL);
+            c->n_rows_kept++;
+        }
     }
+    td_row_reader_destroy(rr);
 }
 
 double td_coverage_tail_quantile(const td_coverage *c, double share) {

@@ -60,12 +60,17 @@ static void join_again(td_loop *l) {
     c->total_predicted_s = before.total_predicted_s;
 }
 
-static void out_for_good(td_loop *l, bool hung, const td_error *why) {
+/* told: why it failed is in the log already. */
+static void out_for_good(td_loop *l, bool hung, bool told, const td_error *why) {
     td_run_state *run = l->g->run;
     td_error e = *why;
     td_error_prefix(&e, "group %u", l->g->id);
     if (td_run_retire(run, l->g, hung, &e))
         td_run_fail(run, &e);
+    else if (told)
+        td_log_error("group %u: its work succeeded elsewhere, so its device is to blame; the group "
+                     "is retired, the other groups do its work",
+                     l->g->id);
     else
         td_log_error("%s; the group is retired, the other groups do its work", e.text);
 }
@@ -149,7 +154,7 @@ static bool try_again(td_loop *l) {
     }
     give_back(l);
     td_error_prefix(&err, "it failed, and so did a new session on it");
-    out_for_good(l, hung, &err);
+    out_for_good(l, hung, false, &err);
     return false;
 }
 
@@ -191,12 +196,16 @@ td_care td_group_care(td_loop *l, const td_claim *claim) {
 static bool await_verdict(td_loop *l, bool hung, const td_error *why) {
     td_group *g = l->g;
     td_run_state *run = g->run;
-    for (double t0 = td_time_s();;) {
+    bool waited = false;
+    for (double t0 = td_time_s();; waited = true) {
+        bool others = false;
         pthread_mutex_lock(&run->lock);
         td_standing standing = td_blame_standing(run->blame, g->id);
+        for (uint32_t i = 0; i < (uint32_t)run->n_groups; i++)
+            others = others || td_blame_standing(run->blame, i) != TD_GROUP_OUT;
         pthread_mutex_unlock(&run->lock);
         if (standing == TD_GROUP_OUT) {
-            out_for_good(l, hung, why);
+            out_for_good(l, hung, waited && others, why);
             return false;
         }
         if (td_queue_finished(run->queue) || td_run_stopping(run))
@@ -342,7 +351,7 @@ static bool try_sample(td_loop *l, td_flight *f, int32_t i) {
         atomic_fetch_add(&g->n_failures, 1);
     if (hung) {
         give_back(l);
-        out_for_good(l, true, &err);
+        out_for_good(l, true, false, &err);
         return false;
     }
     td_log_warn("group %u: %s", g->id, err.text);
@@ -384,7 +393,7 @@ bool td_group_split(td_loop *l) {
                      "succeeded in between: the device is to blame and not the samples",
                      label);
         give_back(l);
-        out_for_good(l, false, &err);
+        out_for_good(l, false, false, &err);
         return false;
     }
     for (int32_t i = 0; rc == TD_OK && i < n; i++) {

@@ -9,6 +9,17 @@
 #include "sched/queue.h"
 #include "tdgen/run.h"
 
+/* Memory orders of the atomics below. Where no order is written they are seq_cst, C11's default:
+ * counters and flags that are touched a few times per micro-batch, so that a weaker order would
+ * save nothing, and that are read either after their threads were joined or acknowledged (run->lock
+ * orders that) or as a moment's value to show. Three of them carry more than their own value and
+ * need what seq_cst includes: n_submits   the thread's exchange on leaving and the watch's exchange
+ * to TD_SUBMIT_GONE are on one word: one of them fails. The watch's acquires what the thread wrote
+ * before it went in (the works in flight); the thread that fails touches nothing. in_flight   who
+ * loads a work sees what was stored in it before (release on the store, acquire on the load) stop
+ * set under run->lock; those that wait for the condition see it there Orders that are weaker, or
+ * that carry an argument, have it next to them. */
+
 /* A shard between its opening and its commit. Lives in one of run->open. */
 typedef struct td_open_shard {
     td_shard *shard;

@@ -14,7 +14,8 @@
 #include <unistd.h>
 
 #include "../record/fixture.h"
-#include "record/layout.h"
+#include "record/identity.h"
+#include "record/shard_file.h"
 #include "tdgen/log.h"
 #include "tdgen/util.h"
 
@@ -114,30 +115,38 @@ static bool write_all(const char *path, const char *data, size_t n) {
     return ok;
 }
 
-int main(int argc, char **argv) {
-    static const char *const files[] = {"shard-000001.safetensors", "manifest.json",
-                                        "shards.jsonl"};
-    long rounds = argc > 1 ? atol(argv[1]) : 3000, n_accepted = 0, n_refused = 0;
-    rng_state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+/* Rounds on a run of one mode; returns how many spoilt folders were refused, -1 on a failure. */
+static long fuzz_mode(const td_fixture_mode *m, long rounds, FILE *sink) {
     td_fixture f;
     td_error err = {0};
-    td_log_set_level(TD_LOG_ERROR);
+    td_manifest manifest = {0};
+    td_shard_file *shard = NULL;
+    td_layout layout;
+    long n_refused = -1;
     td_fixture_init(&f);
+    if (m)
+        td_fixture_set_mode(&f, m);
     f.cfg.capture.n_temperatures = 1;
     f.cfg.capture.temperatures[0] = 2;
     f.cfg.data.id_field = td_strdup("id");
-    td_shard *s = td_fixture_shard(&f, 1, 4);
-    td_capture_spec spec = {
-        .top_k = 8, .logprob_dtype = TD_F16, .n_temperatures = 1, .n_vocab = f.model.n_vocab};
-    td_layout_counts counts = {4, s->n_tokens, s->n_rows, s->id_offsets[4], 0};
-    td_layout layout;
-    FILE *sink = fopen("/dev/null", "w");
-    int rc = 1;
-    if (!sink || !td_layout_init(&layout, &spec, &counts) ||
-        td_fixture_run(&f, 2, NULL, &err) != TD_OK) {
+    if (td_fixture_run(&f, 2, NULL, &err) != TD_OK ||
+        td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err) != TD_OK) {
         fprintf(stderr, "cannot make a run: %s\n", err.text);
         goto done;
     }
+    char *first = td_shard_path(f.cfg.output.dir, 1);
+    if (td_shard_file_open(first, &manifest.spec, TD_E_VERIFY, NULL, &shard, &err) != TD_OK) {
+        fprintf(stderr, "%s\n", err.text);
+        free(first);
+        goto done;
+    }
+    free(first);
+    layout = shard->layout;
+    td_shard_file_close(shard);
+    const char *files[] = {f.cfg.output.zstd ? "shard-000001.safetensors.zst"
+                                             : "shard-000001.safetensors",
+                           "manifest.json", "shards.jsonl"};
+    n_refused = 0;
     for (long i = 0; i < rounds; i++) {
         const char *name = files[rnd(4) ? 0 : 1 + rnd(2)];
         size_t n = 0;
@@ -148,8 +157,7 @@ int main(int argc, char **argv) {
             abort();
         memcpy(bad, good, n);
         mutate(bad, &n, good_n + 512);
-        bool sealed = name == files[0] && rnd(2);
-        if (sealed)
+        if (name == files[0] && !f.cfg.output.zstd && rnd(2))
             reseal(bad, n, &layout);
         bool changed = n != good_n || memcmp(bad, good, n) != 0;
         if (!write_all(path, bad, n))
@@ -159,27 +167,45 @@ int main(int argc, char **argv) {
         td_inspect(f.cfg.output.dir, &opt, sink, &err);
         td_status v = td_verify(f.cfg.output.dir, sink, true, &err);
         /* The index still holds the hash of the good file, so a change is always found. */
-        if ((v == TD_OK) == changed || (changed && v != TD_E_VERIFY)) {
-            fprintf(stderr, "round %ld, %s: changed %d, but verify says %s: %s\n", i, name, changed,
-                    td_status_name(v), err.text);
-            n_accepted++;
-        }
+        bool wrong = (v == TD_OK) == changed || (changed && v != TD_E_VERIFY);
+        if (wrong)
+            fprintf(stderr, "%s, round %ld, %s: changed %d, but verify says %s: %s\n",
+                    m ? m->name : "topk", i, name, changed, td_status_name(v), err.text);
         n_refused += v == TD_E_VERIFY;
         if (!write_all(path, good, good_n))
             abort();
         free(path);
         free(bad);
         free(good);
-        if (n_accepted)
-            goto done;
+        if (wrong) {
+            n_refused = -1;
+            break;
+        }
     }
+done:
+    td_manifest_free(&manifest);
+    td_fixture_free(&f);
+    return n_refused;
+}
+
+int main(int argc, char **argv) {
+    /* topk, topp packed and q8, both kinds of sets, both compressed, logits */
+    static const int modes[] = {-1, 3, 6, 7, 8};
+    long rounds = argc > 1 ? atol(argv[1]) : 3000, n_refused = 0;
+    rng_state = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    td_log_set_level(TD_LOG_ERROR);
+    FILE *sink = fopen("/dev/null", "w");
+    if (!sink)
+        return 1;
+    for (size_t i = 0; i < TD_ARRAY_LEN(modes); i++) {
+        long n = fuzz_mode(modes[i] < 0 ? NULL : &td_fixture_modes[modes[i]],
+                           rounds / (long)TD_ARRAY_LEN(modes), sink);
+        if (n < 0)
+            return 1;
+        n_refused += n;
+    }
+    fclose(sink);
     printf("fuzz_shard: %ld rounds, %ld spoilt folders refused, none accepted\n", rounds,
            n_refused);
-    rc = n_refused > rounds / 2 ? 0 : 1;
-done:
-    if (sink)
-        fclose(sink);
-    td_fixture_shard_free(s);
-    td_fixture_free(&f);
-    return rc;
+    return n_refused > rounds / 2 ? 0 : 1;
 }

@@ -528,3 +528,31 @@ Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
     }
     remove_dir(ref);
 }
+
+/* A device that computes wrong without noticing: entropies where tail masses belong. */
+static td_status swapped_capture(td_stream *s, const td_capture_args *a, td_error *err) {
+    td_capture_args wrong = *a;
+    wrong.tail_mass = a->entropy;
+    wrong.entropy = a->tail_mass;
+    return g_real->capture(s, &wrong, err);
+}
+
+Test(run, numbers_that_contradict_each_other_end_the_run) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "wrong", "cpu", 1, "512");
+    f.cfg.run.on_bad_sample = TD_BAD_SKIP; /* which is not for this */
+    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    ops.capture = swapped_capture;
+    f.devices[0]->ops = &ops;
+    cr_assert_eq(run(&f, &s, &err), TD_E_INTERNAL, "%s", err.text);
+    cr_assert(strstr(err.text, "dataset row ") && strstr(err.text, "must not be recorded"), "%s",
+              err.text);
+    cr_assert_eq(s.n_shards_written, 0);
+    cr_assert_eq(s.n_bad_samples, 0);
+    td_run_summary_free(&s);
+    teardown(&f, g_real);
+    remove_dir(f.dir);
+}

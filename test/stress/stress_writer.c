@@ -62,13 +62,25 @@ static void *watcher(void *arg) {
     return NULL;
 }
 
-int main(void) {
+/* Draws, packed and compressed: the side file is written by all threads at once. */
+static const td_fixture_mode *ragged(void) {
+    for (int i = 0; i < TD_FIXTURE_MODES; i++)
+        if (td_fixture_modes[i].mode == TD_CAPTURE_TOPK_SAMPLE && td_fixture_modes[i].zstd)
+            return &td_fixture_modes[i];
+    abort();
+}
+
+static int run_mode(const td_fixture_mode *mode) {
     static const char *const kinds[GROUPS] = {"b", "a", "b", "c"};
     pthread_t threads[GROUPS], watch;
     int numbers[GROUPS];
     td_error err = {0};
     td_log_set_level(TD_LOG_ERROR);
     td_fixture_init(&fixture);
+    if (mode)
+        td_fixture_set_mode(&fixture, mode);
+    atomic_store(&next_item, 0);
+    atomic_store(&n_committed, 0);
     fixture.cfg.output.shard_samples = SAMPLES;
     if (td_fixture_open(&fixture, &output, &err) != TD_OK)
         goto fail;
@@ -96,4 +108,8 @@ int main(void) {
 fail:
     fprintf(stderr, "%s\n", err.text);
     return 1;
+}
+
+int main(void) {
+    return run_mode(NULL) || run_mode(ragged());
 }

@@ -36,7 +36,7 @@ def main() -> None:
     p.add_argument("--seconds", type=float, default=75)
     p.add_argument("--runs", type=int, default=1)
     p.add_argument("options", nargs="*")
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     shares = [float(s) for s in a.speeds.split(",")]
     n = len(shares)
     bench = Bench(a.tdgen, "tiny", 120000, [

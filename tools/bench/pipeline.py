@@ -4,8 +4,10 @@
 usage: pipeline.py TDGEN [--rounds 5] [--tokens 40000] [section.key=value ...]
 
 The same job in turn as two groups of one device and as one group of two stages, on one thread per
-device; medians of the wall times, and how busy the stages are while the pipeline is full. The first
-round also compares the bytes of the output. Needs numpy only.
+device; medians of the wall times, and how busy the stages are while the pipeline is full. Filling it
+costs one micro-batch, so a short job shows less than a long one. On a machine that others use, too,
+devices.cpu_speeds=0.3,0.3 gives devices whose speed depends less on that. The first round also compares
+the bytes of the output. Needs numpy only.
 """
 
 import argparse
@@ -21,9 +23,10 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--tokens", type=int, default=40000)
     p.add_argument("options", nargs="*")
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     bench = Bench(a.tdgen, "deep", a.tokens, [
-        "devices.gpus=cpu*2", "devices.cpu_threads=1,1", "run.batch_tokens=1024", *a.options])
+        "devices.gpus=cpu*2", "devices.cpu_threads=1,1", "run.batch_tokens=1024",
+        "data.max_length=2048", "data.overflow=split", *a.options])
     kinds = {"two groups": "devices.groups=0|1", "one group of two stages": "devices.groups=0,1"}
     wall: dict[str, list[float]] = {k: [] for k in kinds}
     for i in range(a.rounds):
