@@ -192,10 +192,9 @@ static td_op op_of(const command *c) {
     return TD_OP_COPY; /* copy_in, copy_out, copy_peer */
 }
 
-static double work_s(const td_stream *s) {
+/* Of the stream's thread, time on its core. */
+static double core_s(void) {
     struct timespec t;
-    if (s->x.n_threads > 1)
-        return td_time_s();
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
@@ -249,7 +248,7 @@ static void execute(td_stream *s, command *c) {
     }
     if (s->failure.code)
         return;
-    const double t0 = td_time_s(), work0 = work_s(s);
+    const double t0 = td_time_s(), core0 = core_s();
     td_status st = injected_failure(s->x.dev, c, &err);
     if (!st)
         st = c->fn(&s->x, c->args, &err);
@@ -258,14 +257,14 @@ static void execute(td_stream *s, command *c) {
         s->failure = err;
         td_error_prefix(&s->failure, "%s: %s", name, c->op);
     }
+    const double core = core_s() - core0;
     const uint64_t ns = (uint64_t)((td_time_s() - t0) * 1e9);
-    const double work = work_s(s) - work0;
     atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
     if (s->profile)
         atomic_fetch_add_explicit(&s->op_ns[op_of(c)], ns, memory_order_relaxed);
     if (!st)
-        rest(s,
-             td_cpu_rest_ns((uint64_t)(1e9 * TD_MAX(work, 0.0)), s->x.dev->base.info.speed_share));
+        rest(s, td_cpu_rest_ns(s->x.n_threads > 1 ? ns : (uint64_t)(1e9 * TD_MAX(core, 0.0)),
+                               s->x.dev->base.info.speed_share));
 }
 
 static void *stream_main(void *arg) {

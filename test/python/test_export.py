@@ -31,7 +31,6 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
 import _synth  # noqa: E402
-import tdgen_reader as rd  # noqa: E402
 
 TOOL = os.path.join(ROOT, "tools", "tdgen_export")
 
@@ -458,6 +457,9 @@ def check_refusals(run, tmp):
     """Nothing is written over, nothing half appears, nothing unfinished or foreign is exported by accident."""
     os.makedirs(tmp + "/out")
     open(tmp + "/out/hf", "w").close()
+    open(tmp + "/out/n.tdgen.json", "w").close()  # the companion of a file
+    export("nemo", run, tmp + "/out/n", fails=4, words=["n.tdgen.json exists"])
+    os.remove(tmp + "/out/n.tdgen.json")
     for layout in ("hf", "axolotl", "distillkit", "nemo", "hdf5"):
         target = f"{tmp}/out/hf"
         export(layout, run, target, fails=4, words=["exists"])

@@ -7,15 +7,11 @@ target that exists. What a format cannot say is refused by name, never approxima
 The layouts were read from the readers' own source; LAYOUTS names file and commit of each.
 """
 
-import hashlib
 import json
 import os
-import shutil
-import sys
-import tempfile
-import time
 
 import numpy as np
+from tdgen_files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
 from tdgen_reader import RecordError, to_logprobs
 
 LAYOUTS = {
@@ -33,99 +29,8 @@ LAYOUTS = {
             "(teacher_logits.h5, metadata.json)",
 }
 
-BATCH_BYTES = 32 << 20  # rows of a table are written in batches of about this size
-FILE_BYTES = 500 << 20  # and a new file begins behind about so many bytes, as the hub has them
 NO_LOGPROB = -1e9  # in places that a mask leaves out: Axolotl's own filling, finite so that 0 * x stays 0
-
-
 NO_HEAD = "states become probabilities through the teacher's lm_head: --model TEACHER_DIR"
-
-
-class ExportError(Exception):
-    """Something the user can act on."""
-
-
-# ---- progress, output ----
-
-
-class Progress:
-    """A bar on stderr, where that is a terminal."""
-
-    def __init__(self, total, quiet=False):
-        self.total, self.done, self.begin, self.shown = total, 0, time.monotonic(), 0.0
-        self.on = not quiet and sys.stderr.isatty()
-
-    def step(self, n=1):
-        self.done += n
-        now = time.monotonic()
-        if self.on and (now - self.shown > 0.2 or self.done == self.total):
-            self.shown = now
-            part = self.done / max(self.total, 1)
-            left = (now - self.begin) * (1 - part) / max(part, 1e-9)
-            bar = "#" * int(30 * part)
-            print(f"\r[{bar:30}] {self.done:,} of {self.total:,} samples, {left:.0f} s left ", end="",
-                  file=sys.stderr, flush=True)
-
-    def close(self):
-        if self.on and self.shown:
-            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
-
-
-class Target:
-    """A file or folder that appears whole under its name or not at all.
-
-    `path` is where to write meanwhile. commit() gives it its name; leaving the with block otherwise
-    removes it.
-    """
-
-    def __init__(self, out, folder):
-        self.out, self.folder, self.path = os.path.normpath(out), folder, None
-
-    def __enter__(self):
-        parent, name = os.path.split(os.path.abspath(self.out))
-        self._refuse()
-        os.makedirs(parent, exist_ok=True)
-        self.path = tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent)
-        os.chmod(self.path, 0o777 & ~_umask())
-        self._whole = self.path
-        if not self.folder:
-            self.path = os.path.join(self.path, name)
-        return self
-
-    def _refuse(self):
-        if os.path.lexists(self.out):
-            raise ExportError(f"{self.out} exists; an export never writes over anything: remove it or choose "
-                              "another name")
-
-    def commit(self):
-        self._refuse()
-        for folder, _, names in os.walk(self._whole):
-            for name in names:
-                _sync(os.path.join(folder, name))
-            _sync(folder)
-        os.rename(self.path, self.out)
-        _sync(os.path.dirname(os.path.abspath(self.out)))
-
-    def __exit__(self, *_):
-        shutil.rmtree(self._whole, ignore_errors=True)
-
-
-def _umask():
-    old = os.umask(0)
-    os.umask(old)
-    return old
-
-
-def _sync(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _digest(value):
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def provenance(run, layout, options):
@@ -136,7 +41,7 @@ def provenance(run, layout, options):
         "tdgen": run.manifest.get("tdgen"),
         "run_fingerprint": run.fingerprint,
         "shards": len(run.shards),
-        "data_hash": _digest([e.get("data_hash") for e in run.shards]),
+        "data_hash": digest([e.get("data_hash") for e in run.shards]),
         "capture": run.capture,
         "vocab_size": run.vocab_size,
         "teacher": {k[6:]: v for k, v in identity.items() if k.startswith("model.")},
@@ -145,174 +50,6 @@ def provenance(run, layout, options):
         "options": options,
         "layout": LAYOUTS.get(layout),
     }
-
-
-# ---- tables ----
-
-
-class Column:
-    """One column: kind "value", "list" (a 1-D array a row) or "lists" (a list of lists a row)."""
-
-    def __init__(self, name, kind, dtype):
-        self.name, self.kind, self.dtype = name, kind, dtype
-
-
-class Table:
-    """Rows on their way into files of a folder, in batches."""
-
-    def __init__(self, columns, sink):
-        import pyarrow as pa
-
-        self.pa, self.columns, self.sink = pa, columns, sink
-        fields = []
-        for c in columns:
-            kind = pa.string() if c.dtype is str else pa.from_numpy_dtype(c.dtype)
-            for _ in range({"value": 0, "list": 1, "lists": 2}[c.kind]):
-                kind = pa.list_(kind)
-            fields.append(pa.field(c.name, kind))
-        self.schema = pa.schema(fields, metadata=sink.metadata)
-        self._clear()
-
-    def _clear(self):
-        self.rows, self.size = [], 0
-
-    def add(self, **row):
-        """Values, 1-D arrays, and for "lists" (offsets from 0, flat values) or a 2-D array."""
-        self.rows.append(row)
-        for c in self.columns:
-            value = row[c.name]
-            if c.kind == "lists":
-                flat = value[1] if isinstance(value, tuple) else value
-                self.size += flat.size * np.dtype(c.dtype).itemsize
-            elif c.kind == "list":
-                self.size += value.size * np.dtype(c.dtype).itemsize
-            else:
-                self.size += 16
-        if self.size >= BATCH_BYTES:
-            self.flush()
-
-    def flush(self):
-        if not self.rows:
-            return
-        arrays = [self._array(c) for c in self.columns]
-        self.sink.write(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema), self.size)
-        self._clear()
-
-    def _array(self, c):
-        pa, values = self.pa, [row[c.name] for row in self.rows]
-        if c.kind == "value":
-            return pa.array(values, self.schema.field(c.name).type)
-        if c.kind == "list":
-            return pa.ListArray.from_arrays(_ends([len(v) for v in values]), self._flat(values, c.dtype))
-        inner, flat = [], []
-        for v in values:
-            if isinstance(v, tuple):
-                inner.append(np.diff(v[0]))
-                flat.append(v[1])
-            else:
-                inner.append(np.full(v.shape[0], v.shape[1], np.int64))
-                flat.append(v.reshape(-1))
-        lists = pa.ListArray.from_arrays(_ends(np.concatenate(inner)), self._flat(flat, c.dtype))
-        return pa.ListArray.from_arrays(_ends([len(n) for n in inner]), lists)
-
-    def _flat(self, values, dtype):
-        return self.pa.array(np.ascontiguousarray(np.concatenate(values), dtype))
-
-    def close(self):
-        self.flush()
-        self.sink.close(self.schema)
-
-
-def _ends(lengths):
-    ends = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
-    if ends[-1] >= 2**31:
-        raise ExportError(f"one batch of rows has {ends[-1]} values: the sample is too long for this format")
-    return ends.astype(np.int32)
-
-
-class Files:
-    """Numbered files in a folder that get their -of-NNNNN at the end."""
-
-    pattern = ""
-
-    def __init__(self, folder, origin):
-        self.folder, self.origin = folder, origin
-        self.metadata = {"tdgen": json.dumps(origin)}
-        self.names, self.writer, self.bytes = [], None, 0
-
-    def write(self, batch, size):
-        if self.writer is None:
-            path = os.path.join(self.folder, f"{len(self.names)}.part")
-            self.writer, self.bytes = self._open(path, batch.schema), 0
-            self.names.append(path)
-        self._write(batch)
-        self.bytes += size
-        if self.bytes >= FILE_BYTES:
-            self._end()
-
-    def _end(self):
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-    def close(self, schema):
-        if not self.names:  # no rows at all: a file that says so
-            path = os.path.join(self.folder, "0.part")
-            self.writer = self._open(path, schema)
-            self.names.append(path)
-        self._end()
-        final = []
-        for i, path in enumerate(self.names):
-            final.append(self.pattern.format(i, len(self.names)))
-            os.rename(path, os.path.join(self.folder, final[-1]))
-        self._finish(final)
-
-
-class ArrowFolder(Files):
-    """What datasets' save_to_disk writes, for datasets.load_from_disk: Arrow streams, state.json and
-    dataset_info.json."""
-
-    pattern = "data-{:05d}-of-{:05d}.arrow"
-
-    def _open(self, path, schema):
-        import pyarrow as pa
-
-        return pa.ipc.new_stream(path, schema)
-
-    def _write(self, batch):
-        self.writer.write_batch(batch)
-
-    def _finish(self, names):
-        # datasets names its caches by _fingerprint: other contents, another one.
-        state = {"_data_files": [{"filename": n} for n in names], "_fingerprint": _digest(self.origin),
-                 "_format_columns": None, "_format_kwargs": {}, "_format_type": None,
-                 "_output_all_columns": False, "_split": "train"}
-        info = {"citation": "", "description": json.dumps(self.origin), "features": None, "homepage": "",
-                "license": ""}
-        for name, value in (("state.json", state), ("dataset_info.json", info), ("tdgen_export.json", self.origin)):
-            with open(os.path.join(self.folder, name), "w", encoding="utf-8") as f:
-                json.dump(value, f, indent=2)
-
-
-class ParquetFolder(Files):
-    """Parquet files, as datasets.load_dataset(FOLDER) and every Parquet reader take them.
-    Floats are float32 always: half floats in Parquet are read wrongly or not at all by many readers."""
-
-    pattern = "train-{:05d}-of-{:05d}.parquet"
-
-    def _open(self, path, schema):
-        import pyarrow.parquet as pq
-
-        return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_statistics=False)
-
-    def _write(self, batch):
-        self.writer.write_batch(batch)
-
-    def _finish(self, names):
-        # The underscore: readers of whole folders pass such files by.
-        with open(os.path.join(self.folder, "_tdgen_export.json"), "w", encoding="utf-8") as f:
-            json.dump(self.origin, f, indent=2)
 
 
 # ---- what is exported ----
@@ -675,9 +412,9 @@ def export_nemo(run, out, options, quiet):
                         "topk_logits": _floats(logits), "topk_token_ids": all_ids.tolist(),
                         "log_sum_exp_logits": _floats(lse), "index": i}
                 f.write(json.dumps(line, separators=(",", ":")) + "\n")
-        with open(_side(target, ".tdgen.json"), "w", encoding="utf-8") as f:
+        with open(target.side(".tdgen.json"), "w", encoding="utf-8") as f:
             json.dump(provenance(run, "nemo", options), f, indent=2)
-        commit_with_side(target, ".tdgen.json")
+        target.commit(".tdgen.json")
     return source.summary()
 
 
@@ -696,24 +433,6 @@ def full_rows(run, record, ids, logp, k):
         n = int(((ids[r] >= 0) & np.isfinite(logp[r])).sum())
         raise ExportError(f"dataset row {record['index']}, position {int(record['row_position'][r])}: only {n} tokens "
                           f"have a probability, and this format has {k} in every row: --top-k {max(n, 1)}")
-
-
-def _side(target, suffix):
-    return target.path + suffix
-
-
-def commit_with_side(target, suffix):
-    """The file's companion first, so that the file never stands without it."""
-    beside = os.path.normpath(target.out) + suffix
-    if os.path.lexists(beside):
-        raise ExportError(f"{beside} exists; remove it or choose another name")
-    _sync(_side(target, suffix))
-    os.rename(_side(target, suffix), beside)
-    try:
-        target.commit()
-    except BaseException:
-        os.unlink(beside)
-        raise
 
 
 # ---- llama.cpp ----
@@ -774,9 +493,9 @@ def export_llamacpp(run, out, options, quiet):
                     f.write(quantise_llamacpp(run.dense_rows(i, r, min(r + block, end))).tobytes())
                 bar.step()
             bar.close()
-        with open(_side(target, ".tdgen.json"), "w", encoding="utf-8") as f:
+        with open(target.side(".tdgen.json"), "w", encoding="utf-8") as f:
             json.dump(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), f, indent=2)
-        commit_with_side(target, ".tdgen.json")
+        target.commit(".tdgen.json")
     left = f"; left out: {others} samples that are no chunk" if others else ""
     return (f"{len(chosen):,} chunks of {n_ctx} tokens, {len(chosen) * (n_ctx - 1 - first):,} positions{left}; "
             f"llama-perplexity --kl-divergence --kl-divergence-base {out} -c {n_ctx}")

@@ -165,7 +165,8 @@ def derived(record, logits):
 
 def write_logits(run, out, dtype="f32", quiet=False):
     """Writes the logits of a FullRun, a shard for a shard, into the new folder `out`; the number of rows."""
-    from tdgen_export import Progress, Target, provenance
+    from tdgen_export import provenance
+    from tdgen_files import Progress, Target
 
     names = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
     keep = ("sample_offsets", "sample_index", "sample_start", "row_offsets", "input_ids", "row_position", "loss_mask",
