@@ -15,7 +15,12 @@ foreach(suite ops gemm attention capture moe streams)
   td_test(test_gpu_${suite} PLAIN SOURCES device/test_gpu_${suite}.c LIBS td_gpu_fixture td_device)
   td_gpu_properties(test_gpu_${suite})
 endforeach()
-foreach(suite logits session families)
+# The suite of capture's modes, which CPU devices run too (device.cmake).
+if(TARGET test_device_modes)
+  add_test(NAME test_device_modes_gpu COMMAND test_device_modes WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  td_gpu_properties(test_device_modes_gpu)
+endif()
+foreach(suite logits session session_modes families)
   if(NOT TDGEN_SANITIZE MATCHES "thread") # Criterion
     add_test(NAME test_${suite}_gpu COMMAND test_${suite} --jobs 1
              WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})

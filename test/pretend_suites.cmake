@@ -49,8 +49,8 @@ set_tests_properties(stress_run_pretend PROPERTIES FIXTURES_REQUIRED stress_run_
 
 # The suites of the model; of the families a slice of each kind of block. Two devices, so that
 # stages sit apart.
-foreach(suite logits families session)
-  if(TDGEN_SANITIZE MATCHES "thread" OR (suite STREQUAL "session" AND NOT td_test_slow))
+foreach(suite logits families session session_modes)
+  if(TDGEN_SANITIZE MATCHES "thread" OR (suite MATCHES "^session" AND NOT td_test_slow))
     continue()
   endif()
   td_test(test_${suite}_pretend SOURCES model/test_${suite}.c model/reference.c model/harness.c

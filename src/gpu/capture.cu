@@ -17,7 +17,7 @@
  * in sixteen ids: cheap even where f64 runs at 1/64 of the rate. Integer counts and the order of
  * lists come from atomics; no float sum depends on them, and what is taken is sorted.
  */
-#include "gpu/capture.cuh"
+#include "gpu/capture_modes.cuh"
 #include "gpu/ptx.cuh"
 
 /* Logits closer than this to the target's are compared by log-prob, not by logit. Two log-probs
@@ -354,8 +354,9 @@ static __device__ __forceinline__ void td_capture_store_invalid(const td_capture
     }
 }
 
-/* RAW: divisor 1 and no soft cap. NT: the number of temperatures or more. */
-template <bool RAW, int NT>
+/* RAW: divisor 1 and no soft cap. NT: the number of temperatures or more. MORE: anything beside a
+ * top-k and statistics; without it nothing of the other modes costs anything. */
+template <bool RAW, int NT, bool MORE>
 __global__ void __launch_bounds__(TD_CAPTURE_THREADS) td_capture_kernel(td_capture_params p) {
     TD_DYNAMIC_SHARED(unsigned char, memory);
     const td_capture_args &a = p.a;
@@ -389,8 +390,11 @@ __global__ void __launch_bounds__(TD_CAPTURE_THREADS) td_capture_kernel(td_captu
 
     double S = 0.0;
     const double weighted = td_capture_combine(row, s, &S);
-    if (!(row.m > -TD_CAPTURE_INFINITY && row.m < TD_CAPTURE_INFINITY) || S != S) {
+    if (!(row.m > -TD_CAPTURE_INFINITY && row.m < TD_CAPTURE_INFINITY) || S != S ||
+        (MORE && a.dense != NULL && !td_capture_holds(a.dense_dtype, row.m))) {
         td_capture_store_invalid(a, r);
+        if (MORE)
+            td_capture_clear_modes(a, r);
         return;
     }
     const double log_s = log(S), entropy = log_s - weighted / S;
@@ -403,16 +407,39 @@ __global__ void __launch_bounds__(TD_CAPTURE_THREADS) td_capture_kernel(td_captu
     if (has_target)
         rank = td_capture_rank<RAW>(p, row, s, z_target, target, t.n_above);
 
+    int n_unique = 0;
+    if (MORE && a.n_draws > 0) {
+        td_capture_draws d;
+        d.start = reinterpret_cast<double *>(memory + td_capture_draws_offset(row.n_segments));
+        d.sum = a.proposal_power != 1.0f ? d.start + TD_CAPTURE_THREADS + 1 : s.sum;
+        n_unique = td_capture_draw<RAW>(p, row, s, d, log_s, r);
+    }
+    if (MORE && (int)threadIdx.x < a.n_always) {
+        const int id = p.always[threadIdx.x];
+        a.always_logprobs[r * a.n_always + threadIdx.x] =
+            id < row.n ? td_capture_logprob(row, td_capture_finish<RAW>(p, row.x[id]))
+                       : -TD_CAPTURE_INFINITY;
+    }
+
     int n_taken = 0;
     if (a.top_k > 0)
         n_taken = td_capture_select<RAW>(p, row, s, a.top_k);
+    if (MORE && a.top_p > 0.0) {
+        n_taken = td_capture_keep(a, s, n_taken);
+        if (threadIdx.x == 0)
+            a.n_kept[r] = n_taken;
+    }
     for (int i = threadIdx.x; i < a.top_k; i += TD_CAPTURE_THREADS) {
         const uint64_t key = i < n_taken ? s.key[i] : 0;
         a.topk_ids[r * a.top_k + i] = i < n_taken ? (int32_t) ~(uint32_t)key : -1;
         a.topk_logprobs[r * a.top_k + i] =
             i < n_taken ? td_capture_unorder((uint32_t)(key >> 32)) : -TD_CAPTURE_INFINITY;
     }
-    const double tail = td_capture_tail<RAW>(p, row, s, n_taken);
+    double tail = 0.0;
+    if (!MORE || a.top_k > 0 || (a.n_draws == 0 && a.dense == NULL))
+        tail = td_capture_tail<RAW>(p, row, s, n_taken);
+    else if (a.n_draws > 0)
+        tail = td_capture_tail_of_draws<RAW>(p, row, s, n_unique);
     if (threadIdx.x == 0) {
         a.logsumexp[r] = (float)((double)row.m + log_s);
         a.entropy[r] = entropy > 0.0 ? (float)entropy : 0.0f;
@@ -422,12 +449,14 @@ __global__ void __launch_bounds__(TD_CAPTURE_THREADS) td_capture_kernel(td_captu
     }
 }
 
-template __global__ void td_capture_kernel<true, 0>(td_capture_params);
-template __global__ void td_capture_kernel<true, 4>(td_capture_params);
-template __global__ void td_capture_kernel<true, 16>(td_capture_params);
-template __global__ void td_capture_kernel<false, 0>(td_capture_params);
-template __global__ void td_capture_kernel<false, 4>(td_capture_params);
-template __global__ void td_capture_kernel<false, 16>(td_capture_params);
+#define TD_CAPTURE_INSTANTIATE(NT)                                                                 \
+    template __global__ void td_capture_kernel<true, NT, false>(td_capture_params);                \
+    template __global__ void td_capture_kernel<false, NT, false>(td_capture_params);               \
+    template __global__ void td_capture_kernel<true, NT, true>(td_capture_params);                 \
+    template __global__ void td_capture_kernel<false, NT, true>(td_capture_params);
+TD_CAPTURE_INSTANTIATE(0)
+TD_CAPTURE_INSTANTIATE(4)
+TD_CAPTURE_INSTANTIATE(16)
 
 #ifndef __CUDACC_RTC__
 #include <cfloat>
@@ -441,6 +470,14 @@ static float exact_inverse(float divisor) {
     return fraction == 0.5f && inverse >= FLT_MIN && inverse <= FLT_MAX ? inverse : 0.0f;
 }
 
+template <bool MORE> static void (*kernel_of(bool raw, int n_temperatures))(td_capture_params) {
+    return n_temperatures == 0
+               ? (raw ? td_capture_kernel<true, 0, MORE> : td_capture_kernel<false, 0, MORE>)
+           : n_temperatures <= 4
+               ? (raw ? td_capture_kernel<true, 4, MORE> : td_capture_kernel<false, 4, MORE>)
+               : (raw ? td_capture_kernel<true, 16, MORE> : td_capture_kernel<false, 16, MORE>);
+}
+
 size_t td_gpu_capture_scratch_bytes(const td_capture_args *a, const td_gpu_chip *chip) {
     (void)a, (void)chip;
     return 0;
@@ -450,12 +487,14 @@ cudaError_t td_gpu_capture(const td_capture_args *a, const td_gpu_chip *chip, vo
                            cudaStream_t stream) {
     (void)scratch;
     const size_t n_segments = ((size_t)a->n_valid + TD_CAPTURE_SEGMENT - 1) / TD_CAPTURE_SEGMENT;
-    const size_t shared_bytes = td_capture_shared_bytes(n_segments);
+    const size_t shared_bytes = a->n_draws
+                                    ? td_capture_draws_offset(n_segments) +
+                                          td_capture_draws_bytes(n_segments, a->proposal_power)
+                                    : td_capture_shared_bytes(n_segments);
     const int n_temperatures = a->logsumexp_t ? a->n_temperatures : 0;
-    if (a->top_p > 0 || a->n_draws || a->n_always || a->dense)
-        return cudaErrorNotSupported;
     if (a->top_k < 0 || a->top_k > TD_CAPTURE_MAX_TOP_K || n_temperatures < 0 ||
-        n_temperatures > TD_CAPTURE_MAX_TEMPERATURES || n_segments > UINT16_MAX ||
+        n_temperatures > TD_CAPTURE_MAX_TEMPERATURES || a->n_draws > TD_CAPTURE_MAX_N_DRAWS ||
+        a->n_always > TD_CAPTURE_MAX_ALWAYS_IDS || n_segments > UINT16_MAX ||
         shared_bytes > (size_t)chip->max_shared_bytes)
         return cudaErrorInvalidValue;
 
@@ -471,11 +510,14 @@ cudaError_t td_gpu_capture(const td_capture_args *a, const td_gpu_chip *chip, vo
         /* -FLT_MAX * rate_low stays finite */
         p.rate_low[i] = rate < 16777216.0 ? (float)(rate - (double)p.rate[i]) : 0.0f;
     }
+    p.a.always_ids = NULL;
+    for (int i = 0; i < a->n_always; i++)
+        p.always[i] = a->always_ids[i];
     const bool raw = a->divisor == 1.0f && !(a->softcap > 0.0f);
-    void (*kernel)(td_capture_params) =
-        n_temperatures == 0   ? (raw ? td_capture_kernel<true, 0> : td_capture_kernel<false, 0>)
-        : n_temperatures <= 4 ? (raw ? td_capture_kernel<true, 4> : td_capture_kernel<false, 4>)
-                              : (raw ? td_capture_kernel<true, 16> : td_capture_kernel<false, 16>);
-    return TD_LAUNCH(kernel, (unsigned)a->n_rows, TD_CAPTURE_THREADS, shared_bytes, stream, p);
+    const bool more = a->top_p > 0 || a->n_draws || a->n_always || a->dense;
+    const cudaError_t rc = TD_LAUNCH(
+        more ? kernel_of<true>(raw, n_temperatures) : kernel_of<false>(raw, n_temperatures),
+        (unsigned)a->n_rows, TD_CAPTURE_THREADS, shared_bytes, stream, p);
+    return rc == cudaSuccess && a->dense ? td_capture_dense_launch(&p, stream) : rc;
 }
 #endif

@@ -18,7 +18,8 @@ enum {
     TD_CAPTURE_MAX_TOP_K = 1024,
     /* Room for keys: the best K and a round of one segment to each warp always fit. */
     TD_CAPTURE_KEYS = 2048,
-    TD_CAPTURE_MAX_TEMPERATURES = 16
+    TD_CAPTURE_MAX_TEMPERATURES = 16,
+    TD_CAPTURE_MAX_ALWAYS_IDS = 64
 };
 static_assert(TD_CAPTURE_KEYS >= TD_CAPTURE_MAX_TOP_K + TD_CAPTURE_WARPS * TD_CAPTURE_SEGMENT,
               "a round always fits behind the best");
@@ -33,7 +34,12 @@ typedef struct td_capture_params {
     float temperature[TD_CAPTURE_MAX_TEMPERATURES];
     /* log2(e) / T as the sum of two floats */
     float rate[TD_CAPTURE_MAX_TEMPERATURES], rate_low[TD_CAPTURE_MAX_TEMPERATURES];
+    int32_t always[TD_CAPTURE_MAX_ALWAYS_IDS]; /* of a.always_ids */
 } td_capture_params;
+
+#ifndef __CUDACC_RTC__
+cudaError_t td_capture_dense_launch(const td_capture_params *p, cudaStream_t stream);
+#endif
 
 /* The row as its block sees it; m and log_s are set after the first pass. */
 typedef struct td_capture_row {

@@ -457,7 +457,7 @@ static void case_bad_rows(void) {
  * p: Pearson's statistic over the ids, at the 1 - 1e-6 quantile of chi-square with 19 degrees of
  * freedom, 64.2. The seed is fixed: the test passes always or never. */
 static void case_draws_follow_the_distribution(void) {
-    enum { V = 20, ROWS = 500, DRAWS = 50 };
+    enum { V = 20, ROWS = 200, DRAWS = 50 };
     static const float powers[] = {1, 0.5f, 2};
     gt_rng r = {24};
     float one[V], *x = gt_host(sizeof(float) * V * ROWS);
@@ -465,8 +465,8 @@ static void case_draws_follow_the_distribution(void) {
         one[i] = 1.2f * gt_normal(&r);
     int64_t *rows = gt_host(8 * ROWS), *positions = gt_host(8 * ROWS);
     for (int32_t i = 0; i < ROWS; i++) {
-        rows[i] = i / 100;
-        positions[i] = i % 100;
+        rows[i] = i / 40;
+        positions[i] = i % 40;
         memcpy(x + i * V, one, sizeof(one));
     }
     for (size_t p = 0; p < TD_ARRAY_LEN(powers); p++) {
@@ -489,7 +489,7 @@ static void case_draws_follow_the_distribution(void) {
         GT_CHECK(stat < 64.2, "t = %g: chi-square %.1f", (double)powers[p], stat);
         /* Draws of a position are independent: pairs of equal ids are as frequent as sum q^2. */
         const double n_pairs = (double)ROWS * DRAWS * (DRAWS - 1) / 2;
-        GT_CHECK(fabs(pairs / n_pairs / twice - 1) < 0.02, "t = %g: equal pairs %.5f, not %.5f",
+        GT_CHECK(fabs(pairs / n_pairs / twice - 1) < 0.03, "t = %g: equal pairs %.5f, not %.5f",
                  (double)powers[p], pairs / n_pairs, twice);
     }
 }
@@ -555,7 +555,7 @@ static void case_rows_keep_their_bits(void) {
         {.v = 601, .dense = true, .dtype = TD_BF16, .softcap = 20},
     };
     for (size_t i = 0; i < TD_ARRAY_LEN(each); i++) {
-        int32_t counts[16], n_counts = gt_row_counts(gt_large ? 300 : 65, counts);
+        int32_t counts[16], n_counts = gt_row_counts(gt_large ? 300 : i ? 7 : 65, counts);
         char name[80];
         mode m = each[i];
         snprintf(name, sizeof(name), "mode %zu of this case", i);
