@@ -104,9 +104,8 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
                             j->model.max_positions);
     td_cost_model cost;
     td_cost_model_init(&j->model, &cost);
-    int32_t eos = j->tok ? td_tokenizer_eos_id(j->tok) : -1;
     j->limits = (td_source_limits){.n_vocab = j->model.n_vocab,
-                                   .eos_id = eos >= 0 ? eos : j->model.eos_id,
+                                   .eos_id = j->model.eos_id,
                                    .max_positions = j->model.max_positions,
                                    .window = cost.window};
     td_status rc;
@@ -121,6 +120,9 @@ static td_status look_at_data(job *j, bool dry_run, td_error *err) {
     rc = load_tokenizer(j, dry_run, err);
     if (rc != TD_OK)
         return rc;
+    /* As trainers append it: config.json names what ends generation, which can be another id. */
+    if (j->tok && td_tokenizer_eos_id(j->tok) >= 0)
+        j->limits.eos_id = td_tokenizer_eos_id(j->tok);
     if (j->tok && td_tokenizer_n_vocab(j->tok) > j->model.n_vocab)
         td_log_warn("the tokenizer knows %d ids, the model only %d: texts that use the others will "
                     "be refused",

@@ -10,7 +10,7 @@ target_link_libraries(td_claims PUBLIC td_queue td_plan)
 add_library(td_blame STATIC sched/blame.c)
 target_link_libraries(td_blame PUBLIC td_common)
 
-add_library(td_sched STATIC sched/run.c sched/feeder.c sched/group.c sched/recover.c sched/progress.c sched/summary.c sched/stop.c
+add_library(td_sched STATIC sched/run.c sched/feeder.c sched/group.c sched/recover.c sched/progress.c sched/timeline.c sched/summary.c sched/stop.c
   sched/faults.c sched/watchdog.c sched/health.c)
 # A run in virtual time: plan, queue and claims without devices.
 add_library(td_simulate STATIC sched/simulate.c sched/sim_load.c sched/sim_print.c)

@@ -233,14 +233,13 @@ static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, in
  *              Places behind the n_kept first are free; tail_mass counts what is not kept
  *   draws      n_draws ids, with replacement, from q(v) ~ exp(t (z[v] - m)), t = proposal_power, by
  *              inversion: the first id v with sum of q over the ids up to v above td_draw_uniform
- *              (philox.h), sums in f64 in an order of the device kind's. An id of probability 0 is
- *              never drawn. Stored as the different ids, ascending, and how often each came; places
- *              behind the n_unique first hold id -1, count 0, logprob -inf.
- *              proposal_logsumexp = f32 of log sum_v p(v)^t: log q(v) = t log p(v) - it.
- *              Without a top-k, tail_mass is that of the ids that were not drawn
- *   always     logprob of the given ids; -inf for one that is not below n_valid
- *   dense      z itself (-inf from n_valid on), in dense_dtype. A row whose largest z overflows
- *              there is marked like one with an infinite logit. tail_mass is 0 without a top-k */
+ *              (philox.h); f32 weights, summed in f64 in an order of the device kind's. An id of
+ * probability 0 is never drawn. Stored as the different ids, ascending, and how often each came;
+ * places behind the n_unique first hold id -1, count 0, logprob -inf. proposal_logsumexp = f32 of
+ * log sum_v p(v)^t: log q(v) = t log p(v) - it. Without a top-k, tail_mass is that of the ids that
+ * were not drawn always     logprob of the given ids; -inf for one that is not below n_valid dense
+ * z itself (-inf from n_valid on), in dense_dtype. A row whose largest z overflows there is marked
+ * like one with an infinite logit. tail_mass is 0 without a top-k */
 typedef struct td_capture_args {
     const float *logits;    /* device F32 [n_rows, V], dense */
     const int32_t *targets; /* device I32 [n_rows] */

@@ -205,8 +205,15 @@ typedef struct td_inspect_options {
     int64_t sample;        /* -1 = the first sample with rows */
     int32_t n_positions;   /* rows of the table, default 24 */
     int32_t n_candidates;  /* top candidates a row, default 5 */
+    int32_t n_samples;     /* of the HTML page */
     const char *model_dir; /* for token texts; NULL = the manifest's, when it still exists */
 } td_inspect_options;
 td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
+/* The same for programs: one JSON document, as td_inspect_json's file describes it. n_positions 0:
+ * all. */
+td_status td_inspect_json(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
+/* One self-contained HTML page: no script, nothing from the network. opt->sample -1: n_samples
+ * samples spread over the folder, 0 = 8. */
+td_status td_inspect_html(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
 
 #endif

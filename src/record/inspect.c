@@ -7,8 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "record/identity.h"
-#include "record/index.h"
+#include "record/inspect.h"
 #include "record/row_view.h"
 #include "record/text.h"
 #include "tdgen/json.h"
@@ -16,15 +15,6 @@
 #define COLUMNS 100
 /* The mean figures come from at most this many shards, spread over the folder. */
 #define MAX_STAT_SHARDS 32
-
-typedef struct inspector {
-    const char *dir;
-    FILE *out;
-    td_manifest manifest;
-    td_index index;
-    td_tokenizer *tok; /* NULL: ids are shown */
-    char *tok_note;    /* why there are no texts */
-} inspector;
 
 /* --- small pieces of text --------------------------------------------------------------------- */
 
@@ -51,7 +41,7 @@ static void percent(double p, char *buf, size_t size) {
 }
 
 /* One token as a table shows it: a leading space as ␣, escapes for what a line cannot hold. */
-static void token_text(const inspector *in, int32_t id, td_strbuf *out) {
+static void token_text(const td_inspector *in, int32_t id, td_strbuf *out) {
     td_strbuf raw = {0};
     td_strbuf_clear(out);
     if (in->tok && id >= 0)
@@ -75,8 +65,8 @@ static const char *cell_of(td_strbuf *b) {
 /* --- the folder ---------------------------------------------------------------------------------
  */
 
-static td_status open_shard(const inspector *in, const td_index_entry *e, td_shard_file **out,
-                            td_error *err) {
+td_status td_inspect_shard(const td_inspector *in, const td_index_entry *e, td_shard_file **out,
+                           td_error *err) {
     char *path = td_shard_path(in->dir, e->number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
@@ -121,11 +111,12 @@ static td_status add_means(const td_shard_file *f, means *m, td_error *err) {
     return rc;
 }
 
-static td_status collect_means(const inspector *in, means *m, td_strbuf *devices, td_error *err) {
+static td_status collect_means(const td_inspector *in, means *m, td_strbuf *devices,
+                               td_error *err) {
     size_t n = in->index.n, step = (n + MAX_STAT_SHARDS - 1) / MAX_STAT_SHARDS;
     for (size_t i = 0; i < n; i += step) {
         td_shard_file *f = NULL;
-        td_status rc = open_shard(in, &in->index.entries[i], &f, err);
+        td_status rc = td_inspect_shard(in, &in->index.entries[i], &f, err);
         if (rc == TD_OK)
             rc = add_means(f, m, err);
         if (rc != TD_OK) {
@@ -144,7 +135,7 @@ static td_status collect_means(const inspector *in, means *m, td_strbuf *devices
 }
 
 /* The value of an identity key as text: strings bare, null as "none". */
-static void key_text(const inspector *in, const char *key, td_strbuf *out) {
+static void key_text(const td_inspector *in, const char *key, td_strbuf *out) {
     const json_t *v = json_object_get(in->manifest.identity, key);
     td_strbuf_clear(out);
     if (json_is_string(v)) {
@@ -158,7 +149,7 @@ static void key_text(const inspector *in, const char *key, td_strbuf *out) {
     free(text);
 }
 
-static void print_field(const inspector *in, const char *label, const char *text) {
+static void print_field(const td_inspector *in, const char *label, const char *text) {
     fprintf(in->out, "  %-10s %s\n", label, text);
 }
 
@@ -204,7 +195,7 @@ static void extras_text(const td_capture_spec *s, td_strbuf *line) {
         td_strbuf_printf(line, "%s%d ids at every position", line->len ? "; " : "", s->n_always);
 }
 
-static void print_settings(const inspector *in) {
+static void print_settings(const td_inspector *in) {
     td_strbuf line = {0}, v = {0};
     const char *model = json_string_value(json_object_get(in->manifest.root, "model_path"));
     const char *data = json_string_value(json_object_get(in->manifest.root, "data_path"));
@@ -247,7 +238,7 @@ static void print_settings(const inspector *in) {
     td_strbuf_free(&v);
 }
 
-static void print_means(const inspector *in, const means *m, double n) {
+static void print_means(const td_inspector *in, const means *m, double n) {
     const td_capture_spec *s = &in->manifest.spec;
     if (s->mode == TD_CAPTURE_HIDDEN) {
         fprintf(in->out, "  %-10s a state has the norm %.2f\n", "means", m->norm / n);
@@ -263,7 +254,7 @@ static void print_means(const inspector *in, const means *m, double n) {
                 s->mode == TD_CAPTURE_TOPP ? "tokens" : "different tokens drawn");
 }
 
-static td_status print_counts(const inspector *in, td_error *err) {
+static td_status print_counts(const td_inspector *in, td_error *err) {
     td_index_entry sum = {0};
     char a[32], b[32], c[32], d[32];
     for (size_t i = 0; i < in->index.n; i++) {
@@ -312,7 +303,7 @@ static td_status print_counts(const inspector *in, td_error *err) {
  */
 
 /* "text 12%" or, for draws, "text 12% x3". Returns its columns, 0 when there is no room. */
-static int print_candidate(const inspector *in, int32_t id, float lp, int32_t count, bool first,
+static int print_candidate(const td_inspector *in, int32_t id, float lp, int32_t count, bool first,
                            int room) {
     td_strbuf text = {0}, cell = {0};
     char p[16], times[16] = "";
@@ -337,7 +328,7 @@ static int32_t draws_of(const td_row_view *v, int32_t id) {
     return 0;
 }
 
-static void print_candidates(const inspector *in, const td_row_view *v, int32_t max, int room) {
+static void print_candidates(const td_inspector *in, const td_row_view *v, int32_t max, int room) {
     int32_t ids[TD_MAX_TOP_K];
     float lps[TD_MAX_TOP_K];
     int32_t n = td_row_top(v, TD_MIN(max, TD_MAX_TOP_K), ids, lps);
@@ -349,7 +340,7 @@ static void print_candidates(const inspector *in, const td_row_view *v, int32_t 
     fputc('\n', in->out);
 }
 
-static void print_always(const inspector *in, const td_row_view *v) {
+static void print_always(const td_inspector *in, const td_row_view *v) {
     if (!v->always_logprobs)
         return;
     fprintf(in->out, "%8s%-12s  ", "", "always:");
@@ -362,7 +353,7 @@ static void print_always(const inspector *in, const td_row_view *v) {
     fputc('\n', in->out);
 }
 
-static void print_row(const inspector *in, const td_shard_file *f, td_row_reader *rr,
+static void print_row(const td_inspector *in, const td_shard_file *f, td_row_reader *rr,
                       int64_t sample, int64_t row, int32_t n_candidates) {
     const int64_t *tokens = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
     const int32_t *ids = td_shard_file_data(f, TD_T_INPUT_IDS);
@@ -396,7 +387,7 @@ static void print_row(const inspector *in, const td_shard_file *f, td_row_reader
     td_strbuf_free(&text);
 }
 
-static void print_quoted_text(const inspector *in, const int32_t *ids, int64_t n) {
+static void print_quoted_text(const td_inspector *in, const int32_t *ids, int64_t n) {
     enum { LINES = 3 };
     td_strbuf raw = {0}, text = {0};
     td_error ignored;
@@ -428,7 +419,7 @@ done:
     td_strbuf_free(&text);
 }
 
-static td_status print_sample(const inspector *in, const td_shard_file *f, int64_t i,
+static td_status print_sample(const td_inspector *in, const td_shard_file *f, int64_t i,
                               int64_t number, const td_inspect_options *opt, td_error *err) {
     const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
     const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
@@ -498,23 +489,23 @@ static td_status print_sample(const inspector *in, const td_shard_file *f, int64
 }
 
 /* The sample asked for: its shard, opened, and its place in it. */
-static td_status find_sample(const inspector *in, const td_inspect_options *opt,
-                             td_shard_file **out, int64_t *place, int64_t *number, td_error *err) {
+td_status td_inspect_find(const td_inspector *in, int64_t sample, td_shard_file **out,
+                          int64_t *place, int64_t *number, td_error *err) {
     int64_t first = 0;
     for (size_t e = 0; e < in->index.n; e++) {
         const td_index_entry *entry = &in->index.entries[e];
         td_shard_file *f = NULL;
-        bool here = opt->sample >= 0 ? opt->sample < first + entry->n_samples : entry->n_rows > 0;
+        bool here = sample >= 0 ? sample < first + entry->n_samples : entry->n_rows > 0;
         if (!here) {
             first += entry->n_samples;
             continue;
         }
-        td_status rc = open_shard(in, entry, &f, err);
+        td_status rc = td_inspect_shard(in, entry, &f, err);
         if (rc != TD_OK)
             return rc;
-        int64_t n = f->layout.counts.n_samples, i = opt->sample >= 0 ? opt->sample - first : 0;
+        int64_t n = f->layout.counts.n_samples, i = sample >= 0 ? sample - first : 0;
         const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
-        while (opt->sample < 0 && i < n && r[i + 1] == r[i])
+        while (sample < 0 && i < n && r[i + 1] == r[i])
             i++;
         if (i < 0 || i >= n || !td_row_sample_sound(f, i)) {
             rc = td_error_set(err, TD_E_VERIFY, "%s is damaged; run tdgen verify %s", f->path,
@@ -527,10 +518,10 @@ static td_status find_sample(const inspector *in, const td_inspect_options *opt,
         *number = first + i;
         return TD_OK;
     }
-    if (opt->sample >= 0)
+    if (sample >= 0)
         return td_error_set(err, TD_E_CONFIG,
                             "there is no sample %lld: the folder has %lld, from 0",
-                            (long long)opt->sample, (long long)first);
+                            (long long)sample, (long long)first);
     *out = NULL;
     return TD_OK;
 }
@@ -538,7 +529,7 @@ static td_status find_sample(const inspector *in, const td_inspect_options *opt,
 /* --- token texts --------------------------------------------------------------------------------
  */
 
-static td_status load_tokenizer(inspector *in, const char *asked, td_error *err) {
+static td_status load_tokenizer(td_inspector *in, const char *asked, td_error *err) {
     const char *dir =
         asked ? asked : json_string_value(json_object_get(in->manifest.root, "model_path"));
     const char *want = json_string_value(json_object_get(in->manifest.identity, "tokenizer.hash"));
@@ -567,16 +558,17 @@ static td_status load_tokenizer(inspector *in, const char *asked, td_error *err)
     return TD_OK;
 }
 
-td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err) {
-    inspector in = {.dir = dir, .out = out};
-    td_index_faults faults;
-    td_shard_file *f = NULL;
-    int64_t place = 0, number = 0;
-    td_inspect_options o = *opt;
-    if (o.n_positions <= 0)
-        o.n_positions = 24;
-    if (o.n_candidates <= 0)
-        o.n_candidates = 5;
+void td_inspect_token(const td_inspector *in, int32_t id, td_strbuf *out) {
+    td_strbuf_clear(out);
+    if (in->tok && id >= 0)
+        td_tokenizer_token_text(in->tok, id, out);
+    if (out->len == 0)
+        td_strbuf_printf(out, "#%d", id);
+}
+
+td_status td_inspector_open(td_inspector *in, const char *dir, const char *model_dir,
+                            td_error *err) {
+    *in = (td_inspector){.dir = dir};
     char *path = td_asprintf("%s/" TD_MANIFEST_NAME, dir);
     if (!path)
         return td_error_nomem(err, "a path", 0);
@@ -586,13 +578,38 @@ td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, 
                           "%s is no output folder of tdgen: it has no " TD_MANIFEST_NAME, dir);
     free(path);
     if (rc == TD_OK)
-        rc = td_manifest_load(dir, TD_E_VERIFY, &in.manifest, err);
+        rc = td_manifest_load(dir, TD_E_VERIFY, &in->manifest, err);
     if (rc == TD_OK)
-        rc = td_index_load(dir, &in.index, &faults, err);
+        rc = td_index_load(dir, &in->index, &in->faults, err);
     if (rc == TD_OK)
-        rc = load_tokenizer(&in, o.model_dir, err);
-    if (rc == TD_OK)
-        rc = find_sample(&in, &o, &f, &place, &number, err);
+        rc = load_tokenizer(in, model_dir, err);
+    if (rc != TD_OK)
+        td_inspector_close(in);
+    return rc;
+}
+
+void td_inspector_close(td_inspector *in) {
+    td_tokenizer_free(in->tok);
+    free(in->tok_note);
+    td_index_free(&in->index);
+    td_manifest_free(&in->manifest);
+    *in = (td_inspector){0};
+}
+
+td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err) {
+    td_inspector in;
+    td_shard_file *f = NULL;
+    int64_t place = 0, number = 0;
+    td_inspect_options o = *opt;
+    if (o.n_positions <= 0)
+        o.n_positions = 24;
+    if (o.n_candidates <= 0)
+        o.n_candidates = 5;
+    td_status rc = td_inspector_open(&in, dir, o.model_dir, err);
+    if (rc != TD_OK)
+        return rc;
+    in.out = out;
+    rc = td_inspect_find(&in, o.sample, &f, &place, &number, err);
     if (rc != TD_OK)
         goto done;
     fprintf(out, "%s\n", dir);
@@ -600,7 +617,7 @@ td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, 
     rc = print_counts(&in, err);
     if (rc != TD_OK)
         goto done;
-    if (faults.n_damaged || faults.n_doubled || faults.missing)
+    if (in.faults.n_damaged || in.faults.n_doubled || in.faults.missing)
         fprintf(out, "  %-10s the index needs repair (the next run does it): counts may be low\n",
                 "note");
     if (f)
@@ -609,9 +626,6 @@ td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, 
         fprintf(out, "\nNo recorded positions yet.\n");
 done:
     td_shard_file_close(f);
-    td_tokenizer_free(in.tok);
-    free(in.tok_note);
-    td_index_free(&in.index);
-    td_manifest_free(&in.manifest);
+    td_inspector_close(&in);
     return rc;
 }

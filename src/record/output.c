@@ -118,8 +118,8 @@ done:
 
 /* Only names that we give: the folder may hold files of the user. */
 static bool is_our_temp(const char *name) {
-    static const char *const prefix[] = {"shard-", TD_MANIFEST_NAME, TD_INDEX_NAME, "status.json",
-                                         "faults.json"};
+    static const char *const prefix[] = {"shard-",      TD_MANIFEST_NAME, TD_INDEX_NAME,
+                                         "status.json", "faults.json",    "timeline.jsonl"};
     size_t n = strlen(name);
     if (n < 4 || strcmp(name + n - 4, ".tmp") != 0)
         return false;

@@ -184,6 +184,11 @@ void td_group_done(td_loop *l, td_flight *f) {
         l->failed = false;
     }
     atomic_fetch_add(&g->n_batches, 1);
+    const td_micro_batch *mb = &o->shard->batches[w->batch];
+    double now = td_time_s();
+    td_timeline_note(run->timeline, g->id, o->shard->number, mb->n_samples, mb->n_tokens,
+                     TD_MAX(f->submitted_s, l->last_stored_s), now);
+    l->last_stored_s = now;
     /* Before it is done: then it is nobody's any more. */
     atomic_store(&g->in_flight[l->head], NULL);
     td_queue_done(run->queue, g->id, f->claim.number);
@@ -269,7 +274,8 @@ td_flight *td_group_begin(td_loop *l, const td_claim *claim) {
     f->claim = *claim;
     f->item = ((const td_work *)claim->item)->item;
     f->predicted_s = td_cost_group_seconds(l->g->run->in->plan, (int32_t)l->g->id, &f->item.size);
-    td_claimer_submitted(&l->claimer, td_time_s(), claim);
+    f->submitted_s = td_time_s();
+    td_claimer_submitted(&l->claimer, f->submitted_s, claim);
     l->n_in_flight++; /* also when its submission fails: the claim is then given back */
     return f;
 }

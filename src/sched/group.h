@@ -9,7 +9,8 @@ typedef struct td_flight {
     td_claim claim;
     td_batch batch;
     td_claim_item item; /* a copy: the claim's own may be gone once it is done */
-    double predicted_s; /* of the slowest stage; 0 = unknown */
+    double submitted_s;
+    double predicted_s;                                  /* of the slowest stage; 0 = unknown */
     int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
     int64_t *row_dataset_row, *row_position;
 } td_flight;
@@ -22,6 +23,7 @@ typedef struct td_loop {
     double busy_told_s; /* see td_group.busy_us */
     bool failed;        /* and completed nothing since: blame.c is to hear of the next completion */
     bool gone;          /* the watch gave this thread up */
+    double last_stored_s; /* when the last micro-batch was done, for the timeline */
     /* Busy seconds of the stages when the pipeline was full for the first and for the last time. */
     double full_since_s, full_until_s;
     double *busy_since, *busy_until; /* [n_stages] */

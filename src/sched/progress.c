@@ -255,6 +255,7 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
         td_log_progress("");
         td_log_file_only(line);
         write_status(p, &v, state);
+        td_timeline_write(p->run->timeline);
         return;
     }
     if (line_due) {
@@ -267,6 +268,7 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
     }
     if (log_due) {
         td_log_file_only(line);
+        td_timeline_write(p->run->timeline);
         p->next_log_s = now + LOG_EVERY_S;
     }
 }

@@ -148,6 +148,7 @@ static void free_state(td_run_state *run) {
     }
     free(run->groups);
     free(run->open);
+    td_timeline_free(run->timeline);
     td_queue_destroy(run->queue);
     td_claim_board_destroy(run->board);
     td_blame_destroy(run->blame);
@@ -466,6 +467,7 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     rc = td_claim_board_create(run->n_groups, &run->board, err);
     if (rc != TD_OK)
         goto done;
+    run->timeline = td_timeline_create(run);
     run->max_open = td_claims_max_open(in->plan, in->cfg->output.shard_samples,
                                        OPEN_MEMORY_SHARE * (double)sysconf(_SC_PHYS_PAGES) *
                                            (double)sysconf(_SC_PAGESIZE));

@@ -7,6 +7,7 @@
 #include "sched/blame.h"
 #include "sched/claims.h"
 #include "sched/queue.h"
+#include "sched/timeline.h"
 #include "tdgen/run.h"
 
 /* Memory orders of the atomics below. Where no order is written they are seq_cst, C11's default:
@@ -97,6 +98,7 @@ typedef struct td_run_state {
     int32_t *group_kind; /* [n_groups] index into kinds */
     int32_t n_kinds;
     double start_s;
+    td_timeline *timeline; /* NULL: out of memory, nothing is noted */
 
     _Atomic bool stop; /* claim nothing more; set on failure and by signals */
     _Atomic bool lost; /* a device was lost: leave at once, keep nothing; set with stop */

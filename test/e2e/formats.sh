@@ -128,6 +128,13 @@ expect 0 '' "$TDGEN" verify "$TMP/qa"
 run 0 'Done in' data.path=demo/qa.jsonl data.prompt_field=prompt data.completion_field=completion \
     data.append_eos=false output.dir="$TMP/qa2"
 run 6 'append_eos' data.path=demo/qa.jsonl data.prompt_field=prompt data.completion_field=completion output.dir="$TMP/qa2"
+# What is appended is the tokenizer's eos_token, whatever id config.json ends generation with.
+cp -r demo/teacher "$TMP/other-eos"
+sed -i 's/"eos_token_id": 1/"eos_token_id": 7/' "$TMP/other-eos/config.json"
+run 0 'Done in' model.path="$TMP/other-eos" data.path=demo/qa.jsonl data.prompt_field=prompt \
+    data.completion_field=completion output.dir="$TMP/qa3"
+check "append_eos took config.json's id and not the tokenizer's" cmp \
+    <(data_part "$TMP/qa/shard-000000.safetensors") <(data_part "$TMP/qa3/shard-000000.safetensors")
 
 # Overflow: truncate, split, skip.
 run 0 'longer than data.max_length' data.max_length=20 output.dir="$TMP/o1"

@@ -109,4 +109,73 @@ expect 6 'data.size_bytes .* in the folder and .* in this run' "$TDGEN" -c "$TMP
 expect 6 'capture.top_k is 16 in the folder and 8 in this run' "$TDGEN" -c "$TMP/one.ini" capture.top_k=8
 expect 2 'goes with --against' "$TDGEN" verify "$TMP/one-out" --samples 3
 expect 2 'expected auto, cpu' "$TDGEN" verify "$TMP/one-out" --against demo/teacher --devices gpu
+
+# --- inspect: JSON for programs, and a page that hostile texts cannot break out of
+hostile=$'out<img src=x onerror=alert(1)>&"\xe2\x80\xae'"'"
+python3 - "$TMP/hostile.jsonl" <<'P'
+import json, sys
+rows = ['</script><script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \'s <!-- end',
+        'right to left \u202e turned \u2067 isolated \u200f mark \u05e2\u05d1\u05e8\u05d9\u05ea back',
+        'bell \u0007 escape \u001b[31m line \u2028 feed \r\n tab \t nul \u0000 done']
+with open(sys.argv[1], "w") as f:
+    for i in range(12):
+        f.write(json.dumps({"id": "<b>" + str(i), "text": rows[i % 3]}) + "\n")
+P
+config "$TMP/hostile.ini"
+expect 0 'Done in' "$TDGEN" -c "$TMP/hostile.ini" output.dir="$TMP/$hostile" data.path="$TMP/hostile.jsonl" \
+    output.shard_samples=4 devices.gpus='cpu*2' devices.gpus_per_model=1
+check "no timeline" grep -q '"segments":\[\[' "$TMP/$hostile/timeline.jsonl"
+printf '%s\n' '{"started": 1, "worker_id": 0, "groups": [{"group": 0, "devices": "<script>x</script>", "kind": "\"><i>", "segments": [[0, 1, 0, 0, 1, "x"], [1, 1e300, 0]]}]}' \
+    'no JSON' >>"$TMP/$hostile/timeline.jsonl"
+expect 0 'open it in a browser' "$TDGEN" inspect "$TMP/$hostile" --html "$TMP/page.html" --samples 12
+check "tags or links in the page" sh -c "! grep -qE '<script|<img|<i>|<b>|href=|https?:' '$TMP/page.html'"
+check "direction marks in the page" sh -c "! LC_ALL=C grep -qP '\xe2\x80[\x8e\x8f\xa8-\xae]|\xe2\x81[\xa6-\xa9]|[\x00-\x08\x1b]' '$TMP/page.html'"
+check "direction marks are not shown" grep -q 'u202E' "$TMP/page.html"
+check "not every token is isolated" grep -q 'unicode-bidi:isolate' "$TMP/page.html"
+expect 0 '"schema": "tdgen-inspect-1"' "$TDGEN" inspect "$TMP/$hostile" --json
+cp "$TMP/out" "$TMP/one.json"
+check "inspect --json is no JSON, or its numbers contradict each other" python3 - "$TMP/one.json" <<'P'
+import json, math, sys
+d = json.load(open(sys.argv[1]))
+s = d["sample"]
+assert d["shards"] == 3 and d["samples"] == 12 and s["number"] == 0 and s["rows_left_out"] == 0
+assert len(s["rows"]) == len(s["tokens"]) - 1
+for r in s["rows"]:
+    assert r["target"]["id"] == s["tokens"][r["position"] + 1]["id"]
+    assert r["target"]["text"] == s["tokens"][r["position"] + 1]["text"]
+    p = [c["logprob"] for c in r["candidates"]]
+    assert p == sorted(p, reverse=True) and len(p) == 5
+    assert abs(r["covered"] + r["tail_mass"] - 1) < 1e-6
+    for rank, c in enumerate(r["candidates"]):
+        if c["id"] == r["target"]["id"]:
+            assert rank == r["target"]["rank"] and abs(c["logprob"] - r["target"]["logprob"]) < 1e-2
+P
+for mode in topp sample topk+sample full hidden; do
+    rm -rf "$TMP/mode"
+    expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/mode" data.max_samples=5 capture.mode=$mode
+    expect 0 'open it in a browser' "$TDGEN" inspect "$TMP/mode" --html "$TMP/mode.html"
+    expect 0 '"rows"' "$TDGEN" inspect "$TMP/mode" --json --positions 3
+    check "$mode: --json is no JSON" python3 -m json.tool "$TMP/out"
+done
+expect 2 'two forms' "$TDGEN" inspect "$TMP/mode" --json --html "$TMP/x.html"
+expect 2 'needs the name of the file' "$TDGEN" inspect "$TMP/mode" --html
+expect 8 '' sh -c "cp -r '$TMP/mode' '$TMP/bad' && printf x >>'$TMP/bad/manifest.json' &&
+    '$TDGEN' inspect '$TMP/bad' --html '$TMP/bad.html'"
+check "a page of a damaged folder" [ ! -e "$TMP/bad.html" ]
+
+# In a real browser: the page is what it was written as, nothing ran, and it can be drawn.
+browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome)
+if [ -z "$browser" ]; then
+    echo "trust.sh: SKIPPED: no Chromium here, the page of inspect --html was NOT looked at by a browser" >&2
+else
+    timeout 120 "$browser" --headless --no-sandbox --disable-gpu --user-data-dir="$TMP/profile" \
+        --dump-dom "file://$TMP/page.html" >"$TMP/dom" 2>/dev/null
+    check "the browser's page has other tokens" [ "$(grep -o '<span style="--p' "$TMP/dom" | wc -l)" -eq \
+        "$(grep -o '<span style="--p' "$TMP/page.html" | wc -l)" ]
+    check "the browser found an element that no one wrote" sh -c "! grep -qE '<script|<img|<i>|<b>' '$TMP/dom'"
+    check "the browser has no articles" [ "$(grep -c '<article>' "$TMP/dom")" -ge 10 ]
+    timeout 120 "$browser" --headless --no-sandbox --disable-gpu --user-data-dir="$TMP/profile" \
+        --screenshot="$TMP/page.png" "file://$TMP/page.html" >/dev/null 2>&1
+    check "no picture of the page" [ "$(stat -c %s "$TMP/page.png" 2>/dev/null || echo 0)" -gt 20000 ]
+fi
 finish

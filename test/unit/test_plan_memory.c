@@ -440,3 +440,31 @@ Test(predict, layers_cost_what_they_compute) {
                  td_moe_scratch_bytes(100, f.model.n_hidden, f.model.n_ffn_expert, 64, 4, TD_BF16));
     pf_close(&f);
 }
+
+/* Mode full: a row of a micro-batch is a whole vocabulary in the host's memory, so micro-batches
+ * are cut to half a GiB of it, though never below the longest sample; the plan says so. */
+Test(memory, dense_rows_bound_the_micro_batch) {
+    pf f;
+    pf_open(&f, "llama-8b", "8xa100-80gb");
+    const uint64_t row_bytes = (uint64_t)f.model.n_vocab * 2, bound = (uint64_t)1 << 29;
+    f.cfg.capture.mode = TD_CAPTURE_FULL;
+    f.cfg.capture.dense_dtype = TD_BF16;
+    f.cfg.data.max_length = f.stats.max_tokens = 512;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    cr_expect_eq(f.plan.limits.top_k, 0);
+    cr_expect_eq(f.plan.batch_tokens, (int32_t)(bound / row_bytes));
+    cr_expect_leq(td_session_host_bytes(&f.model, &f.plan.limits),
+                  (uint64_t)f.plan.limits.n_slots * (bound + ((uint64_t)1 << 20)));
+    cr_expect_eq(f.plan.n_warnings, 1);
+    cr_expect(strstr(f.plan.warnings[0], "Micro-batches are reduced"));
+    td_plan_free(&f.plan);
+    f.cfg.data.max_length = f.stats.max_tokens = 4096; /* more than the bound holds */
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    cr_expect_eq(f.plan.batch_tokens, 4096);
+    /* States are small: no reason to cut. */
+    td_plan_free(&f.plan);
+    f.cfg.capture.mode = TD_CAPTURE_HIDDEN;
+    cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
+    cr_expect_eq(f.plan.batch_tokens, 8192);
+    pf_close(&f);
+}
