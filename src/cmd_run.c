@@ -654,6 +654,8 @@ int td_cmd_run(const td_cmd_run_options *opt) {
         goto done;
     }
     if (opt->simulate) {
+        for (int32_t i = 0; i < j.plan.n_warnings; i++)
+            td_log_warn("%s", j.plan.warnings[i]);
         td_cmd_simulate_job sim = {.cfg = &j.cfg,
                                    .plan = &j.plan,
                                    .tok = j.tok,

@@ -567,12 +567,15 @@ td_status td_plan_list_alternatives(td_planner *pl) {
     }
     int32_t n = 0; /* idle ones, too, if they were tried: leftovers of an automatic plan */
     for (int32_t i = 0; i < plan->inventory.n_devices; i++)
-        active[n++] = i;
-    for (int32_t i = 0; i < n; i++)
-        group_of[i] = -1;
-    for (int32_t g = 0; g < plan->n_groups; g++)
-        for (int32_t i = 0; i < plan->groups[g].n_devices; i++)
-            group_of[plan->groups[g].devices[i]] = g;
+        if (td_plan_speed_known(pl, i)) /* only idle ones can lack it */
+            active[n++] = i;
+    for (int32_t d = 0; d < n; d++) {
+        group_of[d] = -1;
+        for (int32_t g = 0; g < plan->n_groups; g++)
+            for (int32_t i = 0; i < plan->groups[g].n_devices; i++)
+                if (plan->groups[g].devices[i] == active[d])
+                    group_of[d] = g;
+    }
     st = describe(pl, active, n, group_of, plan->n_groups, chosen, sizeof chosen);
     if (st == TD_OK)
         st = list_widths(pl, active, n, group_of, chosen);

@@ -71,6 +71,11 @@ static const char *modes_of(const td_plan_device *d, char *buf, size_t buf_size)
     return buf;
 }
 
+bool td_plan_speed_known(const td_planner *pl, int32_t device) {
+    const td_plan_device *d = &pl->plan->inventory.devices[device];
+    return d->tflops > 0 || (pl->plan->compute == TD_F32 && d->tflops_f32 > 0);
+}
+
 /* Compute mode of the devices that are not idle, and whether their speeds are known. */
 static td_status resolve_compute(td_planner *pl) {
     td_plan *plan = pl->plan;
@@ -118,11 +123,9 @@ static td_status resolve_compute(td_planner *pl) {
                                 d->label, d->type, td_dtype_name(plan->compute));
     }
     pl->speeds_known = true;
-    for (int32_t i = 0; i < plan->inventory.n_devices; i++) {
-        const td_plan_device *d = &plan->inventory.devices[i];
-        if (!pl->idle[i] && d->tflops <= 0 && (plan->compute != TD_F32 || d->tflops_f32 <= 0))
+    for (int32_t i = 0; i < plan->inventory.n_devices; i++)
+        if (!pl->idle[i] && !td_plan_speed_known(pl, i))
             pl->speeds_known = false;
-    }
     return TD_OK;
 }
 
@@ -171,18 +174,21 @@ static td_status fit(td_planner *pl) {
     return TD_OK;
 }
 
-/* A device that ends in no group must not decide the compute mode of the others: without it the
- * plan is made once more where that changes the mode. */
+/* A device that ends in no group must not decide the compute mode of the others, nor whether their
+ * speeds are known: without it the plan is made once more where that changes either. */
 static td_status fit_without_leftovers(td_planner *pl) {
     td_plan *plan = pl->plan;
     td_status st = fit(pl);
     if (st != TD_OK || !plan->n_leftover)
         return st;
     td_dtype before = plan->compute;
+    bool were_known = pl->speeds_known;
     for (int32_t i = 0; i < plan->n_leftover; i++)
         pl->idle[plan->leftover[i]] = true;
     st = resolve_compute(pl);
-    return st != TD_OK || plan->compute == before ? st : fit(pl);
+    if (st != TD_OK || (plan->compute == before && pl->speeds_known == were_known))
+        return st;
+    return fit(pl);
 }
 
 /* Sessions keep one micro-batch more in flight than the deepest pipeline has stages; the placement

@@ -17,7 +17,7 @@ typedef struct td_planner {
     const td_config *cfg;
     const td_model_config *model;
     td_plan *plan; /* under construction: inventory, compute, limits, stats are set in this order */
-    bool speeds_known; /* every chosen device has a rate */
+    bool speeds_known; /* every chosen device that is not idle has a rate */
     int32_t n_items;   /* embedding, layers, norm + lm_head */
     td_work_size work; /* of the whole dataset, or of one full sample where it is not known */
     bool *idle;        /* [n_devices] chosen, but known to be in no group; owned */
@@ -122,6 +122,8 @@ td_status td_plan_list_alternatives(td_planner *pl);
 
 /* plan->inventory := the devices that the configuration chooses, in the order given. */
 td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv);
+/* plan.c: has the device (by its position in plan->inventory) a rate in the plan's compute mode? */
+bool td_plan_speed_known(const td_planner *pl, int32_t device);
 /* The chosen devices that are not idle, into out [n_devices]; their number. */
 int32_t td_plan_active_devices(const td_planner *pl, int32_t *out);
 /* Does the device share its memory with another device of the inventory? */

@@ -314,13 +314,14 @@ td_status td_group_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_
     }
 }
 
-/* For status.json: only the group's thread may ask the session. */
-static void tell_busy(td_loop *l, double now) {
-    if (now - l->busy_told_s < BUSY_EVERY_S)
-        return;
-    l->busy_told_s = now;
-    for (int32_t i = 0; i < l->g->plan->n_stages; i++)
-        atomic_store(&l->g->busy_us[i], (int64_t)(1e6 * td_session_stage_busy_s(l->g->session, i)));
+/* For status.json: only the group's thread may ask the session. With the sessions before it. */
+static void tell_busy(td_loop *l) {
+    td_group *g = l->g;
+    for (int32_t i = 0; i < g->plan->n_stages; i++) {
+        double before = i < (int32_t)TD_ARRAY_LEN(g->busy_s) ? g->busy_s[i] : 0;
+        double s = before + td_session_stage_busy_s(g->session, i);
+        atomic_store(&g->busy_us[i], (int64_t)(1e6 * s));
+    }
 }
 
 /* The oldest micro-batch is done. The pipeline was full then if every stage could have had one, and
@@ -328,7 +329,10 @@ static void tell_busy(td_loop *l, double now) {
 static void note_done(td_loop *l, double now) {
     td_group *g = l->g;
     atomic_store(&g->last_done_us, (int64_t)(1e6 * (now - g->run->start_s)));
-    tell_busy(l, now);
+    if (now - l->busy_told_s >= BUSY_EVERY_S) {
+        l->busy_told_s = now;
+        tell_busy(l);
+    }
     if (l->n_in_flight <= g->plan->n_stages)
         return;
     bool first = l->full_since_s <= 0;
@@ -457,6 +461,9 @@ void *td_group_main(void *arg) {
                                                           run->board, run->queue);
                 td_claimer_init(&l.claimer, &in);
                 work_loop(&l);
+                /* The last of it; a device that is lost, hangs or failed is not asked again. */
+                if (!l.gone && !g->retired && !td_run_is_lost(run))
+                    tell_busy(&l);
             } else {
                 td_run_fail(run, &err);
             }

@@ -411,6 +411,9 @@ bool td_group_split(td_loop *l) {
         return false;
     }
     atomic_store(&w->only, 0);
+    /* A work that was split failed before, also when it was not given back in between, so blame.c
+     * is to hear that it is done: or it would speak against this group for ever. */
+    l->failed = true;
     td_group_done(l, f);
     l->head = (l->head + 1) % l->n_slots;
     atomic_store(&g->oldest, l->head);

@@ -70,8 +70,15 @@ static td_status add_shard(td_sim_load *l, const td_shard *sh, int32_t window, t
     return TD_OK;
 }
 
-static td_status check_load(td_sim_load *l, td_status rc, td_error *err) {
-    if (rc == TD_OK && l->n_batches == 0)
+static td_status check_load(td_sim_load *l, const td_config *cfg, bool has_shards, td_status rc,
+                            td_error *err) {
+    if (rc == TD_OK && l->n_batches == 0 && !has_shards && cfg->run.total_workers > 1)
+        rc = td_error_set(err, TD_E_CONFIG,
+                          "there is nothing to simulate: the job has no shard for worker %d of %d "
+                          "(a shard has %lld rows: output.shard_samples)",
+                          cfg->run.worker_id, cfg->run.total_workers,
+                          (long long)cfg->output.shard_samples);
+    else if (rc == TD_OK && l->n_batches == 0)
         rc = td_error_set(err, TD_E_CONFIG,
                           "there is nothing to simulate: no sample has two tokens or more");
     if (rc != TD_OK)
@@ -84,6 +91,7 @@ td_status td_sim_load_make(const td_config *cfg, const td_plan *plan, td_sim_loa
     td_status rc = TD_OK;
     int64_t n = cfg->simulate.n_samples, per_shard = TD_MIN(cfg->output.shard_samples, n);
     td_shard sh = {0};
+    bool has_shards = false;
     *out = (td_sim_load){0};
     sh.samples = td_calloc((size_t)per_shard, sizeof *sh.samples);
     if (!sh.samples)
@@ -91,6 +99,7 @@ td_status td_sim_load_make(const td_config *cfg, const td_plan *plan, td_sim_loa
     for (int64_t first = 0, k = 0; rc == TD_OK && first < n; first += per_shard, k++) {
         if (k % cfg->run.total_workers != cfg->run.worker_id)
             continue;
+        has_shards = true;
         sh.n_samples = (int32_t)TD_MIN(per_shard, n - first);
         for (int32_t i = 0; i < sh.n_samples; i++) {
             int32_t length = td_sim_length(cfg, first + i);
@@ -103,12 +112,13 @@ td_status td_sim_load_make(const td_config *cfg, const td_plan *plan, td_sim_loa
     free(sh.batches);
     free(sh.batch_samples);
     free(sh.samples);
-    return check_load(out, rc, err);
+    return check_load(out, cfg, has_shards, rc, err);
 }
 
 td_status td_sim_load_from_source(td_source *src, const td_config *cfg, const td_plan *plan,
                                   td_sim_load *out, td_error *err) {
     td_status rc = TD_OK;
+    bool has_shards = false;
     *out = (td_sim_load){0};
     for (;;) {
         td_shard *sh;
@@ -116,13 +126,14 @@ td_status td_sim_load_from_source(td_source *src, const td_config *cfg, const td
         rc = td_source_next(src, mine, &sh, err);
         if (rc != TD_OK || !sh)
             break;
+        has_shards = has_shards || mine;
         if (mine)
             rc = add_shard(out, sh, plan->cost.window, err);
         td_shard_free(sh);
         if (rc != TD_OK)
             break;
     }
-    return check_load(out, rc, err);
+    return check_load(out, cfg, has_shards, rc, err);
 }
 
 void td_sim_load_free(td_sim_load *l) {

@@ -29,6 +29,8 @@ check "last line: $last" grep -qE '^makespan_over_ideal=[0-9.]+ static_over_idea
 check "static is worse: $last" awk -F '[ =]' '{ exit !($2 < $4) }' <<<"$last"
 check 'a folder was made' test ! -e "$TMP/none"
 
+expect 0 'Left over: no worker uses GPUs 6,7' sim devices.gpus_per_model=3
+
 sim simulate.seed=7 simulate.failures=2 >"$TMP/a"
 sim simulate.seed=7 simulate.failures=2 >"$TMP/b"
 check 'the same seed, another output' cmp "$TMP/a" "$TMP/b"
@@ -51,7 +53,8 @@ refuse 2 'SIGMA' simulate.lengths=lognormal:512:x:8192
 refuse 2 'max_length = 2048.*8192' data.max_length=2048
 refuse 2 'noise' simulate.noise=1.5
 refuse 2 'failures = 8.*8 groups' simulate.failures=8
-refuse 2 'nothing to simulate' simulate.lengths=fixed:1
+refuse 2 'nothing to simulate: no sample has two tokens' simulate.lengths=fixed:1
+refuse 2 'no shard for worker 9 of 10' run.total_workers=10 run.worker_id=9
 refuse 6 '--timeline' --timeline "$TMP/nowhere/x.svg"
 expect 2 '--timeline needs' "$TDGEN" -c "$TMP/job.ini" --simulate --timeline
 expect 2 'goes with --simulate' "$TDGEN" -c "$TMP/job.ini" --dry-run --timeline "$TMP/x.svg"

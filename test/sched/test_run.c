@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tdgen/json.h"
 #include "tdgen/run.h"
 #include "tdgen/util.h"
 
@@ -435,6 +436,22 @@ static td_status faltering_gemm(td_stream *s, const td_gemm_args *a, td_error *e
     return g_real->gemm(s, a, err);
 }
 
+/* Busy seconds of a group's only device as the last status.json tells them. */
+static double told_busy_s(const char *dir, double *elapsed_s) {
+    char *path = td_asprintf("%s/status.json", dir);
+    json_t *j = NULL;
+    td_error err = {0};
+    OK(td_json_load_file(path, 1 << 20, TD_E_DATA, &j, &err));
+    const json_t *group = json_array_get(json_object_get(j, "groups"), 0);
+    const json_t *share = json_array_get(json_object_get(group, "busy_shares"), 0);
+    cr_assert(json_is_real(share));
+    *elapsed_s = json_real_value(json_object_get(j, "elapsed_s"));
+    double s = json_real_value(share) * *elapsed_s;
+    json_decref(j);
+    free(path);
+    return s;
+}
+
 Test(run, the_only_group_goes_on_after_a_failure) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
     char ref[256];
@@ -455,6 +472,10 @@ Test(run, the_only_group_goes_on_after_a_failure) {
         cr_assert_eq(s.n_failures, 1);
         cr_assert_eq(s.groups[0].n_reinstated, 1);
         cr_assert_eq(s.n_bad_samples, 0);
+        /* Of both sessions, to the end; a share is at most 1, and JSON has six digits. */
+        double elapsed_s, told = told_busy_s(f.dir, &elapsed_s);
+        double busy = TD_MIN(s.groups[0].stage_busy_s[0], elapsed_s);
+        cr_assert_float_eq(told, busy, 1e-3 * busy + 1e-5, "%g instead of %g s", told, busy);
         assert_same_shards(ref, f.dir);
         td_run_summary_free(&s);
         teardown(&f, g_real);
@@ -526,6 +547,50 @@ Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
         teardown(&f, g_real);
         remove_dir(f.dir);
     }
+    remove_dir(ref);
+}
+
+/* Device 1 lacks memory once, for its first micro-batch (so that it is split while nothing else is
+ * in flight), and breaks for good at the next large one; device 0 does nothing before that. */
+static _Atomic bool g_lacked_memory, g_broken;
+static td_status breaking_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    if (!atomic_exchange(&g_lacked_memory, true))
+        return td_error_set(err, TD_E_DEVICE_OOM, "cpu:1: no memory for %d tokens", a->n_tokens);
+    if (a->n_tokens > 372)
+        atomic_store(&g_broken, true);
+    if (atomic_load(&g_broken))
+        return td_error_set(err, TD_E_DEVICE, "cpu:1: embed: injected failure");
+    return g_real->embed(s, a, err);
+}
+
+static td_status patient_embed(td_stream *s, const td_embed_args *a, td_error *err) {
+    while (!atomic_load(&g_broken))
+        usleep(1000);
+    return g_real->embed(s, a, err);
+}
+
+/* Work that was split speaks for nobody and against nobody any more once it is done. */
+Test(run, a_group_that_lacked_memory_is_retired_when_its_device_breaks, .timeout = 60) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    char ref[256];
+    make_reference(ref, sizeof ref);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "breaks", "cpu*2", 2, "512");
+    td_device_ops patient = *(g_real = f.devices[0]->ops), breaking = *g_real;
+    patient.embed = patient_embed;
+    breaking.embed = breaking_embed;
+    f.devices[0]->ops = &patient;
+    f.devices[1]->ops = &breaking;
+    OK(run(&f, &s, &err));
+    cr_assert_eq(s.n_failures, 1);
+    cr_assert_eq(s.n_retired, 1);
+    cr_assert(s.groups[1].retired);
+    assert_same_shards(ref, f.dir);
+    td_run_summary_free(&s);
+    teardown(&f, g_real);
+    remove_dir(f.dir);
     remove_dir(ref);
 }
 

@@ -1,5 +1,6 @@
 /* The scenarios of the specification: what is printed, to the letter, and impossible requests. */
 #include <criterion/criterion.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -262,6 +263,29 @@ Test(request, leftover_devices_are_reported) {
     pf_make(&f);
     cr_expect_eq(f.plan.n_leftover, 4);
     expect_contains(pf_details(&f, 0), "Left over: no worker uses GPUs 3,4,5,6.");
+    pf_close(&f);
+}
+
+/* Without the device nobody uses, all speeds are known: the plan is made with them. */
+Test(request, a_leftover_device_of_unknown_speed_does_not_count) {
+    pf f;
+    pf_open(&f, "llama-8b", "4xa100-4xv100");
+    pf_gpus(&f, "0");
+    f.cfg.devices.gpus_per_model = 0;
+    pf_make(&f);
+    double rate = f.plan.tokens_per_s;
+    cr_expect(isfinite(rate) && rate > 100);
+    pf_gpus(&f, "0,4");
+    td_plan_device *small = &f.inv.devices[4];
+    small->has_bf16 = true; /* the compute mode is the same with it and without it */
+    small->memory_bytes = (uint64_t)2 << 30;
+    small->tflops = small->tflops_f32 = 0;
+    pf_make(&f);
+    cr_assert_eq(f.plan.n_leftover, 1);
+    cr_expect_eq(f.plan.tokens_per_s, rate);
+    cr_expect_gt(td_cost_group_seconds(&f.plan, 0, &f.plan.micro_batch), 0);
+    cr_expect_eq(f.plan.n_alternatives, 0); /* what it would give cannot be said */
+    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPU 4.");
     pf_close(&f);
 }
 
