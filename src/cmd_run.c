@@ -163,7 +163,7 @@ static void apply_cpu_settings(job *j) {
 
 /* At full speed, as the first device of that many threads. */
 static td_status measure_cpu(const td_device_info *info, td_device_speed *f32,
-                             td_device_speed *half, td_error *err) {
+                             td_device_speed *half, td_device_op_speed *ops, td_error *err) {
     td_device_info whole = *info;
     whole.speed_share = 1;
     td_device *dev;
@@ -174,10 +174,14 @@ static td_status measure_cpu(const td_device_info *info, td_device_speed *f32,
     *half = *f32;
     if (rc == TD_OK && info->has_bf16)
         rc = td_device_measure(dev, TD_BF16, half, err);
+    if (rc == TD_OK)
+        rc = td_device_measure_ops(dev, info->has_bf16 ? TD_BF16 : TD_F32, ops, err);
     td_device_close(dev);
     if (rc == TD_OK)
-        td_log_debug("a CPU device of %d threads: %.3f TFLOP/s f32, %.3f TFLOP/s bf16, %.1f GB/s",
-                     info->n_threads, f32->tflops, half->tflops, f32->mem_gbs);
+        td_log_debug("a CPU device of %d threads: %.3f TFLOP/s f32, %.3f TFLOP/s bf16, %.1f GB/s; "
+                     "attention %.3f TFLOP/s, capture %.1f GB/s",
+                     info->n_threads, f32->tflops, half->tflops, f32->mem_gbs,
+                     ops->attention_tflops, ops->capture_gbs);
     return rc;
 }
 
@@ -199,15 +203,20 @@ static td_status measure_cpus(job *j, td_error *err) {
             d->tflops = alike->tflops * scale;
             d->tflops_f32 = alike->tflops_f32 * scale;
             d->mem_gbs = alike->mem_gbs * scale;
+            d->attention_tflops = alike->attention_tflops * scale;
+            d->capture_gbs = alike->capture_gbs * scale;
             continue;
         }
         td_device_speed f32, half;
-        td_status rc = measure_cpu(&j->info[i], &f32, &half, err);
+        td_device_op_speed ops;
+        td_status rc = measure_cpu(&j->info[i], &f32, &half, &ops, err);
         if (rc != TD_OK)
             return rc;
         d->tflops = half.tflops * share * crowd;
         d->tflops_f32 = f32.tflops * share * crowd;
         d->mem_gbs = f32.mem_gbs * share * crowd;
+        d->attention_tflops = ops.attention_tflops * share * crowd;
+        d->capture_gbs = ops.capture_gbs * share * crowd;
     }
     return TD_OK;
 }

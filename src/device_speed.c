@@ -1,5 +1,6 @@
 /* A short measurement of what a device reaches, through the device table like everything else. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "tdgen/device.h"
 #include "tdgen/util.h"
@@ -129,5 +130,114 @@ td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *o
     }
     if (rc != TD_E_DEVICE_LOST) /* of a lost one nothing may be touched any more */
         probe_close(&p);
+    return rc;
+}
+
+/* --- attention and capture ----------------------------------------------------------------------
+ */
+
+enum { SEQ = 512, HEADS = 4, HEAD_DIM = 64, QKV = 3 * HEADS * HEAD_DIM };
+enum { ROWS = 64, VOCAB = 4096, TOP = 16 };
+
+typedef struct op_probe {
+    td_device *dev;
+    td_stream *stream;
+    td_event *event;
+    td_attention_args attention;
+    td_capture_args capture;
+} op_probe;
+
+/* One of the two, waited for. */
+static td_status probe_op(op_probe *p, bool capture, double *seconds, td_error *err) {
+    const td_device_ops *ops = p->dev->ops;
+    double t0 = td_time_s();
+    td_status rc = capture ? ops->capture(p->stream, &p->capture, err)
+                           : ops->attention(p->stream, &p->attention, err);
+    if (rc == TD_OK)
+        rc = ops->event_record(p->event, p->stream, err);
+    if (rc == TD_OK)
+        rc = ops->event_sync(p->event, 0, err);
+    *seconds = td_time_s() - t0;
+    return rc;
+}
+
+td_status td_device_measure_ops(td_device *dev, td_dtype compute, td_device_op_speed *out,
+                                td_error *err) {
+    const td_device_ops *ops = dev->ops;
+    const int32_t offsets[2] = {0, SEQ};
+    op_probe p = {.dev = dev};
+    /* One block of device memory, every part at a multiple of 64 bytes. */
+    enum { PART = 64, N_STATS = 6 };
+    size_t qkv = (size_t)SEQ * QKV * 4, att = (size_t)SEQ * HEADS * HEAD_DIM * 4;
+    size_t logits = (size_t)ROWS * VOCAB * 4, top = (size_t)ROWS * TOP * 4, row = (size_t)ROWS * 4;
+    size_t n = qkv + att + logits + 2 * top + N_STATS * row + 2 * PART;
+    float *values = td_calloc(n, 1);
+    char *base = NULL;
+    void *block = NULL;
+    td_status rc = TD_OK;
+    if (!values) {
+        rc = td_error_nomem(err, "the speed measurement", n);
+        goto done;
+    }
+    /* Small, regular values; as ids (targets, offsets) they are written over below. */
+    for (size_t i = 0; i < (qkv + att + logits) / 4; i++)
+        values[i] = (float)(i * 37 % 101) * 0.03125f;
+    if ((rc = ops->alloc(dev, n, &block, err)) != TD_OK ||
+        (rc = ops->stream_create(dev, &p.stream, err)) != TD_OK ||
+        (rc = ops->event_create(dev, &p.event, err)) != TD_OK)
+        goto done;
+    base = block;
+    char *out_att = base + qkv, *z = out_att + att, *ids = z + logits, *probs = ids + top,
+         *stats = probs + top, *seq = stats + N_STATS * row;
+    memcpy((char *)values + (seq - base), offsets, sizeof offsets);
+    rc = ops->copy_in(p.stream, block, values, n, err);
+    p.attention = (td_attention_args){.q = base,
+                                      .k = base + (size_t)HEADS * HEAD_DIM * 4,
+                                      .v = base + (size_t)HEADS * HEAD_DIM * 8,
+                                      .in_dtype = TD_F32,
+                                      .stride = QKV,
+                                      .out = out_att,
+                                      .out_dtype = compute,
+                                      .seq_offsets = (const int32_t *)(void *)seq,
+                                      .seq_offsets_host = offsets,
+                                      .n_seqs = 1,
+                                      .n_heads = HEADS,
+                                      .n_kv_heads = HEADS,
+                                      .head_dim = HEAD_DIM,
+                                      .scale = 0.125f};
+    p.capture = (td_capture_args){.logits = (const float *)(void *)z,
+                                  .targets = (const int32_t *)(void *)(stats + 5 * row),
+                                  .n_rows = ROWS,
+                                  .n_vocab = VOCAB,
+                                  .top_k = TOP,
+                                  .n_valid = VOCAB,
+                                  .divisor = 1,
+                                  .topk_ids = (int32_t *)(void *)ids,
+                                  .topk_logprobs = (float *)(void *)probs,
+                                  .logsumexp = (float *)(void *)stats,
+                                  .tail_mass = (float *)(void *)(stats + row),
+                                  .target_logprob = (float *)(void *)(stats + 2 * row),
+                                  .target_rank = (int32_t *)(void *)(stats + 3 * row),
+                                  .entropy = (float *)(void *)(stats + 4 * row)};
+    double best[2] = {1e30, 1e30}, s = 0;
+    double until = td_time_s() + BUDGET_S;
+    for (int i = 0; rc == TD_OK && i < MAX_ROUNDS && (i < 3 || td_time_s() < until); i++) {
+        for (int op = 0; rc == TD_OK && op < 2; op++) {
+            rc = probe_op(&p, op == 1, &s, err);
+            best[op] = TD_MIN(best[op], s);
+        }
+    }
+    if (rc == TD_OK) {
+        out->attention_tflops =
+            4.0 * HEADS * HEAD_DIM * ((double)SEQ * (SEQ + 1) / 2) / best[0] * 1e-12;
+        out->capture_gbs = 12.0 * ROWS * VOCAB / best[1] * 1e-9;
+    }
+done:
+    if (p.stream)
+        ops->stream_destroy(p.stream);
+    if (p.event)
+        ops->event_destroy(p.event);
+    ops->free(dev, block);
+    free(values);
     return rc;
 }

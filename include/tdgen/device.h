@@ -426,6 +426,18 @@ typedef struct td_device_speed {
  * estimates and for balancing unlike devices; never decides how anything is computed. */
 td_status td_device_measure(td_device *dev, td_dtype compute, td_device_speed *out, td_error *err);
 
+/* Of the operations that a CPU device does far from its rate of products and copies: the balance of
+ * a pipeline depends on them. */
+typedef struct td_device_op_speed {
+    double attention_tflops; /* 4 H D FLOPs a query-key pair */
+    double capture_gbs;      /* 12 bytes a logit: written once, read twice */
+} td_device_op_speed;
+
+/* Measures attention (a sequence of 512 tokens, 4 heads of 64) and capture (64 rows of 4096 logits,
+ * top 16) for a few hundredths of a second; an open CPU device. */
+td_status td_device_measure_ops(td_device *dev, td_dtype compute, td_device_op_speed *out,
+                                td_error *err);
+
 /* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
 const char *td_device_backends(void);
 

@@ -43,7 +43,9 @@ typedef struct td_plan_device {
     uint64_t memory_bytes;      /* usable: the reserve is taken off; or TD_PLAN_MEMORY_UNKNOWN */
     double tflops;              /* achievable dense 16-bit rate, 0 = unknown */
     double tflops_f32;          /* achievable f32 rate, 0 = unknown: 1/16 of the 16-bit rate */
+    double attention_tflops;    /* 0 = as the products */
     double mem_gbs;             /* memory bandwidth, 1e9 bytes/s, 0 = unknown */
+    double capture_gbs;         /* of logits, 0 = mem_gbs */
     double link_gbs;            /* from its neighbours, 1e9 bytes/s, 0 = unknown */
     int32_t compute_capability; /* 80 for 8.0; 0 on CPUs or unknown */
     bool has_f32, has_bf16, has_f16;

@@ -119,7 +119,7 @@ double td_cost_flops(const td_cost_model *c, const td_work_size *w) {
 static void add_item(const td_planner *pl, const td_plan_device *dev, int32_t item,
                      td_stage_cost *c) {
     item_work w = work_of(pl->model, item);
-    double flop_s = 1e-12, byte_s = 1e-12, weights_s = 0;
+    double flop_s = 1e-12, byte_s = 1e-12, weights_s = 0, pair_flop_s = flop_s, row_byte_s = byte_s;
     if (pl->speeds_known) {
         double rate = dev->tflops;
         if (pl->plan->compute == TD_F32)
@@ -127,6 +127,8 @@ static void add_item(const td_planner *pl, const td_plan_device *dev, int32_t it
         flop_s = 1 / (rate * 1e12);
         byte_s = dev->mem_gbs > 0 ? 1 / (dev->mem_gbs * 1e9) : 0;
         weights_s = w.weight_params * (double)td_dtype_size(pl->plan->compute) * byte_s;
+        pair_flop_s = dev->attention_tflops > 0 ? 1 / (dev->attention_tflops * 1e12) : flop_s;
+        row_byte_s = dev->capture_gbs > 0 ? 1 / (dev->capture_gbs * 1e9) : byte_s;
     }
     if (w.row_flops > 0) {
         c->head_row_s += w.row_flops * flop_s;
@@ -135,9 +137,9 @@ static void add_item(const td_planner *pl, const td_plan_device *dev, int32_t it
         c->gemm[w.moe].token_s += w.token_flops * flop_s;
         c->gemm[w.moe].weights_s += weights_s;
     }
-    *(w.windowed ? &c->pair_window_s : &c->pair_s) += w.pair_flops * flop_s;
+    *(w.windowed ? &c->pair_window_s : &c->pair_s) += w.pair_flops * pair_flop_s;
     c->token_s += w.token_bytes * byte_s;
-    c->row_s += w.row_bytes * byte_s;
+    c->row_s += w.row_bytes * row_byte_s;
 }
 
 static double copy_s_per_token(const td_planner *pl, const td_plan_device *dev) {

@@ -32,6 +32,7 @@ static bool same_kind(const td_planner *pl, const td_plan_device *a, const td_pl
     double ma = (double)a->memory_bytes, mb = (double)b->memory_bytes;
     return !strcmp(a->type, b->type) && a->tflops == b->tflops && a->tflops_f32 == b->tflops_f32 &&
            a->mem_gbs == b->mem_gbs && a->link_gbs == b->link_gbs &&
+           a->attention_tflops == b->attention_tflops && a->capture_gbs == b->capture_gbs &&
            (fabs(ma - mb) <= 0.01 * fmax(ma, mb) ||
             (td_plan_shares_memory(inv, a) && td_plan_shares_memory(inv, b)));
 }

@@ -172,6 +172,31 @@ Test(cost, a_stage_is_the_sum_of_its_items) {
     pf_close(&f);
 }
 
+/* A device whose attention and capture are slower than its products and copies (CPUs): the time of
+ * pairs and logits follows those rates, and nothing else changes. */
+Test(cost, attention_and_capture_have_rates_of_their_own) {
+    pf f;
+    pf_open(&f, "llama-8b", "8xa100-80gb");
+    f.plan.compute = TD_BF16;
+    td_planner pl = {
+        .model = &f.model, .plan = &f.plan, .speeds_known = true, .n_items = f.model.n_layers + 2};
+    const td_plan_device plain = f.inv.devices[0];
+    td_plan_device slow = plain;
+    slow.attention_tflops = plain.tflops / 4;
+    slow.capture_gbs = plain.mem_gbs / 8;
+    td_stage_cost a = td_plan_stage_cost(&pl, &plain, 0, pl.n_items);
+    td_stage_cost b = td_plan_stage_cost(&pl, &slow, 0, pl.n_items);
+    const td_work_size w = size_of(SAMPLES, N_SAMPLES, 0);
+    double pairs_s = 4.0 * f.model.n_layers * f.model.n_heads * f.model.head_dim * w.n_pairs /
+                     (plain.tflops * 1e12);
+    /* logits written once and read twice, and the states before and behind the last norm */
+    double rows_s = (double)w.n_rows * (12.0 * f.model.n_vocab + 8.0 * f.model.n_hidden) /
+                    (plain.mem_gbs * 1e9);
+    close_to(td_stage_cost_seconds(&b, &w) - td_stage_cost_seconds(&a, &w),
+             3 * pairs_s + 7 * rows_s, 1e-9, "slower attention and capture");
+    pf_close(&f);
+}
+
 Test(cost, unknown_speeds_give_no_seconds) {
     pf f;
     pf_open(&f, "llama-8b", NULL);
