@@ -460,6 +460,9 @@ void *td_group_main(void *arg) {
                 td_claimer_setup in = td_claimer_setup_of(run->in->plan, (int32_t)g->id, l.n_slots,
                                                           run->board, run->queue);
                 td_claimer_init(&l.claimer, &in);
+                for (int32_t i = 0; i < TD_MIN(g->plan->n_stages, (int32_t)TD_ARRAY_LEN(g->busy_s));
+                     i++)
+                    g->busy_s[i] = -td_session_stage_busy_s(g->session, i);
                 work_loop(&l);
                 /* The last of it; a device that is lost, hangs or failed is not asked again. */
                 if (!l.gone && !g->retired && !td_run_is_lost(run))

@@ -21,13 +21,20 @@
  * compare-and-swap and no item is ever written by two owners.
  *
  * Invariants (each is an assertion of test/spin/queue.pml or a check of
- * test/stress/stress_queue.c): I1 an item reaches COMMITTING exactly once, and by its one live
- * claimer I2 an item that is FREE is either at or behind the cursor or in the retry ring, exactly
- * once; so none is lost, and none is given to two I3 an owner whose epoch is odd has no item
- * CLAIMED under an earlier epoch once retire returned and every td_queue_claim of his that was
- * under way has returned; it gets no new one I4 a slot holds another item only after its last one
- * is DONE I5 n_done <= published; both are equal and the queue is closed if and only if nothing is
- *      outstanding: that is the termination
+ * test/stress/stress_queue.c):
+ *
+ *   I1: an item reaches COMMITTING exactly once, and by its one live claimer.
+ *
+ *   I2: an item that is FREE is either at or behind the cursor or in the retry ring, exactly once;
+ *   so none is lost, and none is given to two.
+ *
+ *   I3: an owner whose epoch is odd has no item CLAIMED under an earlier epoch once retire returned
+ *   and every td_queue_claim of his that was under way has returned; it gets no new one.
+ *
+ *   I4: a slot holds another item only after its last one is DONE.
+ *
+ *   I5: n_done <= published; both are equal and the queue is closed if and only if nothing is
+ *   outstanding: that is the termination.
  *
  * An owner's life: its epoch is even while it may claim. td_queue_retire makes it odd and takes its
  * claims back; td_queue_reinstate makes it even again, a new one: what was taken from the owner

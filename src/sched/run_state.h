@@ -14,12 +14,18 @@
  * counters and flags that are touched a few times per micro-batch, so that a weaker order would
  * save nothing, and that are read either after their threads were joined or acknowledged (run->lock
  * orders that) or as a moment's value to show. Three of them carry more than their own value and
- * need what seq_cst includes: n_submits   the thread's exchange on leaving and the watch's exchange
- * to TD_SUBMIT_GONE are on one word: one of them fails. The watch's acquires what the thread wrote
- * before it went in (the works in flight); the thread that fails touches nothing. in_flight   who
- * loads a work sees what was stored in it before (release on the store, acquire on the load) stop
- * set under run->lock; those that wait for the condition see it there Orders that are weaker, or
- * that carry an argument, have it next to them. */
+ * need what seq_cst includes:
+ *
+ *   n_submits: the thread's exchange on leaving and the watch's exchange to TD_SUBMIT_GONE are on
+ *   one word, and one of them fails. The watch's acquires what the thread wrote before it went in
+ *   (the works in flight); the thread that fails touches nothing.
+ *
+ *   in_flight: who loads a work sees what was stored in it before (release on the store, acquire
+ *   on the load).
+ *
+ *   stop: set under run->lock; those that wait for the condition see it there.
+ *
+ * Orders that are weaker, or that carry an argument, have it next to them. */
 
 /* A shard between its opening and its commit. Lives in one of run->open. */
 typedef struct td_open_shard {
@@ -71,7 +77,8 @@ typedef struct td_group {
     _Atomic int64_t n_submits;
     _Atomic int64_t patience_ms; /* without a sign of life: the device hangs */
     /* Of its sessions before the present one; written by the group's thread, and what it may tell
-     * is read when it has ended. */
+     * is read when it has ended. busy_s is without what the first one did before the run began: a
+     * share of the run's time is at most 1. */
     double busy_s[64], op_s[TD_OP_COUNT];
     _Atomic int32_t n_failures, n_reinstated;
     /* The watch's own. */

@@ -484,6 +484,34 @@ Test(run, the_only_group_goes_on_after_a_failure) {
     remove_dir(ref);
 }
 
+/* The first copy of a session takes long. */
+static td_status busy_copy(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
+    while (atomic_fetch_sub(&g_calls_left, 1) > 0)
+        if (g_real->copy_in(s, dst, src, n, err) != TD_OK)
+            return err->code;
+    return g_real->copy_in(s, dst, src, n, err);
+}
+
+/* A share of more than 100% would say that the rest is wrong, too. */
+Test(run, what_sessions_do_before_the_run_is_not_its_busy_time) {
+    setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
+    fixture f;
+    td_run_summary s;
+    td_error err = {0};
+    setup(&f, "busy", "cpu", 1, "512");
+    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    ops.copy_in = busy_copy;
+    f.devices[0]->ops = &ops;
+    atomic_store(&g_calls_left, 50000);
+    OK(run(&f, &s, &err));
+    cr_assert_leq(atomic_load(&g_calls_left), 0);
+    cr_assert_leq(s.groups[0].stage_busy_s[0], s.wall_s);
+    cr_assert_gt(s.groups[0].stage_busy_s[0], 0);
+    td_run_summary_free(&s);
+    teardown(&f, g_real);
+    remove_dir(f.dir);
+}
+
 static td_status failing_copy(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
     (void)s, (void)dst, (void)src, (void)n;
     return td_error_set(err, TD_E_DEVICE, "cpu:1: copy_in: injected failure");
