@@ -295,8 +295,12 @@ td_status td_recheck_settings(const td_recheck *r, const td_model_config *model,
 /* --- comparing ----------------------------------------------------------------------------------
  */
 
+/* Of numbers, how far they are apart: infinite where one of them is no number, which fmax would
+ * pass over. */
 static double gap(float a, float b) {
-    return a == b ? 0 : fabs((double)a - (double)b); /* equal infinities */
+    if (a == b) /* also equal infinities */
+        return 0;
+    return isfinite(a) && isfinite(b) ? fabs((double)a - (double)b) : INFINITY;
 }
 
 /* The most that rounding to the normal f16 x moved it by: 11 significant bits. */
@@ -408,8 +412,9 @@ static bool compare_dense(const td_row_view *v, const td_captured *c, size_t r, 
     double eps = c->dense_dtype == TD_F32 ? 0 : ldexp(1, c->dense_dtype == TD_BF16 ? -8 : -11);
     for (int32_t i = 0; i < v->n_dense; i++) {
         float x = td_row_dense_at(v, i), y = td_row_dense_at(&again, i);
-        double size = fmax(1, fabs((double)x));
-        double by = x == y ? 0 : fmax(0, gap(x, y) / size - eps);
+        double by = gap(x, y);
+        if (isfinite(by))
+            by = fmax(0, by / fmax(1, fabs((double)x)) - eps);
         d->dense = fmax(d->dense, by);
     }
     return true;

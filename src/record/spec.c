@@ -40,7 +40,8 @@ int32_t td_spec_max_entries(const td_capture_spec *s) {
 }
 
 bool td_spec_has_proposal(const td_capture_spec *s) {
-    return td_mode_has_draws(s->mode) && s->proposal_power != 1.0;
+    /* Devices take the power as f32: what is 1 there draws from the teacher itself. */
+    return td_mode_has_draws(s->mode) && (float)s->proposal_power != 1.0f;
 }
 
 int32_t td_spec_id_bits(const td_capture_spec *s) {

@@ -42,7 +42,7 @@ static bool within(uint32_t c, const range *r, size_t n) {
 
 /* What moves the cursor, ends a line or turns the direction of writing. */
 static bool needs_escape(uint32_t c) {
-    static const range r[] = {{0, 0x1f},        {0x7f, 0x9f},     {0x200e, 0x200f},
+    static const range r[] = {{0, 0x1f},        {0x7f, 0x9f},     {0x61c, 0x61c},  {0x200e, 0x200f},
                               {0x2028, 0x202e}, {0x2066, 0x2069}, {0xfeff, 0xfeff}};
     return within(c, r, TD_ARRAY_LEN(r));
 }

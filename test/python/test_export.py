@@ -161,6 +161,12 @@ def check_hf_dense(tmp):
             want = _synth.from_bf16(_synth.to_bf16(s[key]))
             got = np.array(row[name], np.float32).reshape(want.shape)
             assert np.array_equal(got, want)
+    # What half floats cannot hold is refused, not made an infinity.
+    teacher.samples[1]["state"][0, 0] = 1e5
+    _synth.write_run(tmp + "/large-run", teacher, "hidden")
+    export("hf", tmp + "/large-run", tmp + "/never", "--f16-bits", "--quiet", fails=4, words=["beyond float16"])
+    assert not os.path.exists(tmp + "/never")
+    export("hf", tmp + "/large-run", tmp + "/large", "--quiet")
 
 
 # ---- the trainers' columns ----
@@ -566,7 +572,11 @@ def synthetic(tmp):
     _synth.write_run(tmp + "/few", few, "topk", dtype="f32")
     for layout in ("nemo", "hdf5"):
         export(layout, tmp + "/few", tmp + "/never", fails=4, words=["--top-k 5"])
+    # A companion that is there is told at once, before anything is read.
+    open(tmp + "/never.tdgen.json", "w").close()
+    export("nemo", tmp + "/few", tmp + "/never", fails=4, words=["never.tdgen.json exists"])
     export("nemo", tmp + "/few", tmp + "/few.jsonl", "--top-k", 5, "--quiet")
+    assert os.path.getsize(tmp + "/few.jsonl.tdgen.json") > 0
     export("nemo", tmp + "/topp", tmp + "/never", fails=4, words=["topp"])
     export("axolotl", tmp + "/sample", tmp + "/never", "--top-k", 3, fails=4, words=["bias"])
     # Axolotl at a recorded temperature

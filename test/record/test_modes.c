@@ -557,6 +557,23 @@ Test(modes, the_spec_is_read_as_it_was_written) {
     }
 }
 
+/* Devices take the power as f32 and give no normaliser of a power that is 1 there. */
+Test(modes, a_power_that_is_1_in_f32_has_no_proposal) {
+    static const double powers[] = {1, 1 + 1e-9, 1 - 1e-9, 1.001, 0.999};
+    for (size_t i = 0; i < TD_ARRAY_LEN(powers); i++) {
+        td_fixture f;
+        td_capture_spec s;
+        td_fixture_init(&f);
+        f.cfg.capture.mode = TD_CAPTURE_SAMPLE;
+        f.cfg.capture.n_draws = 5;
+        f.cfg.capture.proposal_power = powers[i];
+        td_spec_of(&f.cfg, &f.model, 0, &s);
+        cr_assert_eq(td_spec_has_proposal(&s), (float)powers[i] != 1.0f, "%.12g", powers[i]);
+        cr_assert_eq(td_layout_has(&s, false, TD_T_PROPOSAL_LOGSUMEXP), (float)powers[i] != 1.0f);
+        td_fixture_free(&f);
+    }
+}
+
 /* --- packing ------------------------------------------------------------------------------------
  */
 

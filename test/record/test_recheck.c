@@ -122,9 +122,12 @@ Test(recheck, another_kind_may_differ_within_the_tolerance_that_is_printed) {
                      err.text);
         cr_assert(strstr(text, "may differ by 0.002"), "%s", text);
         free(text);
-        cr_assert_eq(report(&f, "gpu:other", fields[i], 0.1f, false, &text, &err), TD_E_VERIFY,
-                     "%s", text);
-        free(text);
+        static const float much[] = {0.1f, NAN, INFINITY, -INFINITY};
+        for (size_t k = 0; k < TD_ARRAY_LEN(much); k++) {
+            cr_assert_eq(report(&f, "gpu:other", fields[i], much[k], false, &text, &err),
+                         TD_E_VERIFY, "field %zu, %g: %s", i, (double)much[k], text);
+            free(text);
+        }
     }
     td_fixture_free(&f);
 }

@@ -248,8 +248,14 @@ def export_hf(run, out, options, quiet):
     if dense:
         columns.append(Column(dense, "lists", lp))
 
-    def floats(x):
-        return x.astype(np.float16).view(np.uint16) if raw else x
+    def floats(x, record):
+        if not raw:
+            return x
+        with np.errstate(over="ignore"):
+            half = x.astype(np.float16)
+        if np.isinf(half[np.isfinite(x)]).any():
+            raise ExportError(f"dataset row {record['index']}: a value is beyond float16: leave out --f16-bits")
+        return half.view(np.uint16)
 
     source = Source(run, options, quiet)
     origin = provenance(run, "hf", options)
@@ -263,10 +269,10 @@ def export_hf(run, out, options, quiet):
             for ids, logprobs, counts, offsets in lists:
                 for name in (ids, logprobs, counts):
                     if name:
-                        value = floats(record[name]) if name == logprobs else record[name]
+                        value = floats(record[name], record) if name == logprobs else record[name]
                         row[name] = (record[offsets], value) if offsets else value
             if dense:
-                row[dense] = floats(record[dense])
+                row[dense] = floats(record[dense], record)
             table.add(**row)
         table.close()
         target.commit()
@@ -394,7 +400,7 @@ def export_nemo(run, out, options, quiet):
     options = dict(options, source="topk" if run.mode == "topk+sample" else None)
     k = set_size(run, options)
     source = Source(run, options, quiet)
-    with Target(out, folder=False) as target:
+    with Target(out, folder=False, suffix=".tdgen.json") as target:
         with open(target.path, "w", encoding="ascii") as f:
             for i, record in source.records():
                 tokens = record["input_ids"].astype(np.int64)
@@ -412,9 +418,9 @@ def export_nemo(run, out, options, quiet):
                         "topk_logits": _floats(logits), "topk_token_ids": all_ids.tolist(),
                         "log_sum_exp_logits": _floats(lse), "index": i}
                 f.write(json.dumps(line, separators=(",", ":")) + "\n")
-        with open(target.side(".tdgen.json"), "w", encoding="utf-8") as f:
+        with open(target.beside, "w", encoding="utf-8") as f:
             json.dump(provenance(run, "nemo", options), f, indent=2)
-        target.commit(".tdgen.json")
+        target.commit()
     return source.summary()
 
 
@@ -479,7 +485,7 @@ def export_llamacpp(run, out, options, quiet):
     if not chosen:
         raise ExportError(f"no sample has {n_ctx} tokens with every position recorded")
     v = run.vocab_size
-    with Target(out, folder=False) as target:
+    with Target(out, folder=False, suffix=".tdgen.json") as target:
         with open(target.path, "wb") as f:
             f.write(b"_logits_" + np.array([n_ctx, v, len(chosen)], "<i4").tobytes())
             for i in chosen:
@@ -493,9 +499,9 @@ def export_llamacpp(run, out, options, quiet):
                     f.write(quantise_llamacpp(run.dense_rows(i, r, min(r + block, end))).tobytes())
                 bar.step()
             bar.close()
-        with open(target.side(".tdgen.json"), "w", encoding="utf-8") as f:
+        with open(target.beside, "w", encoding="utf-8") as f:
             json.dump(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), f, indent=2)
-        target.commit(".tdgen.json")
+        target.commit()
     left = f"; left out: {others} samples that are no chunk" if others else ""
     return (f"{len(chosen):,} chunks of {n_ctx} tokens, {len(chosen) * (n_ctx - 1 - first):,} positions{left}; "
             f"llama-perplexity --kl-divergence --kl-divergence-base {out} -c {n_ctx}")

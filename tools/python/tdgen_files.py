@@ -48,12 +48,13 @@ class Progress:
 class Target:
     """A file or folder that appears whole under its name or not at all.
 
-    `path` is where to write meanwhile. commit() gives it its name; leaving the with block otherwise
-    removes it.
+    `path` is where to write meanwhile, and `beside` where the companion OUT + suffix of a file goes, if it has
+    one. commit() gives them their names; leaving the with block otherwise removes them.
     """
 
-    def __init__(self, out, folder):
+    def __init__(self, out, folder, suffix=None):
         self.out, self.folder, self.path = os.path.normpath(out), folder, None
+        self.suffix, self.beside = suffix, None
 
     def __enter__(self):
         parent, name = os.path.split(os.path.abspath(self.out))
@@ -64,30 +65,24 @@ class Target:
         self._whole = self.path
         if not self.folder:
             self.path = os.path.join(self.path, name)
+        if self.suffix:
+            self.beside = self.path + self.suffix
         return self
 
     def _refuse(self):
-        if os.path.lexists(self.out):
-            raise ExportError(f"{self.out} exists; an export never writes over anything: remove it or choose "
-                              "another name")
+        for path in (self.out, self.out + self.suffix) if self.suffix else (self.out,):
+            if os.path.lexists(path):
+                raise ExportError(f"{path} exists; an export never writes over anything: remove it or choose "
+                                  "another name")
 
-    def side(self, suffix):
-        """Where to write the companion OUT + suffix of a file; commit(suffix) names both."""
-        return self.path + suffix
-
-    def commit(self, suffix=None):
+    def commit(self):
         self._refuse()
-        beside = None
-        if suffix:
-            beside = self.out + suffix
-            if os.path.lexists(beside):
-                raise ExportError(f"{beside} exists; remove it or choose another name")
         for folder, _, names in os.walk(self._whole):
             for name in names:
                 _sync(os.path.join(folder, name))
             _sync(folder)
-        if beside:  # first, so that the file never stands without it
-            os.rename(self.path + suffix, beside)
+        if self.beside:  # first, so that the file never stands without it
+            os.rename(self.beside, self.out + self.suffix)
         os.rename(self.path, self.out)
         _sync(os.path.dirname(os.path.abspath(self.out)))
 
