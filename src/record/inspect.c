@@ -111,6 +111,22 @@ static td_status add_means(const td_shard_file *f, means *m, td_error *err) {
     return rc;
 }
 
+/* Appends the kind to the list unless it is in it as a whole: "gpu A" is not in "gpu A2". */
+static void list_device(const char *kind, td_strbuf *list) {
+    td_strbuf name = {0};
+    td_text_printable(kind, strlen(kind), &name);
+    const char *p = name.len ? list->data : NULL;
+    for (; p && (p = strstr(p, name.data)); p += name.len)
+        if ((p == list->data || (p >= list->data + 2 && memcmp(p - 2, ", ", 2) == 0)) &&
+            (p[name.len] == ',' || p[name.len] == '\0'))
+            break;
+    if (name.len && !p) {
+        td_strbuf_puts(list, list->len ? ", " : "");
+        td_strbuf_puts(list, name.data);
+    }
+    td_strbuf_free(&name);
+}
+
 static td_status collect_means(const td_inspector *in, means *m, td_strbuf *devices,
                                td_error *err) {
     size_t n = in->index.n, step = (n + MAX_STAT_SHARDS - 1) / MAX_STAT_SHARDS;
@@ -123,12 +139,8 @@ static td_status collect_means(const td_inspector *in, means *m, td_strbuf *devi
             td_shard_file_close(f);
             return rc;
         }
-        for (int32_t k = 0; k < f->meta.n_kinds; k++) {
-            if (devices->data && strstr(devices->data, f->meta.device_kinds[k]))
-                continue;
-            td_strbuf_puts(devices, devices->len ? ", " : "");
-            td_text_printable(f->meta.device_kinds[k], strlen(f->meta.device_kinds[k]), devices);
-        }
+        for (int32_t k = 0; k < f->meta.n_kinds; k++)
+            list_device(f->meta.device_kinds[k], devices);
         td_shard_file_close(f);
     }
     return TD_OK;

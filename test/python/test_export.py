@@ -601,6 +601,10 @@ def nothing(tmp):
     assert [row["input_ids"] for row in datasets.load_from_disk(tmp + "/hf")] == [s["ids"].tolist() for s in teacher.samples]
     export("nemo", tmp + "/run", tmp + "/nemo", "--quiet")
     assert os.path.getsize(tmp + "/nemo") == 0
+    # No sample at all, as of a dataset whose every row was too long: nothing that hf could tell columns by.
+    line = json.loads(open(tmp + "/run/shards.jsonl").readline())
+    open(tmp + "/run/shards.jsonl", "w").write(json.dumps(dict(line, samples=0)) + "\n")
+    export("hf", tmp + "/run", tmp + "/none", fails=4, words=["holds no sample"])
 
 
 def memory(tmp):

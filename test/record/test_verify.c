@@ -352,6 +352,34 @@ Test(inspect, shows_the_sample_asked_for_within_100_columns) {
     td_fixture_free(&f);
 }
 
+Test(inspect, lists_each_device_kind_once) {
+    static const char *const kinds[] = {"gpu A2", "gpu A", "big gpu A", "gpu A"};
+    td_fixture f;
+    td_error err;
+    td_output *o;
+    char *text;
+    td_fixture_init(&f);
+    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_OK, "%s", err.text);
+    for (int64_t k = 0; k < 4; k++) {
+        td_shard *s = td_fixture_shard(&f, k, 4);
+        td_shard_writer *w;
+        cr_assert_eq(td_shard_writer_open(o, s, &kinds[k], 1, &w, &err), TD_OK, "%s", err.text);
+        for (int32_t i = 0; i < 4; i++) {
+            td_captured c = td_fixture_capture(&f, s, i);
+            cr_assert_eq(td_shard_writer_put(w, i, 0, &c, 0, &err), TD_OK, "%s", err.text);
+            td_fixture_captured_free(&c);
+        }
+        cr_assert_eq(td_shard_writer_commit(w, &err), TD_OK, "%s", err.text);
+        td_fixture_shard_free(s);
+    }
+    td_output_close(o);
+    td_inspect_options opt = {.sample = -1};
+    cr_assert_eq(inspect_text(f.cfg.output.dir, &opt, &text), TD_OK, "%s", text);
+    cr_assert(strstr(text, "devices    gpu A2, gpu A, big gpu A\n"), "%s", text);
+    free(text);
+    td_fixture_free(&f);
+}
+
 Test(inspect, token_texts_come_from_the_runs_own_tokenizer_only) {
     static const char demo[] = TD_SOURCE_DIR "/demo/teacher";
     td_tokenizer *tok;

@@ -218,6 +218,8 @@ def next_token_is_target(record):
 
 def export_hf(run, out, options, quiet):
     """The record as it is, a row a sample: Arrow (save_to_disk) or Parquet."""
+    if len(run) == 0:
+        raise ExportError(f"{run.path} holds no sample: every row of its dataset was left out")
     raw = options.get("f16_bits", False)
     lp = np.uint16 if raw else np.float32
     columns = [Column("index", "value", np.int64), Column("start", "value", np.int64)]
