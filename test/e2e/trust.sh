@@ -6,6 +6,12 @@
 config "$TMP/one.ini"
 expect 0 'Truncation: the .at most. 16 candidates cover' "$TDGEN" -c "$TMP/one.ini"
 check "no truncation report in status.json" grep -q '"mean_kl"' "$TMP/one-out/status.json"
+# A set cut at top_p truncates, too: what its rows leave out, from the run and from the shards of an earlier one.
+expect 0 'Truncation: .* cover 7[0-9.]+% of the probability' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/topp" \
+    capture.mode=topp capture.top_p=0.7 capture.top_k=1024
+expect 0 'in shards that were there already' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/topp" \
+    capture.mode=topp capture.top_p=0.7 capture.top_k=1024
+check "smaller k were reported of a mode that has no k" grep -q '"smaller_k": *\[\]' "$TMP/topp/status.json"
 for w in 0 1 2; do
     expect 0 'Done in' "$TDGEN" -c "$TMP/one.ini" output.dir="$TMP/w$w" run.worker_id=$w \
         run.total_workers=3
