@@ -1,6 +1,7 @@
 td_test(stress_queue PLAIN SOURCES stress/stress_queue.c LIBS td_queue LABELS stress)
 if(TARGET td_sched AND TARGET td_device)
-  td_test(test_run SOURCES sched/test_run.c LIBS td_sched td_device LABELS sched)
+  # One at a time: in parallel Criterion's own runner leaks 48 bytes now and then, and hangs are found by time.
+  td_test(test_run SOURCES sched/test_run.c LIBS td_sched td_device ARGS -j1 LABELS sched)
 endif()
 if(TARGET td_sched AND TARGET td_device)
   td_test(test_faults SOURCES sched/test_faults.c ${PROJECT_SOURCE_DIR}/src/cmd_recover.c

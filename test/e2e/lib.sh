@@ -1,5 +1,5 @@
 # lib.sh - what the end-to-end scripts share. Each runs the real program on the demo teacher.
-# Environment: TDGEN (the program), TD_SOURCE_DIR (the repository).
+# Environment: TDGEN (the program), TD_SOURCE_DIR (the repository); TDGEN_TEST_BRIEF=1: fewer variants.
 # shellcheck shell=bash
 set -u
 : "${TDGEN:?path of the program}" "${TD_SOURCE_DIR:?path of the repository}"

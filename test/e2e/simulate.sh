@@ -26,6 +26,7 @@ expect 0 'group 7 .*V100-32GB .*of the tokens +busy [0-9.]+%' sim
 expect 0 '^  group 7 +\|[#+.]+' sim
 last=$(sim | tail -n 1)
 check "last line: $last" grep -qE '^makespan_over_ideal=[0-9.]+ static_over_ideal=[0-9.]+$' <<<"$last"
+# shellcheck disable=SC2016 # awk's own $
 check "static is worse: $last" awk -F '[ =]' '{ exit !($2 < $4) }' <<<"$last"
 check 'a folder was made' test ! -e "$TMP/none"
 
@@ -37,6 +38,7 @@ check 'the same seed, another output' cmp "$TMP/a" "$TMP/b"
 sim simulate.seed=8 simulate.failures=2 >"$TMP/b"
 check 'another seed, the same output' sh -c "! cmp -s '$TMP/a' '$TMP/b'"
 check 'failures are told' grep -q 'failed at' "$TMP/a"
+# shellcheck disable=SC2016 # awk's own $
 check 'nothing is lost' awk '/of the tokens/ { for (i = 1; i < NF; i++) if ($(i + 1) == "of") sum += $i }
     END { exit !(sum > 99.5 && sum < 100.5) }' "$TMP/a"
 

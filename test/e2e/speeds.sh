@@ -4,7 +4,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-cd "$here"
+cd "$here" || exit 1
 tmp=$(mktemp -d /tmp/tdgen-speeds-XXXXXX)
 trap 'rm -rf "$tmp"' EXIT
 export XDG_CACHE_HOME=$tmp/cache TDGEN_PRETEND_GPUS='Pretend A100:8.0:8:4*2,Pretend V100:7.0:8:4'
