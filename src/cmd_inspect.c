@@ -1,6 +1,5 @@
 #include "cmd_inspect.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,16 +38,6 @@ static const char HELP[] =
     "\n"
     "exit codes: 0 done, 1 internal error, 2 usage, 3 the tokenizer of --model cannot be used,\n"
     "6 no output folder there, 8 the folder is damaged (see tdgen verify)\n";
-
-static bool parse_number(const char *s, long long min, long long max, long long *out) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(s, &end, 10);
-    if (errno || end == s || *end || v < min || v > max)
-        return false;
-    *out = v;
-    return true;
-}
 
 static int usage_error(const char *arg) {
     static const char *const options[] = {"--sample", "--positions", "--candidates", "--model",
@@ -96,7 +85,7 @@ int td_cmd_inspect(int argc, char **argv) {
         } else if (number || page || strcmp(a, "--model") == 0) {
             long long v = 0;
             bool sample = strcmp(a, "--sample") == 0;
-            if (i + 1 == argc || (number && !parse_number(argv[i + 1], sample ? 0 : 1,
+            if (i + 1 == argc || (number && !td_parse_int(argv[i + 1], sample ? 0 : 1,
                                                           sample ? INT64_MAX : 1000000000, &v))) {
                 td_log_error("tdgen inspect: %s needs %s", a,
                              page      ? "the name of the file to write"

@@ -1,7 +1,6 @@
 #include "cmd_verify.h"
 #include "cmd_against.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,16 +43,6 @@ static const char HELP[] =
     "exit codes: 0 all is well, 1 internal error, 2 usage, 3 not that teacher, 5 device, 6 no "
     "output\nfolder there, 8 something is wrong with what is on disk\n";
 
-static bool parse_number(const char *s, long long min, long long max, long long *out) {
-    char *end;
-    errno = 0;
-    long long v = strtoll(s, &end, 10);
-    if (errno || end == s || *end || v < min || v > max)
-        return false;
-    *out = v;
-    return true;
-}
-
 static int unknown_option(const char *arg) {
     static const char *const options[] = {"--verbose", "--help",    "--against",
                                           "--samples", "--devices", "--seed"};
@@ -79,7 +68,7 @@ int td_cmd_verify(int argc, char **argv) {
             long long v = 0;
             if (i + 1 == argc ||
                 ((samples || seed) &&
-                 !parse_number(argv[i + 1], samples, samples ? 1000000 : INT64_MAX, &v))) {
+                 !td_parse_int(argv[i + 1], samples, samples ? 1000000 : INT64_MAX, &v))) {
                 td_log_error("tdgen verify: %s needs %s", a,
                              samples || seed ? "a whole number after it"
                              : against       ? "the teacher's folder"

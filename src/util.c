@@ -1,5 +1,6 @@
 #include "tdgen/util.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -239,4 +240,14 @@ const char *td_nearest_name(const char *name, const char *const *candidates, siz
         }
     }
     return best && best_d <= TD_MAX(strlen(best), strlen(name)) / 2 ? best : NULL;
+}
+
+bool td_parse_int(const char *s, long long min, long long max, long long *out) {
+    char *end;
+    errno = 0;
+    long long v = strtoll(s, &end, 10);
+    if (errno || end == s || *end || v < min || v > max)
+        return false;
+    *out = v;
+    return true;
 }

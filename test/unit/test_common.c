@@ -108,3 +108,11 @@ Test(json, errors_name_file_key_and_expectation) {
     cr_assert_eq(td_json_parse("{,}", 3, "f.json", TD_E_MODEL, &j, &e), TD_E_MODEL);
     cr_assert(strstr(e.text, "f.json: not valid JSON at line 1"));
 }
+
+Test(util, integers_of_the_command_line) {
+    long long v = -7;
+    cr_expect(td_parse_int("16", 1, 16, &v) && v == 16);
+    static const char *const bad[] = {"", "x", "3x", "17", "0", "99999999999999999999", "1.5"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        cr_expect(!td_parse_int(bad[i], 1, 16, &v) && v == 16, "%s", bad[i]);
+}
