@@ -84,7 +84,7 @@ void td_coverage_add_shard(td_coverage *c, const td_shard_file *f) {
             if (!td_row_read(rr, i, r, &v, &ignored))
                 continue;
             /* Of topp the rows whose set is full are not a fair part of all. */
-            bool levels = td_mode_has_topk(f->layout.spec.mode) && v.n_top == c->top_k &&
+            bool levels = td_mode_has_topk_rows(f->layout.spec.mode) && v.n_top == c->top_k &&
                           td_coverage_wants_levels(c, r);
             td_coverage_add(c, v.tail_mass, levels ? v.top_logprobs : NULL);
             c->n_rows_kept++;

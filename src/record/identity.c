@@ -104,7 +104,7 @@ static bool build_capture_keys(json_t *o, const td_config *cfg, const td_identit
     json_decref(spec);
     if (ok && s.mode != TD_CAPTURE_HIDDEN)
         ok = put(o, "capture.mask_padded_vocab", json_boolean(cfg->capture.mask_padded_vocab));
-    if (ok && td_mode_has_draws(s.mode))
+    if (ok && td_capture_has_draws(s.mode))
         ok = put(o, "run.seed", u64_value(cfg->run.seed));
     return ok;
 }

@@ -185,7 +185,7 @@ static void capture_text(const td_capture_spec *s, td_strbuf *line) {
                          td_dtype_name(s->dense_dtype));
         break;
     }
-    if (td_mode_has_draws(s->mode)) {
+    if (td_capture_has_draws(s->mode)) {
         td_strbuf_printf(line, "%s%d draws a position", line->len ? " and " : "", s->n_draws);
         if (td_spec_has_proposal(s))
             td_strbuf_printf(line, " from p^%g", s->proposal_power);
@@ -491,9 +491,9 @@ static td_status print_sample(const td_inspector *in, const td_shard_file *f, in
                 : s->mode == TD_CAPTURE_TOPP   ? "tokens recorded for the position\n"
                 : s->mode == TD_CAPTURE_SAMPLE ? "tokens drawn\n"
                                                : "");
-    if (td_mode_has_topk(s->mode))
+    if (td_mode_has_topk_rows(s->mode))
         fprintf(in->out, "%d recorded candidates\n", s->top_k);
-    if (td_mode_has_draws(s->mode))
+    if (td_capture_has_draws(s->mode))
         fprintf(in->out, "        xN: how often the token was drawn, of %d draws\n", s->n_draws);
     if (in->tok_note)
         fprintf(in->out, "        #N are token ids: %s\n", in->tok_note);

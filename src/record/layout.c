@@ -132,7 +132,7 @@ const char *td_layout_dtype_name(td_dtype t) {
 }
 
 bool td_layout_has(const td_capture_spec *s, bool has_ids, td_tensor_id id) {
-    bool topk = td_mode_has_topk(s->mode), draws = td_mode_has_draws(s->mode);
+    bool topk = td_mode_has_topk_rows(s->mode), draws = td_capture_has_draws(s->mode);
     bool topp = s->mode == TD_CAPTURE_TOPP, full = s->mode == TD_CAPTURE_FULL;
     bool hidden = s->mode == TD_CAPTURE_HIDDEN;
     bool f32 = !s->q8 && s->logprob_dtype == TD_F32, f16 = !s->q8 && s->logprob_dtype == TD_F16;
@@ -273,7 +273,7 @@ bool td_layout_init(td_layout *l, const td_capture_spec *spec, const td_layout_c
     if (c->n_samples < 0 || c->n_tokens < 0 || c->n_rows < 0 || c->n_id_bytes < -1 ||
         c->n_entries < 0 || c->n_samples > max || c->n_tokens > max || c->n_rows > max ||
         c->n_id_bytes > max || c->n_entries > max || spec->n_temperatures < 0 ||
-        (td_mode_has_topk(spec->mode) && spec->top_k < 1))
+        (td_mode_has_topk_rows(spec->mode) && spec->top_k < 1))
         return false;
     *l = (td_layout){.spec = *spec, .counts = *c};
     uint64_t at = 0;

@@ -312,8 +312,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int
     td_spec_of(cfg, id->model,
                cfg->capture.mask_padded_vocab && id->has_tokenizer ? id->tokenizer_n_vocab : 0,
                &o->spec);
-    bool truncates = td_mode_has_topk(o->spec.mode) || o->spec.mode == TD_CAPTURE_TOPP;
-    td_coverage_init(&o->coverage, truncates ? o->spec.top_k : 0);
+    td_coverage_init(&o->coverage, td_capture_has_topk(o->spec.mode) ? o->spec.top_k : 0);
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
     if (!o->dir)

@@ -389,10 +389,10 @@ bool td_row_check(const td_row_view *r, bool deep, td_row_problem *p) {
                            (double)r->logsumexp_t[i]);
     if (!(r->tail_mass >= 0 && (double)r->tail_mass <= 1 + MASS_TOLERANCE))
         return problem(p, "tail_mass", "holds %g, expected 0 to 1", (double)r->tail_mass);
-    if (td_mode_has_topk(s->mode) || s->mode == TD_CAPTURE_TOPP)
+    if (td_mode_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP)
         if (!check_top(r, &n_valid, p))
             return false;
-    if (td_mode_has_draws(s->mode) && (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))
+    if (td_capture_has_draws(s->mode) && (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))
         return false;
     if (!check_target(r, n_valid, p) || !check_always(r, n_valid, p))
         return false;

@@ -156,7 +156,7 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     int64_t at = 0;
     if (s->mode != TD_CAPTURE_HIDDEN)
         read_stats(f, row, v);
-    if (td_mode_has_topk(s->mode)) {
+    if (td_mode_has_topk_rows(s->mode)) {
         v->n_top = s->top_k;
         read_set(f, &topk_set, row, row * s->top_k, s->top_k, true, rr->top_ids, rr->top_logprobs,
                  &v->top_ids, &v->top_logprobs, &v->top_error);
@@ -167,7 +167,7 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
         read_set(f, &topp_set, row, at, v->n_top, false, rr->top_ids, rr->top_logprobs, &v->top_ids,
                  &v->top_logprobs, &v->top_error);
     }
-    if (td_mode_has_draws(s->mode)) {
+    if (td_capture_has_draws(s->mode)) {
         if (!entries_of(f, TD_T_DRAW_OFFSETS, row, td_spec_max_entries(s), &at, &v->n_drawn, why))
             return false;
         v->draw_counts = (const int32_t *)td_shard_file_data(f, TD_T_DRAW_COUNTS) + at;

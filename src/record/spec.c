@@ -16,16 +16,12 @@ const char *td_mode_name(td_capture_mode m) {
     return mode_names[m];
 }
 
-bool td_mode_has_topk(td_capture_mode m) {
+bool td_mode_has_topk_rows(td_capture_mode m) {
     return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPK_SAMPLE;
 }
 
-bool td_mode_has_draws(td_capture_mode m) {
-    return m == TD_CAPTURE_SAMPLE || m == TD_CAPTURE_TOPK_SAMPLE;
-}
-
 bool td_mode_is_ragged(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPP || td_mode_has_draws(m);
+    return m == TD_CAPTURE_TOPP || td_capture_has_draws(m);
 }
 
 /* Ids and log-probabilities of single tokens, to which pack_ids and logprob_dtype apply. */
@@ -34,14 +30,14 @@ static bool has_sets(td_capture_mode m) {
 }
 
 int32_t td_spec_max_entries(const td_capture_spec *s) {
-    return s->mode == TD_CAPTURE_TOPP   ? s->top_k
-           : td_mode_has_draws(s->mode) ? TD_MIN(s->n_draws, s->n_vocab)
-                                        : 0;
+    return s->mode == TD_CAPTURE_TOPP      ? s->top_k
+           : td_capture_has_draws(s->mode) ? TD_MIN(s->n_draws, s->n_vocab)
+                                           : 0;
 }
 
 bool td_spec_has_proposal(const td_capture_spec *s) {
     /* Devices take the power as f32: what is 1 there draws from the teacher itself. */
-    return td_mode_has_draws(s->mode) && (float)s->proposal_power != 1.0f;
+    return td_capture_has_draws(s->mode) && (float)s->proposal_power != 1.0f;
 }
 
 int32_t td_spec_id_bits(const td_capture_spec *s) {
@@ -81,13 +77,13 @@ void td_spec_of(const td_config *cfg, const td_model_config *model, int32_t n_va
     memcpy(out->always_ids, cfg->capture.always_ids, sizeof out->always_ids);
     if (m == TD_CAPTURE_FULL)
         out->dense_dtype = cfg->capture.dense_dtype;
-    if (td_mode_has_topk(m) || m == TD_CAPTURE_TOPP)
+    if (td_capture_has_topk(m))
         out->top_k = TD_MIN(cfg->capture.top_k, model->n_vocab);
     if (m == TD_CAPTURE_TOPP) {
         out->min_k = TD_MIN(cfg->capture.min_k, out->top_k);
         out->top_p = cfg->capture.top_p;
     }
-    if (td_mode_has_draws(m)) {
+    if (td_capture_has_draws(m)) {
         out->n_draws = cfg->capture.n_draws;
         out->proposal_power = cfg->capture.proposal_power;
     }
@@ -131,7 +127,7 @@ json_t *td_spec_json(const td_capture_spec *s) {
         ok = put(o, "top_k", json_integer(s->top_k));
     if (ok && m == TD_CAPTURE_TOPP)
         ok = put(o, "top_p", json_real(s->top_p)) && put(o, "min_k", json_integer(s->min_k));
-    if (ok && td_mode_has_draws(m))
+    if (ok && td_capture_has_draws(m))
         ok = put(o, "n_draws", json_integer(s->n_draws)) &&
              put(o, "proposal_power", json_real(s->proposal_power));
     if (ok && has_sets(m))
@@ -234,14 +230,14 @@ static bool parse(const json_t *o, td_capture_spec *s) {
         return false;
     if (m == TD_CAPTURE_FULL)
         return get_dtype(o, "dense_dtype", &s->dense_dtype);
-    if ((td_mode_has_topk(m) || m == TD_CAPTURE_TOPP) &&
+    if (td_capture_has_topk(m) &&
         !get_int(o, "top_k", 1, TD_MIN(TD_MAX_TOP_K, s->n_vocab), &s->top_k))
         return false;
     if (m == TD_CAPTURE_TOPP &&
         (!get_real(o, "top_p", &s->top_p) || !get_int(o, "min_k", 1, s->top_k, &s->min_k)))
         return false;
-    if (td_mode_has_draws(m) && (!get_int(o, "n_draws", 1, TD_MAX_DRAWS, &s->n_draws) ||
-                                 !get_real(o, "proposal_power", &s->proposal_power)))
+    if (td_capture_has_draws(m) && (!get_int(o, "n_draws", 1, TD_MAX_DRAWS, &s->n_draws) ||
+                                    !get_real(o, "proposal_power", &s->proposal_power)))
         return false;
     const char *dtype = json_string_value(json_object_get(o, "logprob_dtype"));
     s->q8 = dtype && strcmp(dtype, "q8") == 0;

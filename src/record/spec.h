@@ -43,9 +43,7 @@ void td_spec_of(const td_config *cfg, const td_model_config *model, int32_t n_va
                 td_capture_spec *out);
 
 /* A set of the most probable tokens in K places a row (topk, topk+sample). */
-bool td_mode_has_topk(td_capture_mode m);
-/* Draws (sample, topk+sample). */
-bool td_mode_has_draws(td_capture_mode m);
+bool td_mode_has_topk_rows(td_capture_mode m);
 /* Its rows have different numbers of entries (topp, sample, topk+sample). */
 bool td_mode_is_ragged(td_capture_mode m);
 /* Entries of the ragged set that a row can have at most; 0 in the other modes. */

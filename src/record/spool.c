@@ -25,7 +25,7 @@ static size_t logprob_size(const td_capture_spec *s) {
 }
 
 static size_t entry_size(const td_capture_spec *s) {
-    return sizeof(int32_t) * (td_mode_has_draws(s->mode) ? 2 : 1) + logprob_size(s);
+    return sizeof(int32_t) * (td_capture_has_draws(s->mode) ? 2 : 1) + logprob_size(s);
 }
 
 td_ragged_row td_ragged_row_of(const td_capture_spec *spec, const td_captured *cap, int32_t row) {
@@ -113,7 +113,7 @@ td_status td_spool_put(td_spool *s, int32_t sample, const td_captured *cap, int3
         td_ragged_row row = td_ragged_row_of(&s->spec, cap, first_row + r);
         column_push(&c, row.ids, (size_t)row.n * sizeof *row.ids);
     }
-    for (int32_t r = 0; td_mode_has_draws(s->spec.mode) && r < n_rows; r++) {
+    for (int32_t r = 0; td_capture_has_draws(s->spec.mode) && r < n_rows; r++) {
         td_ragged_row row = td_ragged_row_of(&s->spec, cap, first_row + r);
         column_push(&c, row.counts, (size_t)row.n * sizeof *row.counts);
     }
@@ -169,7 +169,7 @@ static td_status copy_part(const td_spool *s, const bool *keep, const shard_temp
 
 td_status td_spool_copy(const td_spool *s, const bool *keep, const shard_temp *to, td_error *err) {
     enum { BUF = 1 << 20 };
-    bool draws = td_mode_has_draws(s->spec.mode), pack = s->spec.pack_ids;
+    bool draws = td_capture_has_draws(s->spec.mode), pack = s->spec.pack_ids;
     size_t before = sizeof(int32_t) * (draws ? 2 : 1);
     td_tensor_id ids = draws  ? (pack ? TD_T_DRAW_IDS_PACKED : TD_T_DRAW_IDS)
                        : pack ? TD_T_TOPP_IDS_PACKED

@@ -303,12 +303,12 @@ static td_row_view view_of(const td_capture_spec *s, const td_captured *cap, siz
         v.logsumexp_t = cap->logsumexp_t + r * (size_t)s->n_temperatures;
     if (s->n_always)
         v.always_logprobs = cap->always_logprobs + r * (size_t)s->n_always;
-    if (td_mode_has_topk(s->mode) || s->mode == TD_CAPTURE_TOPP) {
+    if (td_mode_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP) {
         v.n_top = s->mode == TD_CAPTURE_TOPP ? cap->n_kept[r] : s->top_k;
         v.top_ids = cap->topk_ids + r * (size_t)cap->top_k;
         v.top_logprobs = cap->topk_logprobs + r * (size_t)cap->top_k;
     }
-    if (td_mode_has_draws(s->mode)) {
+    if (td_capture_has_draws(s->mode)) {
         v.n_drawn = cap->n_unique[r];
         v.draw_ids = cap->draw_ids + r * (size_t)cap->n_draws;
         v.draw_counts = cap->draw_counts + r * (size_t)cap->n_draws;
@@ -412,7 +412,7 @@ static td_status write_sets(const td_shard_writer *w, int32_t sample, const td_c
     float *range = NULL;
     if (s->q8 && !(range = td_calloc(n, 2 * sizeof *range)))
         return td_error_nomem(err, "a sample", n * 2 * sizeof *range);
-    if (td_mode_has_topk(s->mode)) {
+    if (td_mode_has_topk_rows(s->mode)) {
         rc = write_topk_ids(w, at, m->n_rows, cap->topk_ids + r, (size_t)cap->top_k, err);
         if (rc == TD_OK)
             rc = write_topk_logprobs(w, at, m->n_rows, cap->topk_logprobs + r, (size_t)cap->top_k,
@@ -500,7 +500,7 @@ static void count_rows(td_shard_writer *w, const td_sample *m, const td_captured
     for (int32_t i = 0; i < m->n_rows; i++) {
         size_t r = (size_t)first_row + (size_t)i;
         td_coverage_add(&c, cap->tail_mass[r],
-                        td_mode_has_topk(w->o->spec.mode) &&
+                        td_mode_has_topk_rows(w->o->spec.mode) &&
                                 td_coverage_wants_levels(&c, m->row_offset + i)
                             ? cap->topk_logprobs + r * (size_t)cap->top_k
                             : NULL);
@@ -517,8 +517,8 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         return rc;
     const td_sample *m = &w->shard->samples[sample];
     const td_capture_spec *spec = &w->o->spec;
-    bool top = td_mode_has_topk(spec->mode) || spec->mode == TD_CAPTURE_TOPP;
-    bool draws = td_mode_has_draws(spec->mode);
+    bool top = td_mode_has_topk_rows(spec->mode) || spec->mode == TD_CAPTURE_TOPP;
+    bool draws = td_capture_has_draws(spec->mode);
     bool dense = spec->mode == TD_CAPTURE_FULL || spec->mode == TD_CAPTURE_HIDDEN;
     if (device_kind < 0 || device_kind >= w->n_run_kinds || first_row < 0 ||
         first_row > cap->n_rows - m->n_rows || (top && cap->top_k < spec->top_k) ||
