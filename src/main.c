@@ -3,16 +3,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cmd_devices.h"
-#include "cmd_inspect.h"
-#include "cmd_merge.h"
-#include "cmd_run.h"
-#include "cmd_tokenize.h"
-#include "cmd_verify.h"
-#include "tdgen/config.h"
-#include "tdgen/device.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "app/cmd_devices.h"
+#include "app/cmd_inspect.h"
+#include "app/cmd_merge.h"
+#include "app/cmd_run.h"
+#include "app/cmd_tokenize.h"
+#include "app/cmd_verify.h"
+#include "config/config.h"
+#include "device/device.h"
+#include "base/log.h"
+#include "base/format.h"
+#include "base/memory.h"
 
 static const char HELP[] =
     "tdgen " TDGEN_VERSION ": teacher logits for knowledge distillation\n"

@@ -21,7 +21,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "cpu/kernels.h"
-#include "tdgen/device.h"
+#include "device/device.h"
 
 /* --- registry entry points -------------------------------------------------------------------- */
 

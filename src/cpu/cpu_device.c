@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/device_check.h"
-#include "tdgen/util.h"
+#include "device/check.h"
+#include "base/memory.h"
 
 enum { CPU_DOMAIN = 0, MAX_CPU_DEVICES = 1024 };
 
@@ -116,8 +116,7 @@ static td_status cpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, cons
     return enqueue_copy(s, "copy_peer", dst, src, size_bytes, err);
 }
 
-/* --- operations: checks at the call, then into the stream --------------------------------------
- */
+/* --- operations: checks at the call, then into the stream ------------------------------------- */
 
 static td_status refuse(td_stream *s, const char *op, const char *why, td_error *err) {
     return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", td_cpu_stream_device_name(s), op, why);

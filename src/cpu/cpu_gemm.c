@@ -17,8 +17,8 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/memory.h"
 
 enum {
     TILE_ROWS = 128,

@@ -12,7 +12,8 @@
 #include <sys/mman.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/util.h"
+#include "base/format.h"
+#include "base/memory.h"
 
 /* In front of each block: its size, for the account. One cache line, so that alignment stays. */
 enum { HEADER_BYTES = 64, HUGE_BYTES = 2 << 20, LARGE_BYTES = 64 << 20 };

@@ -13,7 +13,6 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/util.h"
 
 typedef struct moe_run {
     const td_moe_args *a;

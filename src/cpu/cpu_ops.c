@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/memory.h"
 
 typedef struct rows_run {
     td_cpu_exec *x;

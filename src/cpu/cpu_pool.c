@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 struct td_cpu_pool {
     pthread_mutex_t lock;

@@ -25,7 +25,8 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "tdgen/util.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 enum { RING = 512, SHORTEST_REST_NS = 2000000 };
 

@@ -1,7 +1,7 @@
 /* kernels.c - embedding, rotation, the way out of a GEMM, and the table of one level. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 static void embed(const td_embed_args *a, int64_t begin, int64_t end) {
     const int64_t c = a->n_cols;

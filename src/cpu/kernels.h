@@ -11,7 +11,7 @@
 #define TDGEN_CPU_KERNELS_H
 
 #include <stdint.h>
-#include "tdgen/device.h"
+#include "device/device.h"
 
 /* Query rows of one attention item, and keys of one tile; tiles count from the sequence's start. */
 enum { TD_ATT_QUERIES = 32, TD_ATT_KEYS = 64 };

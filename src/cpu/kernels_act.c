@@ -1,7 +1,7 @@
 /* kernels_act.c - activation functions, alone or times a gate's partner. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* All three are x times a number in [0, 1] that keeps its relative precision on both sides, so that
  * nothing cancels where x is negative. */

@@ -7,7 +7,7 @@
  */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 enum { Q = TD_ATT_QUERIES, KT = TD_ATT_KEYS, NV = Q / TD_LANES };
 /* Accumulators held in registers: WIDE x NV vectors of sixteen lanes. */

@@ -9,8 +9,8 @@
  */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/philox.h"
-#include "tdgen/util.h"
+#include "capture/philox.h"
+#include "base/memory.h"
 
 /* Ordered like the float; no NaN comes here. -0 does not either: it is mapped to +0 first. */
 TD_INLINE uint32_t order_of(float f) {

@@ -1,7 +1,7 @@
 /* kernels_moe.c - the row-wise parts of the mixture-of-experts MLP: routing and the final sum. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* logits -> softmax in place. The last, partial vector is completed with what adds nothing. */
 static void softmax(float *z, int64_t n) {

@@ -1,7 +1,7 @@
 /* kernels_norm.c - RMSNorm and LayerNorm of rows or of the heads of a row, and conversion. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* sum x^2: sixteen f32 lanes, two vectors deep, joined in f64. */
 TD_INLINE double sum_squares(const float *x, int64_t c) {

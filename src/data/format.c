@@ -1,4 +1,4 @@
-#include "format.h"
+#include "data/format.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -6,8 +6,8 @@
 #include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "tdgen/util.h"
-#include "unpack.h"
+#include "base/memory.h"
+#include "data/unpack.h"
 
 typedef struct {
     unsigned char bytes[4096]; /* the first ones, of the plain text where the file is compressed */

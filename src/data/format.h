@@ -3,8 +3,8 @@
 #define TDGEN_DATA_FORMAT_H
 
 #include <stdbool.h>
-#include "tdgen/config.h"
-#include "tdgen/status.h"
+#include "config/config.h"
+#include "base/status.h"
 
 /* cfg->data.format, or what extension and first bytes say when it is auto. Refuses what cannot be
  * read (folders, devices, archives, compressed token files) and keys that the format cannot serve.

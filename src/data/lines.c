@@ -1,4 +1,4 @@
-#include "lines.h"
+#include "data/lines.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -6,7 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "tdgen/util.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 static const char BOM[3] = {'\xef', '\xbb', '\xbf'};
 

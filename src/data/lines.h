@@ -14,8 +14,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "tdgen/status.h"
-#include "unpack.h"
+#include "base/status.h"
+#include "data/unpack.h"
 
 #define TD_LINES_BUF_BYTES ((size_t)1 << 20)
 #define TD_ROW_MAX_BYTES ((size_t)1 << 30)

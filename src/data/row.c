@@ -1,11 +1,13 @@
-#include "row.h"
+#include "data/row.h"
 
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include "lines.h"
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "data/lines.h"
+#include "base/json.h"
+#include "base/format.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 td_status td_row_maker_init(td_row_maker *m, const td_config *cfg, const td_tokenizer *tok,
                             const td_source_limits *lim, td_error *err) {

@@ -10,10 +10,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "tdgen/config.h"
-#include "tdgen/data.h"
-#include "tdgen/status.h"
-#include "tdgen/tokenizer.h"
+#include "config/config.h"
+#include "data/data.h"
+#include "base/status.h"
+#include "tokenizer/tokenizer.h"
+#include "base/strbuf.h"
 
 typedef struct td_row_maker {
     const td_config *cfg;    /* borrowed */

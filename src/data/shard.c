@@ -1,8 +1,8 @@
-#include "shard.h"
+#include "data/shard.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 void td_shard_free(td_shard *s) {
     if (!s)

@@ -3,8 +3,8 @@
 #define TDGEN_DATA_SHARD_H
 
 #include <stdbool.h>
-#include "row.h"
-#include "tdgen/data.h"
+#include "data/row.h"
+#include "data/data.h"
 
 typedef struct td_shard_builder {
     td_shard *shard;

@@ -5,7 +5,7 @@
  * Threads: everything belongs to the caller's one thread but the two progress counters, which are
  * atomics that any thread reads. They order nothing, so relaxed is enough.
  */
-#include "source.h"
+#include "data/source.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -15,13 +15,14 @@
 #include <string.h>
 #include <unistd.h>
 #include <xxhash.h>
-#include "format.h"
-#include "lines.h"
-#include "row.h"
-#include "shard.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
-#include "tokens.h"
+#include "data/format.h"
+#include "data/lines.h"
+#include "data/row.h"
+#include "data/shard.h"
+#include "base/log.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "data/tokens.h"
 
 enum { FIRST_ROWS = 100, BAD_ROWS_LISTED = 10, FINGERPRINT_BYTES = 1 << 20 };
 

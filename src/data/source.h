@@ -3,7 +3,7 @@
 #define TDGEN_DATA_SOURCE_H
 
 #include <stdbool.h>
-#include "tdgen/data.h"
+#include "data/data.h"
 
 /* td_source_open; with `estimating` text needs no tokenizer (4 bytes a token; append_eos then no
  * known id), and nothing is logged: the run says these things once. */

@@ -4,14 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "format.h"
-#include "lines.h"
-#include "row.h"
-#include "shard.h"
-#include "source.h"
-#include "tdgen/cost.h"
-#include "tdgen/util.h"
-#include "tokens.h"
+#include "data/format.h"
+#include "data/lines.h"
+#include "data/row.h"
+#include "data/shard.h"
+#include "data/source.h"
+#include "plan/cost.h"
+#include "base/memory.h"
+#include "data/tokens.h"
 
 enum {
     SMALL_FILE_BYTES = 16 << 20,

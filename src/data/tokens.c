@@ -1,4 +1,4 @@
-#include "tokens.h"
+#include "data/tokens.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -6,11 +6,14 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "format.h"
-#include "lines.h"
-#include "tdgen/safetensors.h"
-#include "tdgen/util.h"
-#include "tokens_layout.h"
+#include "data/format.h"
+#include "data/lines.h"
+#include "base/safetensors.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
+#include "data/tokens_layout.h"
 
 enum { OFFSETS_CHUNK = TD_TOKENS_CHUNK };
 

@@ -9,8 +9,8 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include "row.h"
-#include "tdgen/status.h"
+#include "data/row.h"
+#include "base/status.h"
 
 typedef struct td_tokens td_tokens;
 

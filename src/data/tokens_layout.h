@@ -16,7 +16,7 @@
 #ifndef TDGEN_DATA_TOKENS_LAYOUT_H
 #define TDGEN_DATA_TOKENS_LAYOUT_H
 
-#include "tokens.h"
+#include "data/tokens.h"
 
 enum { TD_TOKENS_CHUNK = 8192, TD_TOKENS_MARK_ROWS = 1024 };
 

@@ -6,9 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "lines.h"
-#include "tdgen/util.h"
-#include "tokens_layout.h"
+#include "data/lines.h"
+#include "base/memory.h"
+#include "data/tokens_layout.h"
 
 enum { WINDOW_TOKENS = 64 << 10, IDX_HEADER_BYTES = 34, LOOK_TOKENS = 4096 };
 

@@ -1,4 +1,4 @@
-#include "unpack.h"
+#include "data/unpack.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -6,7 +6,7 @@
 #include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 enum { INPUT_BYTES = 256 << 10, ZSTD_WINDOW_LOG = 27 };
 

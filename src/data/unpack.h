@@ -12,7 +12,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include "tdgen/status.h"
+#include "base/status.h"
 
 typedef enum td_packing { TD_PACK_NONE, TD_PACK_GZIP, TD_PACK_ZSTD } td_packing;
 

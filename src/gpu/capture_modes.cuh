@@ -11,7 +11,7 @@
 #define TDGEN_GPU_CAPTURE_MODES_CUH
 
 #include "gpu/capture.cuh"
-#include "tdgen/philox.h"
+#include "capture/philox.h"
 
 enum { TD_CAPTURE_MAX_N_DRAWS = 1024 };
 static_assert(TD_CAPTURE_KEYS >= 2 * TD_CAPTURE_MAX_N_DRAWS, "draws, and where each id begins");

@@ -23,7 +23,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "gpu/kernels.h"
-#include "tdgen/device.h"
+#include "device/device.h"
 
 /* --- registry entry points -------------------------------------------------------------------- */
 
@@ -64,8 +64,7 @@ td_status td_gpu_check(cudaError_t rc, const td_device_info *info, const char *c
 td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const char *call,
                             td_error *err);
 
-/* --- memory (gpu_memory.c): slots of the table -------------------------------------------------
- */
+/* --- memory (gpu_memory.c): slots of the table ------------------------------------------------ */
 
 td_status td_gpu_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err);
 void td_gpu_free(td_device *dev, void *ptr);
@@ -74,8 +73,7 @@ td_status td_gpu_host_alloc(td_device *dev, size_t size_bytes, void **out, td_er
 void td_gpu_host_free(td_device *dev, void *ptr);
 void td_gpu_memory_close(td_gpu_device *d);
 
-/* --- streams and events (gpu_stream.c) ---------------------------------------------------------
- */
+/* --- streams and events (gpu_stream.c) -------------------------------------------------------- */
 
 /* A piece of a stream's work between two timing events. */
 typedef struct td_gpu_span {
@@ -131,8 +129,7 @@ td_status td_gpu_begin(td_stream *s, td_op op, td_error *err);
 /* After it: a failed call becomes the stream's failure. `call` is the name for the message. */
 td_status td_gpu_end(td_stream *s, cudaError_t rc, const char *call, td_error *err);
 
-/* --- products (gpu_gemm.c) ---------------------------------------------------------------------
- */
+/* --- products (gpu_gemm.c) -------------------------------------------------------------------- */
 
 enum { TD_GPU_BLAS_WORKSPACE_BYTES = 32 << 20 };
 
@@ -158,8 +155,7 @@ td_status td_gpu_blas_open(td_gpu_device *d, td_error *err);
 /* "13.0.2", or "" when it cannot be loaded. */
 const char *td_gpu_blas_version(void);
 
-/* --- operations (gpu_ops.c) --------------------------------------------------------------------
- */
+/* --- operations (gpu_ops.c) ------------------------------------------------------------------- */
 
 td_status td_gpu_op_embed(td_stream *s, const td_embed_args *a, td_error *err);
 td_status td_gpu_op_norm(td_stream *s, const td_norm_args *a, td_error *err);
@@ -176,8 +172,7 @@ td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const vo
                            td_error *err);
 void td_gpu_hops_close(td_stream *s);
 
-/* --- sensors (gpu_nvml.c) ----------------------------------------------------------------------
- */
+/* --- sensors (gpu_nvml.c) --------------------------------------------------------------------- */
 
 /* Free bytes of the card without making a context; false where NVML is absent. */
 bool td_gpu_nvml_memory(const td_device_info *info, uint64_t *free_bytes);

@@ -6,7 +6,7 @@
 #include <stdio.h>
 
 #include "gpu/gpu.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static td_gpu_blas functions;

@@ -4,7 +4,7 @@
 #define TDGEN_GPU_GPU_BLAS_H
 
 #include <cublasLt.h>
-#include "tdgen/status.h"
+#include "base/status.h"
 
 /* X(name without its prefix): the functions that are used. */
 #define TD_GPU_BLAS_FUNCTIONS(X)                                                                   \

@@ -4,13 +4,12 @@
 #include <string.h>
 
 #include "gpu/gpu.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* Pretend or real, the oldest chip that the kernels are written for. */
 enum { MIN_COMPUTE_CAPABILITY = 70 };
 
-/* --- errors -------------------------------------------------------------------------------------
- */
+/* --- errors ----------------------------------------------------------------------------------- */
 
 /* Set once a device of the process is lost; read before every call. The text is written before. */
 static atomic_bool lost;
@@ -93,8 +92,7 @@ td_status td_gpu_use(const td_gpu_device *d, td_error *err) {
     return td_gpu_check(cudaSetDevice(d->base.info.index), &d->base.info, "cudaSetDevice", err);
 }
 
-/* --- enumeration --------------------------------------------------------------------------------
- */
+/* --- enumeration ------------------------------------------------------------------------------ */
 
 const char *td_gpu_backend_version(void) {
     static char text[32];
@@ -205,8 +203,7 @@ td_status td_gpu_enumerate(td_device_info **out, int32_t *n_out, td_error *err) 
     return TD_OK;
 }
 
-/* --- open and close -----------------------------------------------------------------------------
- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static void gpu_close(td_device *dev) {
     td_gpu_device *d = (td_gpu_device *)dev;

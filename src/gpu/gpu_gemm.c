@@ -17,8 +17,8 @@
 
 #include "gpu/gpu.h"
 #include "gpu/gpu_blas.h"
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/memory.h"
 
 enum { NOMINAL_ROWS = 4096, MAX_CANDIDATES = 64 };
 
@@ -36,8 +36,7 @@ static cudaDataType_t data_type(td_dtype t) {
     return t == TD_BF16 ? CUDA_R_16BF : t == TD_F16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
-/* --- opening ------------------------------------------------------------------------------------
- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const char *call,
                             td_error *err) {
@@ -123,8 +122,7 @@ void td_gpu_stream_blas_close(td_stream *s) {
     td_gpu_free(&s->dev->base, s->blas_workspace);
 }
 
-/* --- plans --------------------------------------------------------------------------------------
- */
+/* --- plans ------------------------------------------------------------------------------------ */
 
 static cublasStatus_t set_layout(const td_gpu_blas *blas, cublasLtMatrixLayout_t l, td_dtype t,
                                  int64_t rows, int64_t cols) {
@@ -299,8 +297,7 @@ static td_status find_plan(const td_gpu_blas *blas, td_stream *s, const td_gemm_
     return st;
 }
 
-/* --- products -----------------------------------------------------------------------------------
- */
+/* --- products --------------------------------------------------------------------------------- */
 
 td_status td_gpu_gemm_enqueue(td_stream *s, const td_gemm_args *a, td_error *err) {
     const td_gpu_blas *blas = td_gpu_blas_load(err);
@@ -334,8 +331,7 @@ td_status td_gpu_gemm_enqueue(td_stream *s, const td_gemm_args *a, td_error *err
     return TD_OK;
 }
 
-/* --- weights ------------------------------------------------------------------------------------
- */
+/* --- weights ---------------------------------------------------------------------------------- */
 
 td_status td_gpu_weight_create(td_device *dev, int64_t n_rows, int64_t n_cols, td_dtype compute,
                                td_weight **out, void **data, td_error *err) {

@@ -11,7 +11,8 @@
 #include <string.h>
 
 #include "gpu/gpu.h"
-#include "tdgen/util.h"
+#include "base/format.h"
+#include "base/memory.h"
 
 enum { ALIGN = 256 };
 /* What reserve leaves to others when the card has less than was asked for. */

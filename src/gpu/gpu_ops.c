@@ -2,8 +2,8 @@
 #include <stdlib.h>
 
 #include "gpu/gpu.h"
-#include "tdgen/device_check.h"
-#include "tdgen/util.h"
+#include "device/check.h"
+#include "base/memory.h"
 
 enum { MAX_EXPERTS = 512, HOP_BYTES = 4 << 20 };
 
@@ -115,8 +115,7 @@ td_status td_gpu_op_convert(td_stream *s, const td_convert_args *a, td_error *er
     return td_gpu_end(s, td_gpu_convert(a, s->cuda), "convert", err);
 }
 
-/* --- copies -------------------------------------------------------------------------------------
- */
+/* --- copies ----------------------------------------------------------------------------------- */
 
 static td_status copy(td_stream *s, void *dst, const void *src, size_t n, enum cudaMemcpyKind kind,
                       td_error *err) {

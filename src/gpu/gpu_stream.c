@@ -11,7 +11,8 @@
 #include <time.h>
 
 #include "gpu/gpu.h"
-#include "tdgen/util.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 enum { SPANS = 64, PROFILE_SPANS = 4096 };
 
@@ -21,8 +22,7 @@ struct td_event {
     td_error failure; /* of the stream at the latest record */
 };
 
-/* --- spans --------------------------------------------------------------------------------------
- */
+/* --- spans ------------------------------------------------------------------------------------ */
 
 /* Adds finished spans, oldest first; with `wait` all that are closed. Failures lose time only. */
 static void harvest(td_stream *s, bool wait) {
@@ -89,8 +89,7 @@ void td_gpu_stream_profile(td_stream *s, double seconds[TD_OP_COUNT]) {
         seconds[i] = 1e-9 * (double)atomic_load_explicit(&s->op_ns[i], memory_order_relaxed);
 }
 
-/* --- enqueueing ---------------------------------------------------------------------------------
- */
+/* --- enqueueing ------------------------------------------------------------------------------- */
 
 td_status td_gpu_begin(td_stream *s, td_op op, td_error *err) {
     if (s->failure.code != TD_OK) {
@@ -116,8 +115,7 @@ td_status td_gpu_end(td_stream *s, cudaError_t rc, const char *call, td_error *e
     return st;
 }
 
-/* --- events -------------------------------------------------------------------------------------
- */
+/* --- events ----------------------------------------------------------------------------------- */
 
 td_status td_gpu_event_create(td_device *dev, td_event **out, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
@@ -207,8 +205,7 @@ td_status td_gpu_event_sync(td_event *e, double timeout_s, td_error *err) {
     return e->failure.code;
 }
 
-/* --- life ---------------------------------------------------------------------------------------
- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 static td_status make_spans(td_stream *s, td_error *err) {
     const char *profile = getenv("TDGEN_PROFILE");

@@ -1,7 +1,7 @@
 /* kernels.h - the launchers of the CUDA kernels; the device table's operations are made of these.
  *
  * Each enqueues on `stream` of the calling thread's current device and returns the launch's error;
- * nothing blocks, nothing is allocated. Arguments are those of tdgen/device.h, checked by
+ * nothing blocks, nothing is allocated. Arguments are those of device/device.h, checked by
  * gpu_ops.c before they come here, with n_rows / n_tokens / n_seqs > 0. Every kernel keeps the row
  * contract: the bits of a row depend on nothing but that row's inputs.
  */
@@ -9,7 +9,7 @@
 #define TDGEN_GPU_KERNELS_H
 
 #include <cuda_runtime_api.h>
-#include "tdgen/device.h"
+#include "device/device.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -16,7 +16,7 @@
 #ifndef __CUDACC_RTC__
 #include <cuda_runtime.h>
 #endif
-#include "tdgen/device.h"
+#include "device/device.h"
 
 /* TD_DYNAMIC_SHARED(float, name): name is the block's dynamic shared memory, 128-byte aligned.
  * TD_LAUNCH(kernel, grid, block, shared_bytes, stream, args...): enqueues and gives a cudaError_t;

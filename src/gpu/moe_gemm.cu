@@ -23,7 +23,7 @@
 #include "gpu/moe.cuh"
 #include "gpu/ptx.cuh"
 
-/* --- tensor cores ---------------------------------------------------------------------------- */
+/* --- tensor cores ----------------------------------------------------------------------------- */
 
 #define TD_MOE_MMA_K 32
 #define TD_MOE_MMA_THREADS 128
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(TD_MOE_MMA_THREADS, 2)
 TD_MOE_MMA_INSTANCES(__half)
 TD_MOE_MMA_INSTANCES(__nv_bfloat16)
 
-/* --- f32 ------------------------------------------------------------------------------------- */
+/* --- f32 -------------------------------------------------------------------------------------- */
 
 #define TD_MOE_F32_K 16
 #define TD_MOE_F32_LD 132 /* of [k][128 rows]: whole float4, and columns on different banks */

@@ -11,9 +11,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "tdgen/json.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum { INDEX_MAX_BYTES = 256 << 20 };
 

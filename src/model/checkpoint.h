@@ -8,7 +8,7 @@
 #define TDGEN_MODEL_CHECKPOINT_H
 
 #include "model/families.h"
-#include "tdgen/safetensors.h"
+#include "base/safetensors.h"
 
 typedef struct td_ckpt_entry {
     char *name;                 /* NULL: the config does not ask for it, nor is there a tensor */

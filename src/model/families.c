@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/memory.h"
 
 /* With the limits of hf_config.c the bytes of a model stay below 2^64. */
 enum { MAX_EXPERTS = 512 };

@@ -7,7 +7,7 @@
 #define TDGEN_MODEL_FAMILIES_H
 
 #include <jansson.h>
-#include "tdgen/model.h"
+#include "model/model.h"
 
 /* Tensors outside the layers. */
 typedef enum td_model_tensor {
@@ -149,8 +149,7 @@ td_shape td_expert_tensor_shape(const td_model_config *c, td_expert_tensor which
 void td_layer_elements(const td_model_config *c, const td_family *f, int32_t layer,
                        int64_t *in_matrices, int64_t *in_vectors);
 
-/* --- getters for `finish` and hf_config.c; a key that is absent or null leaves *out alone -------
- */
+/* --- getters for `finish` and hf_config.c; a key that is absent or null leaves *out alone ----- */
 td_status td_config_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
                         int32_t *out); /* required */
 td_status td_config_opt_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,

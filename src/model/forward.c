@@ -16,7 +16,7 @@
 
 #include <math.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* One micro-batch on one stage, with the pointers that the operations take. */
 typedef struct pass {

@@ -11,8 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
 
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 

@@ -13,8 +13,8 @@
 
 #include <string.h>
 
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/memory.h"
 
 static td_status refuse_method(const td_config_reader *r, const char *key, const char *method,
                                const char *detail) {

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/memory.h"
 
 static const double max_theta = 1e15;
 

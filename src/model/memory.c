@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "model/families.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 static uint64_t take(uint64_t *cursor, int64_t n) {
     uint64_t at = *cursor;

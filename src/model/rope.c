@@ -14,7 +14,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "tdgen/util.h"
 
 static const double pi = 3.14159265358979323846;
 

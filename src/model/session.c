@@ -13,7 +13,8 @@
 
 #include "model/forward.h"
 #include "model/rope.h"
-#include "tdgen/util.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 typedef struct slot {
     void *host_ints;  /* td_ints_layout; from the first stage's device */

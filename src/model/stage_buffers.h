@@ -7,7 +7,7 @@
 #define TDGEN_MODEL_STAGE_BUFFERS_H
 
 #include <stdint.h>
-#include "tdgen/model.h"
+#include "model/model.h"
 
 typedef enum td_stage_buffer {
     /* activations */

@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/memory.h"
 
 td_status td_tensor_refuse(const td_ckpt_entry *e, int64_t i, float value, td_dtype to,
                            const char *device_name, td_error *err) {

@@ -8,7 +8,8 @@
 #include <string.h>
 
 #include "model/weights_internal.h"
-#include "tdgen/util.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 td_status td_weights_open(const char *model_dir, const td_model_config *cfg, td_weights **out,
                           td_error *err) {

@@ -2,7 +2,7 @@
 #ifndef TDGEN_MODEL_WEIGHTS_H
 #define TDGEN_MODEL_WEIGHTS_H
 
-#include "tdgen/model.h"
+#include "model/model.h"
 
 /* Vectors of a layer, device F32. */
 typedef enum td_layer_vector {

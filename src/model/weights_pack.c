@@ -9,8 +9,8 @@
 
 #include "model/tensor.h"
 #include "model/weights_internal.h"
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/memory.h"
 
 /* Staging for what is converted on the way to a device. */
 enum { STAGING_BYTES = 8 << 20 };

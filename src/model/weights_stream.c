@@ -31,8 +31,9 @@
 
 #include "model/tensor.h"
 #include "model/weights_internal.h"
-#include "tdgen/convert.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/hash.h"
+#include "base/memory.h"
 
 enum {
     PIECE_ELEMS = 64 << 10, /* 128 KiB of bf16: stays in a core's cache */

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "model/weights_internal.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* What is stacked into one vector or matrix: the slots [first, first + n) that are there. */
 typedef struct recipe {

@@ -13,13 +13,14 @@
  * are too many (a machine of hundreds), most of it is set apart in its best groups of one kind
  * first, and only the rest is searched.
  */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum {
     MIN_WIDEST = 8,       /* widths that are looked at in any case */
@@ -371,8 +372,7 @@ td_status td_plan_best_grouping(td_planner *pl, const int32_t *devices, int32_t 
     return st;
 }
 
-/* --- what else there was ------------------------------------------------------------------------
- */
+/* --- what else there was ---------------------------------------------------------------------- */
 
 /* "2 A100-80GB + 1 V100-32GB": the devices of group g. */
 static void describe_group(const td_planner *pl, const int32_t *active, int32_t n,

@@ -4,14 +4,13 @@
  * does once; attention costs by query-key pairs; what lies between GEMMs (norms, rope, gated
  * activation, residuals, capture) is bound by memory and comes on top.
  */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
-/* --- the size of work ---------------------------------------------------------------------------
- */
+/* --- the size of work ------------------------------------------------------------------------- */
 
 td_work_size td_plan_dataset_work(const td_dataset_stats *st, const td_cost_model *c,
                                   int32_t max_length) {
@@ -40,8 +39,7 @@ td_work_size td_plan_scale_work(const td_work_size *w, double factor) {
                           .n_pairs_window = w->n_pairs_window * factor};
 }
 
-/* --- what items cost ----------------------------------------------------------------------------
- */
+/* --- what items cost -------------------------------------------------------------------------- */
 
 /* FLOPs and bytes of one item per unit of work, and the weights that a micro-batch reads once. */
 typedef struct item_work {
@@ -113,8 +111,7 @@ double td_cost_flops(const td_cost_model *c, const td_work_size *w) {
            c->flops_pair * w->n_pairs + c->flops_pair_window * w->n_pairs_window;
 }
 
-/* --- seconds ------------------------------------------------------------------------------------
- */
+/* --- seconds ---------------------------------------------------------------------------------- */
 
 static void add_item(const td_planner *pl, const td_plan_device *dev, int32_t item,
                      td_stage_cost *c) {

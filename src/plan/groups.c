@@ -4,13 +4,13 @@
  * gpus_per_model; with `auto` each device type is cut on its own, into the narrowest groups that
  * hold the model. Devices that remain are `leftover`, reported and never dropped silently.
  */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 char *td_plan_labels(const td_plan *plan, const int32_t *devices, int32_t n, char *buf,
                      size_t buf_size) {
@@ -29,8 +29,7 @@ char *td_plan_labels(const td_plan *plan, const int32_t *devices, int32_t n, cha
     return buf;
 }
 
-/* --- choosing -----------------------------------------------------------------------------------
- */
+/* --- choosing --------------------------------------------------------------------------------- */
 
 static const td_plan_device *find_device(const td_inventory *inv, int32_t number) {
     for (int32_t i = 0; i < inv->n_devices; i++)
@@ -168,8 +167,7 @@ bool td_plan_shares_memory(const td_inventory *inv, const td_plan_device *dev) {
     return false;
 }
 
-/* --- forming ------------------------------------------------------------------------------------
- */
+/* --- forming ---------------------------------------------------------------------------------- */
 
 void td_plan_drop_groups(td_plan *plan) {
     for (int32_t g = 0; g < plan->n_groups; g++) {

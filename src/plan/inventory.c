@@ -16,7 +16,7 @@
  * are measured here before inih sees them. The reader also counts lines: inih does not tell the
  * handler where it is.
  */
-#include "tdgen/plan.h"
+#include "plan/plan.h"
 
 #include <errno.h>
 #include <ini.h>
@@ -26,7 +26,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/file.h"
+#include "base/format.h"
+#include "base/memory.h"
 
 enum {
     MAX_FILE_BYTES = 1 << 20,

@@ -1,12 +1,12 @@
 /* Kinds of devices: which are interchangeable, what stages cost on each, and the best placement of
  * one group. */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 static uint64_t stage_bytes(const td_plan_kinds *k, int32_t b, int32_t e) {
     uint64_t *cell = &k->bytes[(size_t)b * ((size_t)k->pl->n_items + 1) + (size_t)e];

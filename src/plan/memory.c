@@ -1,11 +1,13 @@
 /* Memory: session limits, what a stage and a domain need, and what to say when it is too much. */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/format.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum {
     CAPTURE_ROWS_CPU = 256, /* one row tile of the CPU's GEMM */
@@ -176,8 +178,7 @@ td_status td_plan_count_domains(td_planner *pl, bool *fits) {
     return TD_OK;
 }
 
-/* --- messages -----------------------------------------------------------------------------------
- */
+/* --- messages --------------------------------------------------------------------------------- */
 
 int32_t td_plan_devices_needed(const td_planner *pl, uint64_t limit) {
     int32_t n = 0;

@@ -18,14 +18,14 @@
  * When the states are too many (a dozen devices that all differ), the devices are tried in their
  * given order only: best[j][b] over devices j.., each used once or skipped.
  */
-#include "place.h"
+#include "plan/place.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 /* Costs this close count as equal: sums of the same terms in another order differ by rounding. */
 static const double TIE = 1 + 1e-9;

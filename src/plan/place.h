@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "tdgen/status.h"
+#include "base/status.h"
 
 typedef struct td_place_problem {
     int32_t n_items;

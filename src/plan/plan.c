@@ -1,12 +1,12 @@
 /* td_plan_make: the steps of a plan in order (see plan_internal.h), and its lifetime. */
-#include "plan_internal.h"
+#include "plan/plan_internal.h"
 
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 enum { MIN_BATCH_TOKENS = 128 };
 
@@ -44,8 +44,7 @@ void td_plan_free(td_plan *p) {
     *p = (td_plan){0};
 }
 
-/* --- compute ------------------------------------------------------------------------------------
- */
+/* --- compute ---------------------------------------------------------------------------------- */
 
 static bool offers(const td_plan_device *d, td_dtype t) {
     return t == TD_F32 ? d->has_f32 : t == TD_BF16 ? d->has_bf16 : d->has_f16;
@@ -129,8 +128,7 @@ static td_status resolve_compute(td_planner *pl) {
     return TD_OK;
 }
 
-/* --- fitting ------------------------------------------------------------------------------------
- */
+/* --- fitting ---------------------------------------------------------------------------------- */
 
 /* Groups, placements and memory domains for the largest micro-batch that fits, at most
  * run.batch_tokens. */
@@ -224,8 +222,7 @@ static td_status settle(td_planner *pl) {
     return td_plan_count_domains(pl, &fits);
 }
 
-/* --- what to tell -------------------------------------------------------------------------------
- */
+/* --- what to tell ----------------------------------------------------------------------------- */
 
 static const char *device_noun(const td_plan *plan, int32_t n) {
     return plan->inventory.is_cpu ? (n == 1 ? "device" : "devices") : n == 1 ? "GPU" : "GPUs";

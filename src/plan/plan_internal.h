@@ -7,8 +7,8 @@
 #ifndef TDGEN_PLAN_INTERNAL_H
 #define TDGEN_PLAN_INTERNAL_H
 
-#include "place.h"
-#include "tdgen/plan.h"
+#include "plan/place.h"
+#include "plan/plan.h"
 
 /* A grouping must be this much faster to be taken instead of a simpler one. */
 #define TD_PLAN_BETTER (1 + 1e-6)
@@ -66,8 +66,7 @@ td_status td_plan_explain_no_fit(td_planner *pl);
 /* The same for a domain (index into plan->domains) that all stages together overfill. */
 td_status td_plan_explain_domain(td_planner *pl, int32_t domain);
 
-/* --- kinds.c: interchangeable devices, and the placement of one group --------------------------
- */
+/* --- kinds.c: interchangeable devices, and the placement of one group ------------------------- */
 
 /* Devices by kind, and what stages cost on each with the planner's present limits. */
 typedef struct td_plan_kinds {
@@ -93,8 +92,7 @@ double td_plan_kind_seconds(const td_plan_kinds *k, int32_t kind);
 td_status td_plan_place_group(const td_planner *pl, const int32_t *devices, int32_t n,
                               td_placement *out, double *ideal);
 
-/* --- auto.c: the groups with the highest predicted rate ----------------------------------------
- */
+/* --- auto.c: the groups with the highest predicted rate --------------------------------------- */
 
 /* Of a group's predicted rate, what each further stage and kind of device is assumed to cost, so
  * that a more complicated grouping is only taken where it gains more than predictions can tell. */
@@ -117,8 +115,7 @@ td_status td_plan_best_grouping(td_planner *pl, const int32_t *devices, int32_t 
 /* Fills plan->alternatives once the groups are settled; plan->limits stay as they are. */
 td_status td_plan_list_alternatives(td_planner *pl);
 
-/* --- groups.c: who works together --------------------------------------------------------------
- */
+/* --- groups.c: who works together ------------------------------------------------------------- */
 
 /* plan->inventory := the devices that the configuration chooses, in the order given. */
 td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv);
@@ -136,8 +133,7 @@ void td_plan_drop_groups(td_plan *plan);
 char *td_plan_labels(const td_plan *plan, const int32_t *devices, int32_t n, char *buf,
                      size_t buf_size);
 
-/* --- plan.c ------------------------------------------------------------------------------------
- */
+/* --- plan.c ----------------------------------------------------------------------------------- */
 
 /* One more sentence for the user; false when out of memory. */
 bool td_plan_warn(td_plan *plan, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -4,13 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan_internal.h"
-#include "tdgen/util.h"
+#include "plan/plan_internal.h"
+#include "base/format.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum { MAX_TITLE_TYPES = 4, LINE = 100 };
 
-/* --- assignment ---------------------------------------------------------------------------------
- */
+/* --- assignment ------------------------------------------------------------------------------- */
 
 static void print_labels(const td_plan *p, const int32_t *devices, int32_t n, FILE *out) {
     for (int32_t i = 0; i < n; i++)
@@ -56,8 +57,7 @@ void td_plan_print_assignment(const td_plan *p, FILE *out) {
     }
 }
 
-/* --- details ------------------------------------------------------------------------------------
- */
+/* --- details ---------------------------------------------------------------------------------- */
 
 static const td_plan_domain *domain_of(const td_plan *p, const td_plan_device *dev) {
     for (int32_t i = 0; i < p->n_domains; i++)

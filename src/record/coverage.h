@@ -2,8 +2,8 @@
 #ifndef TDGEN_RECORD_COVERAGE_H
 #define TDGEN_RECORD_COVERAGE_H
 
+#include "capture/coverage.h"
 #include "record/shard_file.h"
-#include "tdgen/record.h"
 
 /* Adds all rows of the shard, as kept ones. Values are clamped, never trusted. */
 void td_coverage_add_shard(td_coverage *c, const td_shard_file *f);

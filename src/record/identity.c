@@ -4,8 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 /* 15 digits carry every decimal a person writes (0.7, not 0.69999999999999996), and survive a
  * round trip through a double. */
@@ -229,8 +232,7 @@ td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip
     return rc;
 }
 
-/* --- the file -----------------------------------------------------------------------------------
- */
+/* --- the file --------------------------------------------------------------------------------- */
 
 static json_t *tensor_docs(const td_capture_spec *spec, bool has_ids) {
     json_t *a = json_array();

@@ -12,7 +12,8 @@
 
 #include <jansson.h>
 #include "record/layout.h"
-#include "tdgen/record.h"
+#include "record/record.h"
+#include "base/strbuf.h"
 
 #define TD_MANIFEST_NAME "manifest.json"
 #define TD_MANIFEST_MAX_BYTES ((size_t)1 << 20)

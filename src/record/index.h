@@ -9,6 +9,7 @@
 #define TDGEN_RECORD_INDEX_H
 
 #include "record/shard_file.h"
+#include "base/strbuf.h"
 
 #define TD_INDEX_NAME "shards.jsonl"
 

@@ -1,5 +1,8 @@
 /* The byte format of a shard: tensor table and header. See layout.h. */
 #include "record/layout.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -331,7 +334,7 @@ int64_t td_shard_name_parse(const char *name, bool *packed) {
     return n;
 }
 
-/* --- header --------------------------------------------------------------------------------- */
+/* --- header ----------------------------------------------------------------------------------- */
 
 static const char zeros16[] = "0000000000000000";
 

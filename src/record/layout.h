@@ -23,9 +23,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "record/spec.h"
-#include "tdgen/dtype.h"
-#include "tdgen/status.h"
-#include "tdgen/util.h"
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/strbuf.h"
 
 #define TD_SHARD_SCHEMA "tdgen-record-2"
 

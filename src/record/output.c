@@ -10,6 +10,7 @@
  * Threads: open, bind and close belong to one thread; the rest may be called by any.
  */
 #include "record/output.h"
+#include "record/coverage.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -19,9 +20,11 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "record/coverage.h"
-#include "record/merge.h"
-#include "tdgen/log.h"
+#include "capture/coverage.h"
+#include "record/merge_mark.h"
+#include "base/log.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 #define LOCK_NAME ".lock"
 
@@ -52,8 +55,7 @@ char *td_output_path(const td_output *o, const char *name) {
     return td_asprintf("%s/%s", o->dir, name);
 }
 
-/* --- lock ---------------------------------------------------------------------------------------
- */
+/* --- lock ------------------------------------------------------------------------------------- */
 
 /* Is the descriptor the lock file that `own` has open, too? */
 static bool is_same_file(int fd, int own) {
@@ -113,8 +115,7 @@ done:
     return rc;
 }
 
-/* --- repair -------------------------------------------------------------------------------------
- */
+/* --- repair ----------------------------------------------------------------------------------- */
 
 /* Only names that we give: the folder may hold files of the user. */
 static bool is_our_temp(const char *name) {
@@ -285,8 +286,7 @@ done:
     return rc;
 }
 
-/* --- open, bind, close --------------------------------------------------------------------------
- */
+/* --- open, bind, close ------------------------------------------------------------------------ */
 
 td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
                          td_error *err) {
@@ -382,8 +382,7 @@ void td_output_close(td_output *o) {
     free(o);
 }
 
-/* --- finished shards ----------------------------------------------------------------------------
- */
+/* --- finished shards -------------------------------------------------------------------------- */
 
 td_status td_output_add_entry(td_output *o, const td_index_entry *e, td_error *err) {
     bool replaced = false;

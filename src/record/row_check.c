@@ -4,7 +4,8 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include "tdgen/dtype.h"
+#include "base/dtype.h"
+#include "base/memory.h"
 
 /* Slack of f32 sums over a vocabulary, and of a log-probability that rounding lifts above 0. */
 #define MASS_TOLERANCE 1e-3
@@ -27,8 +28,7 @@ problem(td_row_problem *p, const char *tensor, const char *fmt, ...) {
     return false;
 }
 
-/* --- rounding -----------------------------------------------------------------------------------
- */
+/* --- rounding --------------------------------------------------------------------------------- */
 
 /* What storing may have moved a log-probability by. q8's back and forth ends in f32. */
 static double error_of(const td_row_view *r, float q8_error, double lp) {
@@ -68,8 +68,7 @@ static bool is_logprob(float lp) {
     return isfinite(lp) && lp <= LOGPROB_MAX;
 }
 
-/* --- the sets -----------------------------------------------------------------------------------
- */
+/* --- the sets --------------------------------------------------------------------------------- */
 
 static const char *top_name(const td_row_view *r, bool ids) {
     bool topp = r->spec->mode == TD_CAPTURE_TOPP;
@@ -208,8 +207,7 @@ static bool check_draws(const td_row_view *r, td_row_problem *p) {
     return true;
 }
 
-/* --- the target ---------------------------------------------------------------------------------
- */
+/* --- the target ------------------------------------------------------------------------------- */
 
 static bool check_target_in_top(const td_row_view *r, int32_t n_valid, td_row_problem *p) {
     if (r->target_rank < n_valid) {
@@ -292,8 +290,7 @@ static bool check_always(const td_row_view *r, int32_t n_valid, td_row_problem *
     return true;
 }
 
-/* --- dense rows ---------------------------------------------------------------------------------
- */
+/* --- dense rows ------------------------------------------------------------------------------- */
 
 /* Relative error of a stored element. */
 static double dense_error(td_dtype t) {

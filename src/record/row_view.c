@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include "record/pack.h"
+#include "base/memory.h"
 
 struct td_row_reader {
     const td_shard_file *f;
@@ -178,8 +179,7 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     return true;
 }
 
-/* --- what people look at ------------------------------------------------------------------------
- */
+/* --- what people look at ---------------------------------------------------------------------- */
 
 float td_row_dense_at(const td_row_view *v, int32_t i) {
     switch (v->spec->dense_dtype) {

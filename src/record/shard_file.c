@@ -9,14 +9,16 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include "record/shard_zstd.h"
-#include "tdgen/json.h"
+#include "base/json.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 /* A header of ours is some KiB; the list of device kinds is the only part that grows. */
 #define HEADER_MAX_BYTES ((uint64_t)1 << 20)
 #define MAX_KINDS 256
 
-/* --- metadata -----------------------------------------------------------------------------------
- */
+/* --- metadata --------------------------------------------------------------------------------- */
 
 static td_status meta_text(const td_safetensors *st, const char *key, td_status code,
                            const char **out, td_error *err) {
@@ -327,8 +329,7 @@ char *td_shard_path(const char *dir, int64_t number) {
     return packed;
 }
 
-/* --- hashing ------------------------------------------------------------------------------------
- */
+/* --- hashing ---------------------------------------------------------------------------------- */
 
 /* Feeds the bytes [at, at + n) of the data part to the tensors they belong to. Tensors are
  * contiguous, so each byte belongs to one. */

@@ -8,7 +8,8 @@
 #define TDGEN_RECORD_SHARD_FILE_H
 
 #include "record/layout.h"
-#include "tdgen/safetensors.h"
+#include "base/safetensors.h"
+#include "base/strbuf.h"
 
 typedef struct td_shard_file {
     char *path;

@@ -1,5 +1,9 @@
 /* Files that a shard is made in. See shard_temp.h. */
 #include "record/shard_temp.h"
+#include "base/file.h"
+#include "base/format.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,8 +12,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-/* --- columns ------------------------------------------------------------------------------------
- */
+/* --- columns ---------------------------------------------------------------------------------- */
 
 void column_begin_at(column *c, int fd, const char *path, uint64_t at, td_error *err) {
     c->fd = fd;
@@ -54,8 +57,7 @@ td_status column_end(column *c) {
     return c->rc;
 }
 
-/* --- temp files ---------------------------------------------------------------------------------
- */
+/* --- temp files ------------------------------------------------------------------------------- */
 
 td_status shard_temp_write(const shard_temp *t, td_tensor_id id, uint64_t elem, const void *data,
                            uint64_t n_elems, td_error *err) {

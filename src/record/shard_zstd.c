@@ -7,7 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 #include <zstd.h>
-#include "tdgen/util.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
 
 /* Level 3 is zstd's own default. Windows are at most 8 MiB there; a frame that asks for more than
  * 128 MiB is not ours. */

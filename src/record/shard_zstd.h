@@ -4,7 +4,7 @@
 #define TDGEN_RECORD_SHARD_ZSTD_H
 
 #include <stdint.h>
-#include "tdgen/status.h"
+#include "base/status.h"
 
 /* Compresses size_bytes of `from` into the new file to_path; *to_fd is left open, the caller's.
  * *file_hash, *file_size: of the compressed bytes. Bounded memory. */

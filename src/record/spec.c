@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include "tdgen/json.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/memory.h"
 
 static const char *const mode_names[] = {
     [TD_CAPTURE_TOPK] = "topk",     [TD_CAPTURE_TOPP] = "topp",
@@ -94,8 +94,7 @@ void td_spec_of(const td_config *cfg, const td_model_config *model, int32_t n_va
     }
 }
 
-/* --- JSON ---------------------------------------------------------------------------------------
- */
+/* --- JSON ------------------------------------------------------------------------------------- */
 
 static bool put(json_t *o, const char *key, json_t *v) {
     return v && json_object_set_new(o, key, v) == 0;

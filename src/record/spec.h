@@ -13,10 +13,10 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include "tdgen/config.h"
-#include "tdgen/dtype.h"
-#include "tdgen/model.h"
-#include "tdgen/status.h"
+#include "config/config.h"
+#include "base/dtype.h"
+#include "model/model.h"
+#include "base/status.h"
 
 typedef struct td_capture_spec {
     td_capture_mode mode;

@@ -9,6 +9,8 @@
 #include <unistd.h>
 #include "record/pack.h"
 #include "record/row_check.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 struct td_spool {
     td_capture_spec spec;

@@ -27,6 +27,9 @@
 #include "record/row_check.h"
 #include "record/shard_zstd.h"
 #include "record/spool.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum { SAMPLE_EMPTY, SAMPLE_BUSY, SAMPLE_PUT, SAMPLE_SKIPPED };
 

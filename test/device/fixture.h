@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/device.h"
-#include "tdgen/util.h"
+#include "device/device.h"
 
 #define MUST(call)                                                                                 \
     do {                                                                                           \

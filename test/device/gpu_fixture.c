@@ -1,4 +1,6 @@
 #include "gpu_fixture.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 #include <math.h>
 #include <setjmp.h>

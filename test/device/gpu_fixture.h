@@ -27,8 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/device.h"
-#include "tdgen/util.h"
+#include "device/device.h"
 
 enum { GT_SKIPPED = 77 };
 

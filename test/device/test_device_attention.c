@@ -1,5 +1,6 @@
 /* Attention against the formula in f64, and the bits of its rows. */
 #include "fixture.h"
+#include "base/memory.h"
 
 /* One row by the formula; keys j in (i - window, i]. */
 static void attention_row(const td_attention_args *a, int32_t start, int32_t i, int32_t h,

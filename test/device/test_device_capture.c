@@ -1,5 +1,6 @@
 /* Capture against a naive f64 reading of the definitions in td_capture_args. */
 #include "fixture.h"
+#include "base/memory.h"
 
 typedef struct record {
     int32_t *ids, rank;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "fixture.h"
+#include "base/memory.h"
 
 static td_weight *prepare(fixture *f, const float *w, int64_t n, int64_t k, td_dtype compute) {
     td_error err = {0};

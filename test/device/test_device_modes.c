@@ -6,7 +6,8 @@
 #include <stdio.h>
 
 #include "gpu_fixture.h"
-#include "tdgen/philox.h"
+#include "capture/philox.h"
+#include "base/memory.h"
 
 enum { MAX_ALWAYS = 64 };
 

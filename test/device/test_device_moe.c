@@ -1,5 +1,6 @@
 /* Mixture of experts against the formula in f64, and the bits of its rows. */
 #include "fixture.h"
+#include "base/memory.h"
 
 typedef struct experts {
     int32_t e, c, f;

@@ -1,5 +1,6 @@
 /* Embedding, norms, rotation and activations against plain f64 formulas, and the bits of rows. */
 #include "fixture.h"
+#include "base/memory.h"
 
 Test(device_ops, embed_reads_every_type) {
     enum { V = 10, C = 301, T = 5 };

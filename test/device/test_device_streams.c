@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "fixture.h"
+#include "base/memory.h"
 
 Test(device_registry, cpu_devices_split_the_cores) {
     td_error err = {0};

@@ -14,9 +14,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "tdgen/config.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "config/config.h"
+#include "base/log.h"
+#include "base/memory.h"
 
 static uint64_t g_state;
 

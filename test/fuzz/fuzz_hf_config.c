@@ -6,8 +6,8 @@
 #include <unistd.h>
 
 #include "mutate.h"
-#include "tdgen/model.h"
-#include "tdgen/util.h"
+#include "model/model.h"
+#include "base/memory.h"
 
 static int is_sane(const td_model_config *c) {
     td_session_limits lim = {.max_tokens = 8192,

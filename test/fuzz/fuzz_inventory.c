@@ -7,8 +7,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "tdgen/plan.h"
-#include "tdgen/util.h"
+#include "plan/plan.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 enum { MAX_TEXT = 4096 };
 

@@ -8,8 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
-#include "tdgen/log.h"
+#include "test/data/data_fixture.h"
+#include "base/log.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 static uint64_t g_seed;
 

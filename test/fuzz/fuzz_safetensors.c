@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "mutate.h"
-#include "tdgen/safetensors.h"
+#include "base/safetensors.h"
 
 int main(int argc, char **argv) {
     static const char header[] =

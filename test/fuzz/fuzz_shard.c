@@ -13,11 +13,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "../record/fixture.h"
+#include "test/record/fixture.h"
 #include "record/identity.h"
 #include "record/shard_file.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "base/log.h"
+#include "base/hash.h"
+#include "base/memory.h"
 
 static uint64_t rng_state;
 

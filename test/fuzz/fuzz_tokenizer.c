@@ -11,9 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "tdgen/log.h"
-#include "tdgen/tokenizer.h"
-#include "tdgen/util.h"
+#include "base/log.h"
+#include "tokenizer/tokenizer.h"
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 static const char *const seeds[] = {
     "{\"added_tokens\":[{\"id\":6,\"content\":\"<s>\",\"special\":true,\"lstrip\":true},{\"id\":7,"

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "model/tensor.h"
-#include "tdgen/convert.h"
+#include "base/convert.h"
 
 typedef struct fake_device {
     td_device base;

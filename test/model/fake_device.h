@@ -8,7 +8,7 @@
 #ifndef TDGEN_TEST_MODEL_FAKE_DEVICE_H
 #define TDGEN_TEST_MODEL_FAKE_DEVICE_H
 
-#include "tdgen/device.h"
+#include "device/device.h"
 
 typedef struct fake_options {
     bool packs;    /* no weight_create; weight_prepare stores plain rows */

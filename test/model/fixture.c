@@ -8,7 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 static char *temp_dirs[64];
 static int n_temp_dirs;

@@ -5,8 +5,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include "tdgen/dtype.h"
-#include "tdgen/model.h"
+#include "base/dtype.h"
+#include "model/model.h"
 
 /* A fresh folder, removed with all it holds at exit. */
 char *fx_temp_dir(void);

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/util.h"
 
 hs_samples hs_samples_read(const char *path) {
     hs_samples s = {.offsets = calloc(1, sizeof *s.offsets)};

@@ -6,7 +6,7 @@
 #define TDGEN_TEST_MODEL_HARNESS_H
 
 #include "fixture.h"
-#include "tdgen/model.h"
+#include "model/model.h"
 
 typedef struct hs_samples {
     int32_t n;

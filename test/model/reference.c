@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 static const float *tensor(const fx_model *m, int32_t layer, const char *name) {
     char full[96];

@@ -7,8 +7,9 @@
 
 #include "fixture.h"
 #include "model/tensor.h"
-#include "tdgen/model.h"
-#include "tdgen/util.h"
+#include "model/model.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 static const td_model_config small = {.architecture = "LlamaForCausalLM",
                                       .n_layers = 2,

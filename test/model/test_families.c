@@ -18,9 +18,9 @@
 #include <string.h>
 
 #include "harness.h"
-#include "tdgen/json.h"
-#include "tdgen/safetensors.h"
-#include "tdgen/util.h"
+#include "base/json.h"
+#include "base/safetensors.h"
+#include "base/memory.h"
 
 #define FAMILIES_DIR TD_SOURCE_DIR "/test/fixtures/families"
 #define FLOOR 5e-6

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "fixture.h"
-#include "tdgen/model.h"
-#include "tdgen/util.h"
+#include "model/model.h"
+#include "base/memory.h"
 
 #define SIZES                                                                                      \
     "\"num_hidden_layers\":4,\"hidden_size\":64,\"intermediate_size\":96,"                         \

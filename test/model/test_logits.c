@@ -6,7 +6,8 @@
 #include <unistd.h>
 
 #include "harness.h"
-#include "tdgen/util.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 enum { MAX_V = 1000, SMALL_K = 20 };
 

@@ -7,7 +7,7 @@
 
 #include "harness.h"
 #include "reference.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 enum { V = 96 };
 

@@ -9,7 +9,7 @@
 
 #include "harness.h"
 #include "reference.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
 
 enum { V = 300, C = 40, MAX_ROW_BYTES = 8192 };
 

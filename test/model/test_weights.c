@@ -13,9 +13,10 @@
 #include "fixture.h"
 #include "model/tensor.h"
 #include "model/weights.h"
-#include "tdgen/convert.h"
-#include "tdgen/safetensors.h"
-#include "tdgen/util.h"
+#include "base/convert.h"
+#include "base/safetensors.h"
+#include "base/hash.h"
+#include "base/memory.h"
 
 #define FAMILIES_DIR TD_SOURCE_DIR "/test/fixtures/families"
 

@@ -7,8 +7,11 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "tdgen/dtype.h"
-#include "tdgen/util.h"
+#include "base/dtype.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 void td_fixture_init(td_fixture *f) {
     *f = (td_fixture){.dir = "/tmp/tdgen-record-XXXXXX"};

@@ -3,7 +3,7 @@
 #ifndef TDGEN_TEST_RECORD_FIXTURE_H
 #define TDGEN_TEST_RECORD_FIXTURE_H
 
-#include "tdgen/record.h"
+#include "record/record.h"
 
 typedef struct td_fixture {
     char dir[64]; /* a fresh folder; output.dir is DIR/out */

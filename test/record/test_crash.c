@@ -18,8 +18,8 @@
 #include <unistd.h>
 
 #include "fixture.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "base/log.h"
+#include "base/memory.h"
 
 enum fault { FAULT_NONE, FAULT_DIE, FAULT_DIE_HALF, FAULT_ENOSPC, FAULT_SHORT };
 enum { DIED = 99 };
@@ -118,8 +118,7 @@ int __wrap_posix_fallocate(int fd, off_t at, off_t n) {
     return plain_fault() ? ENOSPC : __real_posix_fallocate(fd, at, n);
 }
 
-/* --- the folder, all of it ----------------------------------------------------------------------
- */
+/* --- the folder, all of it -------------------------------------------------------------------- */
 
 /* A ragged mode (with the side file, packed ids and compression) goes through the same deaths with
  * fewer shards. */

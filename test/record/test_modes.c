@@ -12,10 +12,11 @@
 #include "record/pack.h"
 #include "record/row_check.h"
 #include "record/row_view.h"
-#include "record/text.h"
-#include "tdgen/log.h"
-#include "tdgen/safetensors.h"
-#include "tdgen/util.h"
+#include "base/text.h"
+#include "base/log.h"
+#include "base/safetensors.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 static void must(td_status rc, const td_error *err) {
     cr_assert_eq(rc, TD_OK, "%s", err->text);
@@ -424,8 +425,7 @@ Test(modes, bytes_per_row_are_what_is_written) {
     }
 }
 
-/* --- identity -----------------------------------------------------------------------------------
- */
+/* --- identity --------------------------------------------------------------------------------- */
 
 static void change(td_fixture *f, int key) {
     switch (key) {
@@ -574,8 +574,7 @@ Test(modes, a_power_that_is_1_in_f32_has_no_proposal) {
     }
 }
 
-/* --- packing ------------------------------------------------------------------------------------
- */
+/* --- packing ---------------------------------------------------------------------------------- */
 
 Test(pack, ids_of_any_width_go_round) {
     enum { N = 257 };
@@ -645,8 +644,7 @@ Test(pack, q8_keeps_its_bound) {
     cr_assert(back[0] == -1 && back[1] == -1);
 }
 
-/* --- what people look at ------------------------------------------------------------------------
- */
+/* --- what people look at ---------------------------------------------------------------------- */
 
 Test(modes, the_most_probable_tokens_in_every_mode) {
     for (int i = 0; i < TD_FIXTURE_MODES; i++) {

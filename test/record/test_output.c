@@ -7,8 +7,9 @@
 #include <unistd.h>
 
 #include "fixture.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "base/log.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 static void must(td_status rc, const td_error *err) {
     cr_assert_eq(rc, TD_OK, "%s", err->text);
@@ -348,8 +349,7 @@ Test(output, a_damaged_shard_is_computed_again) {
     td_fixture_free(&f);
 }
 
-/* --- repair of the index ------------------------------------------------------------------------
- */
+/* --- repair of the index ---------------------------------------------------------------------- */
 
 typedef void (*harm)(const char *index);
 

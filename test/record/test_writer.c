@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include "fixture.h"
-#include "tdgen/safetensors.h"
-#include "tdgen/util.h"
+#include "base/safetensors.h"
+#include "base/memory.h"
 
 static td_safetensors *open_shard(const td_fixture *f, int64_t number) {
     td_safetensors *st = NULL;

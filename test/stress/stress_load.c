@@ -13,9 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "model/fake_device.h"
+#include "test/model/fake_device.h"
 #include "model/weights.h"
-#include "tdgen/util.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 enum { N_DOMAINS = 3, ROUNDS = 12 };
 

@@ -13,8 +13,8 @@
 #include <string.h>
 #include <sched.h>
 
-#include "sched/queue.h"
-#include "tdgen/util.h"
+#include "queue/queue.h"
+#include "base/memory.h"
 
 #define CHECK(x)                                                                                   \
     do {                                                                                           \

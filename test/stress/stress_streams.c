@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/device.h"
-#include "tdgen/util.h"
+#include "device/device.h"
+#include "base/memory.h"
 
 enum { N_STREAMS = 3, ROUNDS = 150, COLS = 64, MAX_ROWS = 400 };
 

@@ -5,8 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "tdgen/tokenizer.h"
-#include "tdgen/util.h"
+#include "tokenizer/tokenizer.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
 
 static const char json[] =
     "{\"added_tokens\":[{\"id\":8,\"content\":\"<e>\",\"special\":true,\"single_word\":true}],"

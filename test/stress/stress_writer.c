@@ -7,9 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../record/fixture.h"
-#include "tdgen/log.h"
-#include "tdgen/util.h"
+#include "test/record/fixture.h"
+#include "base/log.h"
 
 enum { GROUPS = 4, SHARDS = 6, SAMPLES = 24 };
 

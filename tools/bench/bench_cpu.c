@@ -13,8 +13,9 @@
 #include <string.h>
 #include <time.h>
 
-#include "tdgen/device.h"
-#include "tdgen/util.h"
+#include "device/device.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 #define CHECK(call)                                                                                \
     do {                                                                                           \

@@ -19,8 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/device.h"
-#include "tdgen/util.h"
+#include "device/device.h"
+#include "base/clock.h"
+#include "base/memory.h"
 #ifdef TD_BENCH_CUDA
 #include <cuda_runtime_api.h>
 #include "gpu/gpu_blas.h"

@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tdgen/plan.h"
-#include "tdgen/util.h"
+#include "plan/plan.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 static td_model_config model_of(int32_t n_layers, int32_t n_hidden) {
     td_model_config m = {.n_layers = n_layers,

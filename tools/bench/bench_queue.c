@@ -7,8 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "sched/queue.h"
-#include "tdgen/util.h"
+#include "queue/queue.h"
+#include "base/clock.h"
+#include "base/memory.h"
 
 enum { MAX_THREADS = 64, ROUNDS = 3 };
 

@@ -7,8 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "tdgen/tokenizer.h"
-#include "tdgen/util.h"
+#include "tokenizer/tokenizer.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/memory.h"
 
 static td_status pass(const td_tokenizer *tok, td_tok_scratch *s, const char *text, size_t n,
                       bool by_line, td_ids *ids, td_error *err) {

@@ -1,0 +1,111 @@
+/* One mutex guards the stream state; lines are composed outside of it. */
+#include "base/log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct {
+    pthread_mutex_t lock;
+    td_log_level level; /* protected by lock, like all below */
+    FILE *file;
+    bool progress_shown;
+} g_log = {.lock = PTHREAD_MUTEX_INITIALIZER, .level = TD_LOG_INFO};
+
+void td_log_set_level(td_log_level level) {
+    pthread_mutex_lock(&g_log.lock);
+    g_log.level = level;
+    pthread_mutex_unlock(&g_log.lock);
+}
+
+td_status td_log_open_file(const char *path, td_error *err) {
+    FILE *f = NULL;
+    if (path) {
+        f = fopen(path, "ae");
+        if (!f)
+            return td_error_errno(err, TD_E_OUTPUT, errno, "cannot write the log file %s", path);
+        setvbuf(f, NULL, _IOLBF, 0);
+    }
+    pthread_mutex_lock(&g_log.lock);
+    FILE *old = g_log.file;
+    g_log.file = f;
+    pthread_mutex_unlock(&g_log.lock);
+    if (old)
+        fclose(old);
+    return TD_OK;
+}
+
+static void write_stamped(FILE *f, const char *tag, const char *line) {
+    char stamp[32];
+    time_t now = time(NULL);
+    struct tm tm;
+    gmtime_r(&now, &tm);
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &tm);
+    fprintf(f, "%s %s%s\n", stamp, tag, line);
+}
+
+static void clear_progress_locked(void) {
+    if (g_log.progress_shown) {
+        fputs("\r\033[K", stderr);
+        g_log.progress_shown = false;
+    }
+}
+
+void td_log(td_log_level level, const char *fmt, ...) {
+    static const char *const tag[] = {"error: ", "warning: ", "", ""};
+    char line[2048];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    pthread_mutex_lock(&g_log.lock);
+    if (level <= g_log.level) {
+        clear_progress_locked();
+        fprintf(stderr, "%s%s\n", tag[level], line);
+    }
+    if (g_log.file && level <= TD_LOG_INFO)
+        write_stamped(g_log.file, tag[level], line);
+    pthread_mutex_unlock(&g_log.lock);
+}
+
+bool td_log_is_live(void) {
+    pthread_mutex_lock(&g_log.lock);
+    bool live = g_log.level >= TD_LOG_INFO && isatty(STDERR_FILENO);
+    pthread_mutex_unlock(&g_log.lock);
+    return live;
+}
+
+/* Bytes of `line` that fill at most `columns` columns, whole UTF-8 characters of one column each.
+ */
+static int fitting_bytes(const char *line, int columns) {
+    int i = 0;
+    for (; line[i]; i++)
+        if (((unsigned char)line[i] & 0xc0) != 0x80 && columns-- == 0)
+            break;
+    return i;
+}
+
+void td_log_progress(const char *line) {
+    if (!td_log_is_live())
+        return;
+    /* A wrapped line could not be overwritten by the next one. */
+    struct winsize ws;
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 1 ? ws.ws_col - 1 : 79;
+    pthread_mutex_lock(&g_log.lock);
+    fprintf(stderr, "\r%.*s\033[K", fitting_bytes(line, columns), line);
+    fflush(stderr);
+    g_log.progress_shown = line[0] != '\0';
+    pthread_mutex_unlock(&g_log.lock);
+}
+
+void td_log_file_only(const char *line) {
+    pthread_mutex_lock(&g_log.lock);
+    if (g_log.file)
+        write_stamped(g_log.file, "", line);
+    pthread_mutex_unlock(&g_log.lock);
+}

@@ -1,0 +1,18 @@
+/* text.h - token texts in a terminal's columns. */
+#ifndef TDGEN_RECORD_TEXT_H
+#define TDGEN_RECORD_TEXT_H
+
+#include <stddef.h>
+#include "base/strbuf.h"
+
+/* Appends s[0..n) as it may stand in one line of a terminal: control characters, line separators,
+ * direction marks and bytes that are no UTF-8 as escapes, the rest as it is. */
+void td_text_printable(const char *s, size_t n, td_strbuf *out);
+
+/* Columns that printable UTF-8 takes: 0 for combining marks, 2 for wide East Asian and emoji. */
+int td_text_width(const char *s);
+
+/* Appends s in exactly `width` columns: filled with spaces, or cut with "…". */
+void td_text_cell(const char *s, int width, td_strbuf *out);
+
+#endif

@@ -1,0 +1,190 @@
+/* config.h - run.ini and the command line as one validated structure.
+ *
+ * Everything a user can set is here, once. td_config_load() reads the INI file (inih), applies the
+ * overrides in order, and refuses before any work: unknown sections and keys (naming the nearest
+ * valid one), values of the wrong type or out of range, lines that are too long, keys given twice,
+ * settings that contradict each other. Messages name file, line, key and what was expected; for an
+ * override they name the argument.
+ *
+ * In the file: `key = value` lines under [section] headings, comments on lines that start with ';'
+ * or '#' and behind a value after ' ;'; a line has at most 198 characters, an override any number.
+ * Relative paths are relative to the folder the program is started in, not to the file.
+ *
+ * Strings are owned by the struct; absent strings are NULL. Plain data after loading: read-only,
+ * shared by all threads.
+ */
+#ifndef TDGEN_CONFIG_H
+#define TDGEN_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include "base/dtype.h"
+#include "base/status.h"
+
+typedef enum td_compute {
+    TD_COMPUTE_AUTO,
+    TD_COMPUTE_F32,
+    TD_COMPUTE_BF16,
+    TD_COMPUTE_F16
+} td_compute;
+typedef enum td_data_format {
+    TD_FORMAT_AUTO,
+    TD_FORMAT_JSONL,
+    TD_FORMAT_TEXT,
+    TD_FORMAT_TOKENS
+} td_data_format;
+typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
+typedef enum td_token_dtype { TD_TOKEN_AUTO, TD_TOKEN_U16, TD_TOKEN_U32 } td_token_dtype;
+typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
+typedef enum td_on_bad_sample { TD_BAD_FAIL, TD_BAD_SKIP } td_on_bad_sample;
+typedef enum td_capture_mode {
+    TD_CAPTURE_TOPK,
+    TD_CAPTURE_TOPP,
+    TD_CAPTURE_SAMPLE,
+    TD_CAPTURE_TOPK_SAMPLE, /* "topk+sample" */
+    TD_CAPTURE_FULL,
+    TD_CAPTURE_HIDDEN
+} td_capture_mode;
+
+#define TD_MAX_TEMPERATURES 16
+#define TD_MAX_CPU_THREADS 1024 /* of one device */
+#define TD_MAX_TOP_K 1024
+#define TD_MAX_DRAWS 1024
+#define TD_MAX_ALWAYS_IDS 64
+
+/* What a mode stores of each position. */
+static inline bool td_capture_has_topk(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPP || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+static inline bool td_capture_has_draws(td_capture_mode m) {
+    return m == TD_CAPTURE_SAMPLE || m == TD_CAPTURE_TOPK_SAMPLE;
+}
+static inline bool td_capture_is_dense(td_capture_mode m) {
+    return m == TD_CAPTURE_FULL || m == TD_CAPTURE_HIDDEN;
+}
+
+/* [simulate] lengths: of the samples of a job that is only stated. */
+typedef enum td_length_law {
+    TD_LENGTHS_NONE,
+    TD_LENGTHS_FIXED,
+    TD_LENGTHS_LOGNORMAL
+} td_length_law;
+
+/* [devices] gpus: what the user asked for, before the machine is looked at. */
+typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_kind;
+
+typedef struct td_config {
+    char *file; /* path of the INI file, as given */
+
+    struct {
+        char *path;         /* HF folder, required */
+        td_compute compute; /* auto */
+    } model;
+
+    struct {
+        char *path; /* dataset file, required */
+        td_data_format format;
+        td_text_unit text_unit;
+        char *text_field;   /* "text"; not looked at when prompt_field or ids_field is set */
+        char *prompt_field; /* with completion_field: loss on the completion only */
+        char *completion_field;
+        char *separator;     /* between prompt and completion, ""; C escapes \n \t \\ decoded */
+        bool append_eos;     /* resolved default: true with prompt/completion, else false */
+        bool append_eos_set; /* the user gave it */
+        char *ids_field;     /* already tokenised rows */
+        char *mask_field;    /* optional, with ids_field */
+        td_token_dtype token_dtype; /* of a raw .bin token file; auto */
+        int32_t document_eos;       /* id that ends each row of a raw stream; -1: none, rows are
+                                       max_length ids each */
+        char *id_field;             /* carried through to the record */
+        int64_t max_samples;        /* dataset rows; 0 = all */
+        int32_t max_length;         /* tokens per sample, 2048 */
+        td_overflow overflow;       /* truncate */
+        bool add_special_tokens;    /* true */
+    } data;
+
+    struct {
+        td_gpus_kind gpus_kind;
+        int32_t *gpus;           /* TD_GPUS_LIST: indices in the order given */
+        int32_t n_gpus;          /* TD_GPUS_LIST: length; TD_GPUS_CPU: N of cpu*N */
+        int32_t gpus_per_model;  /* 0 = auto */
+        int32_t *group_of;       /* explicit groups: group number of each entry of group_device */
+        int32_t *group_device;   /* device numbers (index into the machine's devices) */
+        int32_t n_group_entries; /* 0 = no explicit groups */
+        int32_t n_groups;
+        /* Of cpu*N, both for experiments: share of its speed that each device works at, in (0, 1],
+         * and its threads. 0 entries: full speed, and an even share of the cores. */
+        double *cpu_speeds;
+        int32_t n_cpu_speeds;
+        int32_t *cpu_threads;
+        int32_t n_cpu_threads;
+        char *inventory; /* file, or NULL */
+    } devices;
+
+    struct {
+        td_capture_mode mode;
+        int32_t top_k;                            /* 64 */
+        td_dtype logprob_dtype;                   /* TD_F16 */
+        double temperatures[TD_MAX_TEMPERATURES]; /* ascending not required; each > 0 */
+        int32_t n_temperatures;                   /* 0 */
+        bool mask_padded_vocab; /* ids that no token of the tokenizer has get no probability */
+        double top_p;           /* topp: mass to cover, 0.98 */
+        int32_t min_k;          /* topp: at least so many, 1 */
+        int32_t n_draws;        /* sample: draws per position, 50 */
+        double proposal_power;  /* sample: draw from q ~ p^t, 1 = the teacher itself */
+        td_dtype dense_dtype;   /* full, hidden: how logits or states are stored, TD_BF16 */
+        int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* recorded at every position; ascending */
+        int32_t n_always;                      /* 0 */
+        bool pack_ids;                         /* ids at ceil(log2 V) bits each; false */
+        bool quantise_logprobs;                /* log-probabilities in 8 bits; false */
+    } capture;
+
+    struct {
+        char *dir;             /* required */
+        int64_t shard_samples; /* 1024 dataset rows */
+        bool zstd;             /* each shard compressed; false */
+    } output;
+
+    struct {
+        int32_t batch_tokens;           /* 8192 */
+        uint64_t seed;                  /* 0 */
+        td_on_bad_sample on_bad_sample; /* fail */
+        int32_t worker_id;              /* 0 */
+        int32_t total_workers;          /* 1 */
+    } run;
+
+    struct {                  /* --simulate only */
+        td_length_law law;    /* none: the dataset's own lengths */
+        int32_t fixed_length; /* TD_LENGTHS_FIXED */
+        double median, sigma; /* TD_LENGTHS_LOGNORMAL: tokens; of the logarithm */
+        int32_t max_length;   /* TD_LENGTHS_LOGNORMAL: longer ones are cut to it */
+        int64_t n_samples;    /* of a stated job; 0 = not given */
+        double noise;         /* relative: 0.05 makes each time up to 5% shorter or longer */
+        int32_t failures;     /* groups that fail at a random time, 0 */
+        uint64_t seed;        /* 0 */
+    } simulate;
+} td_config;
+
+/* Reads `path`, then applies overrides "section.key=value" in order: they win over the file, and
+ * the last one of a key over those before it. On success the caller owns *out and
+ * ends it with td_config_free. Notes worth telling the user (a key that the mode does not use) are
+ * logged as warnings. */
+td_status td_config_load(const char *path, const char *const *overrides, size_t n_overrides,
+                         td_config *out, td_error *err);
+void td_config_free(td_config *cfg); /* {0} and NULL allowed */
+
+/* Every section and key with its default, meaning and range, for --help. */
+void td_config_print_keys(FILE *out);
+
+/* Names as written in the INI file, for messages and the manifest. */
+const char *td_compute_name(td_compute c);
+const char *td_data_format_name(td_data_format f);
+const char *td_overflow_name(td_overflow o);
+const char *td_on_bad_sample_name(td_on_bad_sample b);
+const char *td_token_dtype_name(td_token_dtype t);
+const char *td_text_unit_name(td_text_unit u);
+const char *td_capture_mode_name(td_capture_mode m); /* "topk+sample" */
+
+#endif

@@ -1,0 +1,560 @@
+/* The life of a run: sessions on every group (with smaller micro-batches when memory is short),
+ * then feeder, groups and writer until the data ends, a failure, or a signal. See run.h for the
+ * threads.
+ */
+#include "run/run_state.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include "base/log.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
+
+enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
+#define OPEN_MEMORY_SHARE (1.0 / 16) /* of the machine's, for shards that are open */
+#define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
+
+/* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. Nobody
+ * reads it, so without volatile no compiler would write it. */
+static td_run_state *volatile g_abandoned;
+
+/* --- failure ---------------------------------------------------------------------------------- */
+
+void td_run_fail(td_run_state *run, const td_error *err) {
+    pthread_mutex_lock(&run->lock);
+    if (!run->failed) {
+        run->failed = true;
+        run->error = *err;
+    }
+    atomic_store(&run->stop, true);
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+static void request_stop(td_run_state *run) {
+    pthread_mutex_lock(&run->lock);
+    atomic_store(&run->stop, true);
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+static bool uses_faulted(const td_group *g) {
+    for (int32_t i = 0; g && i < g->plan->n_stages; i++) {
+        const td_device *d = g->stages[i].device;
+        if (d->ops->faulted && d->ops->faulted(d))
+            return true;
+    }
+    return false;
+}
+
+void td_run_lost(td_run_state *run, td_group *g, const td_error *err) {
+    pthread_mutex_lock(&run->lock);
+    /* What the device itself says is worth more than what those around it say of the process. */
+    bool first = !td_run_is_lost(run);
+    if (first || (g && !uses_faulted(run->lost_group) && uses_faulted(g))) {
+        run->lost_group = g;
+        run->lost_error = *err;
+    }
+    atomic_store_explicit(&run->lost, true, memory_order_release);
+    pthread_mutex_unlock(&run->lock);
+    td_run_fail(run, err);
+}
+
+bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why) {
+    pthread_mutex_lock(&run->lock);
+    g->retired = true;
+    g->hung = hung;
+    run->n_retired++;
+    run->n_hung += hung;
+    snprintf(g->retired_why, sizeof g->retired_why, "%.*s", (int)sizeof g->retired_why - 1,
+             why->text);
+    bool last = run->n_retired == run->n_groups;
+    pthread_mutex_unlock(&run->lock);
+    return last;
+}
+
+/* --- set-up ----------------------------------------------------------------------------------- */
+
+/* The device kind of a group: that of its stages, joined when they differ. */
+static td_status find_kinds(td_run_state *run, td_error *err) {
+    run->kinds = td_calloc((size_t)run->n_groups, sizeof *run->kinds);
+    run->group_kind = td_calloc((size_t)run->n_groups, sizeof *run->group_kind);
+    if (!run->kinds || !run->group_kind)
+        return td_error_nomem(err, "the device kinds", (size_t)run->n_groups * 16);
+    for (int32_t g = 0; g < run->n_groups; g++) {
+        td_strbuf b = {0};
+        for (int32_t i = 0; i < run->groups[g].plan->n_stages; i++) {
+            const char *kind = run->groups[g].stages[i].device->info.kind;
+            if (b.len == 0)
+                td_strbuf_puts(&b, kind);
+            else if (!strstr(b.data, kind))
+                td_strbuf_printf(&b, " + %s", kind);
+        }
+        if (b.oom) {
+            td_strbuf_free(&b);
+            return td_error_nomem(err, "the device kinds", b.len);
+        }
+        int32_t k = 0;
+        while (k < run->n_kinds && strcmp(run->kinds[k], b.data) != 0)
+            k++;
+        if (k == run->n_kinds)
+            run->kinds[run->n_kinds++] = b.data;
+        else
+            td_strbuf_free(&b);
+        run->group_kind[g] = k;
+    }
+    return TD_OK;
+}
+
+static td_status make_groups(td_run_state *run, td_error *err) {
+    const td_plan *plan = run->in->plan;
+    run->groups = td_calloc((size_t)plan->n_groups, sizeof *run->groups);
+    if (!run->groups)
+        return td_error_nomem(err, "the groups", (size_t)plan->n_groups * sizeof *run->groups);
+    run->n_groups = plan->n_groups;
+    for (int32_t g = 0; g < run->n_groups; g++) {
+        td_group *grp = &run->groups[g];
+        grp->run = run;
+        grp->id = (uint32_t)g;
+        grp->plan = &plan->groups[g];
+        grp->stages = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->stages);
+        grp->in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->in_flight);
+        grp->steady_share = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->steady_share);
+        grp->busy_us = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->busy_us);
+        if (!grp->stages || !grp->in_flight || !grp->steady_share || !grp->busy_us)
+            return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
+        for (int32_t i = 0; i < grp->plan->n_stages; i++)
+            grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
+                                        .item_begin = grp->plan->stages[i].item_begin,
+                                        .item_end = grp->plan->stages[i].item_end};
+    }
+    return find_kinds(run, err);
+}
+
+static void free_state(td_run_state *run) {
+    for (int32_t k = 0; k < run->n_kinds; k++)
+        free((char *)run->kinds[k]);
+    free(run->kinds);
+    free(run->group_kind);
+    for (int32_t g = 0; run->groups && g < run->n_groups; g++) {
+        free(run->groups[g].stages);
+        free(run->groups[g].in_flight);
+        free(run->groups[g].steady_share);
+        free(run->groups[g].busy_us);
+    }
+    free(run->groups);
+    free(run->open);
+    td_timeline_free(run->timeline);
+    td_queue_destroy(run->queue);
+    td_claim_board_destroy(run->board);
+    td_blame_destroy(run->blame);
+    pthread_cond_destroy(&run->changed);
+    pthread_mutex_destroy(&run->lock);
+    free(run);
+}
+
+/* --- phases of the group threads -------------------------------------------------------------- */
+
+static void announce(td_run_state *run, td_phase phase) {
+    pthread_mutex_lock(&run->lock);
+    run->phase = phase;
+    run->phase_serial++;
+    run->n_acked = 0;
+    run->phase_error = (td_error){0};
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+}
+
+static td_status await_groups(td_run_state *run, int32_t n_threads, td_error *err) {
+    pthread_mutex_lock(&run->lock);
+    while (run->n_acked < n_threads)
+        pthread_cond_wait(&run->changed, &run->lock);
+    td_error e = run->phase_error;
+    pthread_mutex_unlock(&run->lock);
+    if (e.code != TD_OK && err)
+        *err = e;
+    return e.code;
+}
+
+/* Sessions on all groups. Short memory is not fatal: the micro-batch is halved, down to the longest
+ * sample that can come. */
+static td_status create_sessions(td_run_state *run, td_error *err) {
+    const td_plan *plan = run->in->plan;
+    int32_t longest = plan->stats.estimated || plan->stats.max_tokens <= 0
+                          ? run->in->cfg->data.max_length
+                          : TD_MIN(plan->stats.max_tokens, run->in->cfg->data.max_length);
+    for (;;) {
+        announce(run, TD_PHASE_CREATE);
+        td_status rc = await_groups(run, run->n_groups, err);
+        if (rc != TD_E_DEVICE_OOM)
+            return rc;
+        announce(run, TD_PHASE_DESTROY);
+        await_groups(run, run->n_groups, NULL);
+        if (run->limits.max_tokens <= longest) {
+            td_error_prefix(err,
+                            "micro-batches of %d tokens, the longest sample, do not fit: lower "
+                            "data.max_length or give a model more devices",
+                            longest);
+            return rc;
+        }
+        int32_t n = TD_MAX(run->limits.max_tokens / 2, longest);
+        td_log_warn("%s", err->text);
+        td_log_warn("trying again with micro-batches of %d tokens; set run.batch_tokens = %d to "
+                    "start with that",
+                    n, n);
+        run->limits.max_tokens = n;
+        run->limits.max_seqs = TD_MIN(run->limits.max_seqs, n);
+        run->limits.max_rows = TD_MIN(run->limits.max_rows, n);
+        run->in->cfg->run.batch_tokens = n;
+    }
+}
+
+/* --- the run ---------------------------------------------------------------------------------- */
+
+/* Tells blame.c of a thread that was given up, and makes what it had ready for others: it touches
+ * nothing any more, and td_queue_retire has not given it away yet. */
+static void blame_stuck(td_run_state *run, td_group *g) {
+    td_error err = {0};
+    td_status rc = TD_OK;
+    int32_t n = 0, only = 0;
+    uint64_t *works = td_calloc((size_t)run->limits.n_slots, sizeof *works);
+    if (!works)
+        rc = td_error_nomem(&err, "the works in flight", 64);
+    for (int32_t k = 0; works && k < run->limits.n_slots; k++) {
+        td_work *w = atomic_exchange(&g->in_flight[k], NULL);
+        if (!w)
+            continue;
+        works[n++] = w->number;
+        w->item.alone = true;
+        only = atomic_exchange(&w->only, 0);
+    }
+    pthread_mutex_lock(&run->lock);
+    if (works && td_blame_standing(run->blame, g->id) != TD_GROUP_WORKS)
+        td_blame_probed(run->blame, g->id, false); /* stuck in its probe */
+    else if (only)
+        td_blame_sample_failed(run->blame, g->id, TD_FAILURE_HUNG, works[0], only - 1);
+    else if (works)
+        rc = td_blame_failed(run->blame, g->id, TD_FAILURE_HUNG, works, n, &err);
+    pthread_cond_broadcast(&run->changed);
+    pthread_mutex_unlock(&run->lock);
+    free(works);
+    atomic_fetch_add(&g->n_failures, 1);
+    if (rc != TD_OK)
+        td_run_fail(run, &err);
+}
+
+/* A group's thread that does not come back from enqueueing: its device takes no work any more. Its
+ * work goes to the others, it is not waited for again. */
+static void give_up_stuck(td_run_state *run, double dt) {
+    for (int32_t i = 0; i < run->n_groups; i++) {
+        td_group *g = &run->groups[i];
+        int64_t n = atomic_load(&g->n_submits);
+        /* A tick that took long: the whole process stood still, which is not the device's fault. */
+        g->stuck_s = n % 2 && n == g->seen_submits ? g->stuck_s + TD_MIN(dt, 1.0) : 0;
+        g->seen_submits = n;
+        if (1e3 * g->stuck_s < (double)atomic_load(&g->patience_ms) || n % 2 == 0 ||
+            !atomic_compare_exchange_strong(&g->n_submits, &n, TD_SUBMIT_GONE))
+            continue;
+        td_error err;
+        td_error_set(&err, TD_E_DEVICE,
+                     "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
+                     g->stages[0].device->info.name, g->stuck_s);
+        blame_stuck(run, g);
+        td_queue_retire(run->queue, g->id);
+        td_claim_board_retire(run->board, i);
+        bool last = td_run_retire(run, g, true, &err);
+        pthread_mutex_lock(&run->lock);
+        g->stuck = true;
+        if (!g->ended)
+            run->n_groups_ended++;
+        g->ended = true;
+        g->finished_s = td_time_s() - run->start_s;
+        pthread_cond_broadcast(&run->changed);
+        pthread_mutex_unlock(&run->lock);
+        if (last)
+            td_run_fail(run, &err);
+        else
+            td_log_error("%s; the group is retired, the other groups do its work", err.text);
+    }
+}
+
+/* Ticks until feeder, groups and writer have ended; after the loss of a device until they should
+ * have. True when all did. */
+static bool watch(td_run_state *run, td_progress *progress) {
+    bool told = false;
+    double last_s = td_time_s(), lost_s = 0;
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += TICK_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_mutex_lock(&run->lock);
+        if (!run->writer_ended || run->n_groups_ended < run->n_groups)
+            pthread_cond_timedwait(&run->changed, &run->lock, &until);
+        bool ended = run->feeder_ended && run->writer_ended && run->n_groups_ended == run->n_groups;
+        pthread_mutex_unlock(&run->lock);
+        double now = td_time_s();
+        if (td_run_stop_requested() && !told) {
+            told = true;
+            td_log_info(
+                "stopping: what is in flight is finished and saved; press again to leave at "
+                "once (a rerun continues in either case)");
+            request_stop(run);
+        }
+        if (td_run_is_lost(run) && lost_s == 0) {
+            lost_s = now;
+            td_run_arm_watchdog();
+        }
+        if (ended || (lost_s > 0 && now - lost_s > LEAVE_S))
+            return ended;
+        if (lost_s == 0)
+            give_up_stuck(run, now - last_s);
+        last_s = now;
+        td_progress_tick(progress, told ? "stopping" : "running", false);
+    }
+}
+
+/* --- after the loss of a device --------------------------------------------------------------- */
+
+/* Adds the samples that the group has in flight, oldest micro-batch first. */
+static td_status add_in_flight(const td_run_state *run, td_group *g, td_fault *f, size_t *cap,
+                               td_error *err) {
+    int32_t n_slots = run->limits.n_slots, oldest = atomic_load(&g->oldest);
+    for (int32_t i = 0; i < n_slots; i++) {
+        const td_work *w = atomic_load(&g->in_flight[(oldest + i) % n_slots]);
+        if (!w)
+            continue;
+        const td_shard *sh = w->open->shard;
+        const td_micro_batch *mb = &sh->batches[w->batch];
+        const int32_t only = atomic_load(&w->only); /* of a work that is split */
+        const int32_t begin = only ? only - 1 : 0, end = only ? only : mb->n_samples;
+        size_t n = (size_t)f->n_samples, need = n + (size_t)(end - begin);
+        if (!td_grow((void **)&f->samples, cap, need, sizeof *f->samples))
+            return td_error_nomem(err, "the samples in flight", need * sizeof *f->samples);
+        for (int32_t k = begin; k < end; k++) {
+            const td_sample *s = &sh->samples[mb->samples[k]];
+            f->samples[n++] = (td_fault_sample){.row = s->row, .start = s->start};
+        }
+        f->n_samples = (int32_t)n;
+    }
+    return TD_OK;
+}
+
+/* Which device failed, and what was in flight in the groups that use it. The thread that met the
+ * failure first need not be the one whose device failed. */
+static td_status describe_loss(td_run_state *run, td_fault *f, td_error *err) {
+    const td_run_input *in = run->in;
+    td_group *met = run->lost_group;
+    td_device *const *devices = in->devices;
+    int32_t which = td_faults_culprit(devices, in->plan->inventory.n_devices, run->lost_error.text);
+    const td_device *dev =
+        which >= 0 ? devices[which] : (met ? met : &run->groups[0])->stages[0].device;
+    snprintf(f->key, sizeof f->key, "%s", td_device_key(&dev->info));
+    snprintf(f->name, sizeof f->name, "%s", dev->info.name);
+    snprintf(f->why, sizeof f->why, "%s", run->lost_error.text);
+    td_status rc = TD_OK;
+    size_t cap = 0;
+    for (int32_t g = 0; rc == TD_OK && met && g < run->n_groups; g++) {
+        td_group *grp = &run->groups[g];
+        bool uses = false;
+        for (int32_t i = 0; i < grp->plan->n_stages; i++)
+            uses = uses || grp->stages[i].device == dev;
+        if (uses && !grp->hung)
+            rc = add_in_flight(run, grp, f, &cap, err);
+    }
+    return rc;
+}
+
+/* Called when the groups ended, or were given up: then their devices are not asked any more. */
+static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) {
+    pthread_mutex_lock(&run->lock);
+    *out = (td_run_summary){.wall_s = td_time_s() - run->start_s,
+                            .n_samples = atomic_load(&run->n_samples_idle),
+                            .n_tokens = atomic_load(&run->n_tokens_idle),
+                            .n_shards_written = atomic_load(&run->n_shards_written),
+                            .n_shards_kept = atomic_load(&run->n_shards_kept),
+                            .n_bad_samples = atomic_load(&run->n_bad),
+                            .n_overflow_rows = atomic_load(&run->n_overflow_rows),
+                            .n_groups = run->n_groups,
+                            .n_retired = run->n_retired,
+                            .n_hung = run->n_hung,
+                            .stopped = td_run_stop_requested()};
+    out->groups = td_calloc((size_t)run->n_groups, sizeof *out->groups);
+    for (int32_t g = 0; g < run->n_groups; g++) {
+        const td_group *grp = &run->groups[g];
+        td_group_summary s = {.n_tokens = atomic_load(&grp->n_tokens),
+                              .n_rows = atomic_load(&grp->n_rows),
+                              .n_samples = atomic_load(&grp->n_samples),
+                              .n_batches = atomic_load(&grp->n_batches),
+                              .wait_s = 1e-6 * (double)atomic_load(&grp->wait_us),
+                              .finished_s = grp->finished_s,
+                              .last_done_s = 1e-6 * (double)atomic_load(&grp->last_done_us),
+                              .observed_s = 1e-6 * (double)atomic_load(&grp->observed_us),
+                              .predicted_s = 1e-6 * (double)atomic_load(&grp->predicted_us),
+                              .n_failures = atomic_load(&grp->n_failures),
+                              .n_reinstated = atomic_load(&grp->n_reinstated),
+                              .retired = grp->retired,
+                              .hung = grp->hung};
+        memcpy(s.retired_why, grp->retired_why, sizeof s.retired_why);
+        s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
+        if (ask_devices && !grp->hung) { /* its thread has ended: what it wrote can be read */
+            memcpy(s.op_s, grp->op_s, sizeof s.op_s);
+            for (int32_t i = 0; i < s.n_stages; i++)
+                s.stage_busy_s[i] =
+                    grp->busy_s[i] + (grp->session ? td_session_stage_busy_s(grp->session, i) : 0);
+            if (grp->session)
+                td_session_profile(grp->session, s.op_s);
+        }
+        out->n_failures += s.n_failures;
+        for (int32_t i = 0; i < s.n_stages; i++)
+            s.stage_steady[i] = grp->ended ? grp->steady_share[i] : -1;
+        out->n_tokens += s.n_tokens;
+        out->n_rows += s.n_rows;
+        out->n_samples += s.n_samples;
+        if (out->groups)
+            out->groups[g] = s;
+    }
+    if (!out->groups)
+        out->n_groups = 0;
+    pthread_mutex_unlock(&run->lock);
+}
+
+/* Joins what can be joined. After the loss of a device no thread is asked to tear anything down. */
+static void end_groups(td_run_state *run, int32_t n_threads, td_run_summary *out) {
+    if (td_run_is_lost(run)) {
+        out->abandoned = true;
+        return;
+    }
+    if (run->n_hung > 0)
+        out->abandoned = true;
+    announce(run, TD_PHASE_QUIT);
+    for (int32_t g = 0; g < n_threads; g++)
+        if (!run->groups[g].stuck)
+            pthread_join(run->groups[g].thread, NULL);
+}
+
+td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
+    td_progress *progress = NULL;
+    pthread_t feeder, writer;
+    int32_t n_threads = 0;
+    bool feeding = false, writing = false;
+    td_status rc;
+    *out = (td_run_summary){0};
+    td_run_state *run = td_calloc(1, sizeof *run);
+    if (!run)
+        return td_error_nomem(err, "the run", sizeof *run);
+    run->in = in;
+    run->limits = in->plan->limits;
+    run->start_s = td_time_s();
+    atomic_store(&run->n_data_shards, -1);
+    pthread_mutex_init(&run->lock, NULL);
+    pthread_cond_init(&run->changed, NULL);
+
+    rc = make_groups(run, err);
+    if (rc != TD_OK)
+        goto done;
+    rc = td_queue_create(QUEUE_CAPACITY, (uint32_t)run->n_groups, &run->queue, err);
+    if (rc != TD_OK)
+        goto done;
+    rc = td_claim_board_create(run->n_groups, &run->board, err);
+    if (rc != TD_OK)
+        goto done;
+    run->timeline = td_timeline_create(run);
+    run->max_open = td_claims_max_open(in->plan, in->cfg->output.shard_samples,
+                                       OPEN_MEMORY_SHARE * (double)sysconf(_SC_PHYS_PAGES) *
+                                           (double)sysconf(_SC_PAGESIZE));
+    run->open = td_calloc((size_t)run->max_open, sizeof *run->open);
+    run->blame = td_blame_create((uint32_t)run->n_groups);
+    progress = td_progress_create(run);
+    if (!run->open || !run->blame || !progress) {
+        rc = td_error_nomem(err, "the run", 4096);
+        goto done;
+    }
+    for (; n_threads < run->n_groups; n_threads++)
+        if (pthread_create(&run->groups[n_threads].thread, NULL, td_group_main,
+                           &run->groups[n_threads]) != 0) {
+            rc = td_error_set(err, TD_E_INTERNAL, "cannot start the thread of group %d", n_threads);
+            goto quit;
+        }
+    rc = create_sessions(run, err);
+    if (rc == TD_E_DEVICE_LOST) {
+        td_error e = {.code = rc};
+        if (err)
+            e = *err;
+        td_run_lost(run, NULL, &e);
+        td_run_arm_watchdog();
+        rc = describe_loss(run, &out->fault, err);
+        rc = rc == TD_OK ? TD_E_DEVICE_LOST : rc;
+    }
+    if (rc != TD_OK)
+        goto quit;
+
+    run->start_s = td_time_s();
+    writing = pthread_create(&writer, NULL, td_writer_main, run) == 0;
+    feeding = writing && pthread_create(&feeder, NULL, td_feeder_main, run) == 0;
+    if (!feeding) {
+        rc = td_error_set(err, TD_E_INTERNAL, "cannot start the threads of the run");
+        td_run_fail(run, err);
+        pthread_mutex_lock(&run->lock);
+        run->feeder_ended = true;
+        run->writer_ended = !writing;
+        pthread_mutex_unlock(&run->lock);
+    }
+    announce(run, TD_PHASE_RUN);
+    bool ended = watch(run, progress);
+    if (ended && feeding)
+        pthread_join(feeder, NULL);
+    if (ended && writing)
+        pthread_join(writer, NULL);
+    out->output_busy = !ended;
+    if (run->n_retired > 0) /* a device that failed can hold up whoever asks or frees something */
+        td_run_arm_watchdog();
+    summarise(run, !td_run_is_lost(run), out);
+    td_progress_devices(progress, out);
+    if (td_run_is_lost(run)) {
+        td_error why = {0};
+        if (describe_loss(run, &out->fault, &why) != TD_OK)
+            td_run_fail(run, &why);
+        if (ended)
+            td_run_drop_open(run);
+    }
+    if (run->failed) {
+        if (err)
+            *err = run->error;
+        rc = run->error.code;
+    } else if (out->stopped) {
+        rc = td_run_stopped_error(err);
+    }
+    td_progress_tick(progress,
+                     rc == TD_OK              ? "done"
+                     : rc == TD_E_STOPPED     ? "stopped"
+                     : rc == TD_E_DEVICE_LOST ? "device_lost"
+                                              : "failed",
+                     true);
+quit:
+    if (rc != TD_OK && out->groups == NULL)
+        td_progress_tick(progress, "failed", true);
+    end_groups(run, n_threads, out);
+done:
+    const bool in_use = out->abandoned; /* by threads that could not be joined */
+    if (!td_progress_free(progress))
+        out->abandoned = true; /* sensors are still being read, on the devices only */
+    if (in_use)
+        g_abandoned = run;
+    else
+        free_state(run);
+    return rc;
+}
+
+void td_run_summary_free(td_run_summary *s) {
+    free(s->groups);
+    s->groups = NULL;
+    free(s->devices);
+    s->devices = NULL;
+    td_fault_free(&s->fault);
+}

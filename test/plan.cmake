@@ -1,8 +1,0 @@
-td_test(test_cost SOURCES unit/test_cost.c unit/plan_fixture.c LIBS td_plan)
-td_test(test_grouping SOURCES unit/test_grouping.c unit/plan_fixture.c LIBS td_plan)
-td_test(test_place SOURCES unit/test_place.c LIBS td_plan)
-td_test(test_speed_cache SOURCES unit/test_speed_cache.c LIBS td_plan)
-td_test(test_plan SOURCES unit/test_plan.c unit/plan_fixture.c LIBS td_plan)
-td_test(test_plan_memory SOURCES unit/test_plan_memory.c unit/plan_fixture.c LIBS td_plan)
-td_test(test_plan_inventory SOURCES unit/test_plan_inventory.c LIBS td_plan)
-td_test(fuzz_inventory SOURCES fuzz/fuzz_inventory.c LIBS td_plan PLAIN LABELS fuzz)

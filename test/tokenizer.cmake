@@ -1,6 +1,0 @@
-td_test(test_tokenizer_gold SOURCES model/test_tokenizer_gold.c LIBS td_tokenizer)
-td_test(test_tokenizer SOURCES model/test_tokenizer.c model/tok_fixture.c LIBS td_tokenizer)
-td_test(test_tokenizer_load SOURCES model/test_tokenizer_load.c model/tok_fixture.c LIBS td_tokenizer)
-td_test(test_tokenizer_cmd SOURCES model/test_tokenizer_cmd.c model/tok_fixture.c LIBS td_tokenizer)
-td_test(fuzz_tokenizer PLAIN SOURCES fuzz/fuzz_tokenizer.c LIBS td_tokenizer ARGS 1 1500 LABELS fuzz)
-td_test(stress_tokenizer PLAIN SOURCES stress/stress_tokenizer.c LIBS td_tokenizer ARGS 4 LABELS stress)

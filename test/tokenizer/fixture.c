@@ -1,0 +1,87 @@
+#include "fixture.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "base/memory.h"
+#include "base/strbuf.h"
+
+static void write_file(const char *dir, const char *name, const char *text) {
+    td_error err = {0};
+    char *path = td_asprintf("%s/%s", dir, name);
+    cr_assert_eq(td_file_write_atomic(path, text, strlen(text), false, &err), TD_OK, "%s",
+                 err.text);
+    free(path);
+}
+
+td_status fixture_load(const char *json, const char *config, td_tokenizer **out, td_error *err) {
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json"};
+    char dir[] = "/tmp/tdgen-tok-XXXXXX";
+    cr_assert(mkdtemp(dir));
+    if (json)
+        write_file(dir, names[0], json);
+    if (config)
+        write_file(dir, names[1], config);
+    td_status rc = td_tokenizer_load(dir, out, err);
+    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
+        char *path = td_asprintf("%s/%s", dir, names[i]);
+        unlink(path);
+        free(path);
+    }
+    rmdir(dir);
+    return rc;
+}
+
+static const char *or_null(const char *s) {
+    return s ? s : "null";
+}
+
+char *fixture_json(const fixture_parts *p) {
+    return td_asprintf(
+        "{\"version\":\"1.0\",\"truncation\":{\"max_length\":3},\"padding\":null,\"added_tokens\":%"
+        "s,"
+        "\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_processor\":%s,\"decoder\":%s,\"model\":{"
+        "\"type\":\"BPE\",\"vocab\":%s,\"merges\":%s%s}}",
+        p->added ? p->added : "[]", or_null(p->normalizer), or_null(p->pre_tokenizer),
+        or_null(p->post_processor), or_null(p->decoder), p->vocab ? p->vocab : "{}",
+        p->merges ? p->merges : "[]", p->model_options ? p->model_options : "");
+}
+
+td_tokenizer *fixture_make(const fixture_parts *p) {
+    td_tokenizer *tok = NULL;
+    td_error err = {0};
+    char *json = fixture_json(p);
+    cr_assert_eq(fixture_load(json, NULL, &tok, &err), TD_OK, "%s", err.text);
+    free(json);
+    return tok;
+}
+
+char *fixture_byte_vocab(const char *more) {
+    td_strbuf b = {0};
+    int n_moved = 0;
+    td_strbuf_puts(&b, "{");
+    for (int i = 0; i < 256; i++) {
+        bool printable = (i >= '!' && i <= '~') || (i >= 0xa1 && i <= 0xac) || i >= 0xae;
+        td_strbuf_printf(&b, "%s\"\\u%04x\":%d", i ? "," : "", printable ? i : 256 + n_moved++, i);
+    }
+    td_strbuf_printf(&b, "%s}", more);
+    return b.data;
+}
+
+const char *fixture_ids(const td_tokenizer *tok, const char *text, size_t n, bool special,
+                        td_strbuf *out) {
+    td_tok_scratch *s = NULL;
+    td_ids ids = {0};
+    td_error err = {0};
+    cr_assert_eq(td_tok_scratch_create(tok, &s, &err), TD_OK, "%s", err.text);
+    cr_assert_eq(td_tokenizer_encode(tok, s, text, n, special, &ids, &err), TD_OK, "%s", err.text);
+    td_strbuf_clear(out);
+    td_strbuf_puts(out, "");
+    for (size_t i = 0; i < ids.n; i++)
+        td_strbuf_printf(out, "%s%d", i ? " " : "", ids.ids[i]);
+    td_ids_free(&ids);
+    td_tok_scratch_free(s);
+    return out->data;
+}
