@@ -1,4 +1,4 @@
-#include "app/cmd_devices.h"
+#include "app/commands.h"
 #include "app/speeds.h"
 
 #include <stdio.h>

@@ -1,10 +1,10 @@
-#include "app/cmd_inspect.h"
+#include "app/commands.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
-#include "record/record.h"
+#include "report/report.h"
 #include "base/file.h"
 #include "base/format.h"
 #include "base/memory.h"

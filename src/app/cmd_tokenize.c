@@ -1,5 +1,5 @@
 /* `tdgen tokenize`: text on stdin to token ids on stdout, a line for a line, and back. */
-#include "app/cmd_tokenize.h"
+#include "app/commands.h"
 
 #include <errno.h>
 #include <stdbool.h>

@@ -1,11 +1,11 @@
-#include "app/cmd_verify.h"
+#include "app/commands.h"
 #include "app/against.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/log.h"
-#include "record/record.h"
+#include "report/report.h"
 #include "base/format.h"
 #include "base/memory.h"
 

@@ -239,6 +239,44 @@ static td_status check_workers(const td_config_load_state *st, td_error *err) {
     return refuse(st, given(st, k) ? k : KEY("run", "total_workers"), why, err);
 }
 
+static bool is_topp(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPP;
+}
+
+/* What each mode does not use is noted; what it cannot honour is refused. */
+static td_status check_capture(const td_config_load_state *st, td_error *err) {
+    static const struct {
+        const char *section, *name;
+        bool (*used_by)(td_capture_mode m);
+    } keys[] = {
+        {"capture", "top_k", td_capture_has_topk},
+        {"capture", "top_p", is_topp},
+        {"capture", "min_k", is_topp},
+        {"capture", "n_draws", td_capture_has_draws},
+        {"capture", "proposal_power", td_capture_has_draws},
+        {"run", "seed", td_capture_has_draws},
+        {"capture", "dense_dtype", td_capture_is_dense},
+        {"capture", "logprob_dtype", td_capture_has_sets},
+        {"capture", "pack_ids", td_capture_has_sets},
+        {"capture", "temperatures", td_capture_has_stats},
+        {"capture", "always_ids", td_capture_has_stats},
+        {"capture", "mask_padded_vocab", td_capture_has_stats},
+    };
+    const td_config *c = &st->cfg;
+    char why[160];
+    if (c->run.worker_id < c->run.total_workers)
+        return TD_OK;
+    snprintf(why, sizeof why,
+             "is %d, but with total_workers = %d workers are numbered from 0 to %d",
+             (int)c->run.worker_id, (int)c->run.total_workers, (int)c->run.total_workers - 1);
+    int k = KEY("run", "worker_id");
+    return refuse(st, given(st, k) ? k : KEY("run", "total_workers"), why, err);
+}
+
+static bool is_topp(td_capture_mode m) {
+    return m == TD_CAPTURE_TOPP;
+}
+
 /* What each mode does not use is noted; what it cannot honour is refused. */
 static td_status check_capture(const td_config_load_state *st, td_error *err) {
     enum { TOPK = 1, TOPP = 2, SAMPLE = 4, BOTH = 8, FULL = 16, HIDDEN = 32 };
@@ -263,7 +301,7 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
     char why[160];
     for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++) {
         int k = td_config_key_index(keys[i].section, keys[i].name);
-        if (!given(st, k) || (keys[i].used_by & 1 << (int)c->capture.mode))
+        if (!given(st, k) || keys[i].used_by(c->capture.mode))
             continue;
         snprintf(why, sizeof why, "has no effect with [capture] mode = %s%s",
                  td_capture_mode_name(c->capture.mode),
@@ -416,10 +454,6 @@ const char *td_overflow_name(td_overflow o) {
 
 const char *td_on_bad_sample_name(td_on_bad_sample b) {
     return choice_name("run", "on_bad_sample", (int)b);
-}
-
-const char *td_capture_mode_name(td_capture_mode m) {
-    return choice_name("capture", "mode", (int)m);
 }
 
 const char *td_text_unit_name(td_text_unit u) {

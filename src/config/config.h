@@ -20,6 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include "capture/capture.h"
 #include "base/dtype.h"
 #include "base/status.h"
 
@@ -39,31 +40,8 @@ typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
 typedef enum td_token_dtype { TD_TOKEN_AUTO, TD_TOKEN_U16, TD_TOKEN_U32 } td_token_dtype;
 typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
 typedef enum td_on_bad_sample { TD_BAD_FAIL, TD_BAD_SKIP } td_on_bad_sample;
-typedef enum td_capture_mode {
-    TD_CAPTURE_TOPK,
-    TD_CAPTURE_TOPP,
-    TD_CAPTURE_SAMPLE,
-    TD_CAPTURE_TOPK_SAMPLE, /* "topk+sample" */
-    TD_CAPTURE_FULL,
-    TD_CAPTURE_HIDDEN
-} td_capture_mode;
 
-#define TD_MAX_TEMPERATURES 16
 #define TD_MAX_CPU_THREADS 1024 /* of one device */
-#define TD_MAX_TOP_K 1024
-#define TD_MAX_DRAWS 1024
-#define TD_MAX_ALWAYS_IDS 64
-
-/* What a mode stores of each position. */
-static inline bool td_capture_has_topk(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPP || m == TD_CAPTURE_TOPK_SAMPLE;
-}
-static inline bool td_capture_has_draws(td_capture_mode m) {
-    return m == TD_CAPTURE_SAMPLE || m == TD_CAPTURE_TOPK_SAMPLE;
-}
-static inline bool td_capture_is_dense(td_capture_mode m) {
-    return m == TD_CAPTURE_FULL || m == TD_CAPTURE_HIDDEN;
-}
 
 /* [simulate] lengths: of the samples of a job that is only stated. */
 typedef enum td_length_law {
@@ -123,23 +101,7 @@ typedef struct td_config {
         char *inventory; /* file, or NULL */
     } devices;
 
-    struct {
-        td_capture_mode mode;
-        int32_t top_k;                            /* 64 */
-        td_dtype logprob_dtype;                   /* TD_F16 */
-        double temperatures[TD_MAX_TEMPERATURES]; /* ascending not required; each > 0 */
-        int32_t n_temperatures;                   /* 0 */
-        bool mask_padded_vocab; /* ids that no token of the tokenizer has get no probability */
-        double top_p;           /* topp: mass to cover, 0.98 */
-        int32_t min_k;          /* topp: at least so many, 1 */
-        int32_t n_draws;        /* sample: draws per position, 50 */
-        double proposal_power;  /* sample: draw from q ~ p^t, 1 = the teacher itself */
-        td_dtype dense_dtype;   /* full, hidden: how logits or states are stored, TD_BF16 */
-        int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* recorded at every position; ascending */
-        int32_t n_always;                      /* 0 */
-        bool pack_ids;                         /* ids at ceil(log2 V) bits each; false */
-        bool quantise_logprobs;                /* log-probabilities in 8 bits; false */
-    } capture;
+    td_capture_settings capture; /* the run goes by the td_capture_spec of its plan */
 
     struct {
         char *dir;             /* required */
@@ -185,6 +147,5 @@ const char *td_overflow_name(td_overflow o);
 const char *td_on_bad_sample_name(td_on_bad_sample b);
 const char *td_token_dtype_name(td_token_dtype t);
 const char *td_text_unit_name(td_text_unit u);
-const char *td_capture_mode_name(td_capture_mode m); /* "topk+sample" */
 
 #endif

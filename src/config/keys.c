@@ -28,13 +28,11 @@ static const td_key_choice overflow_choices[] = {{"truncate", TD_OVERFLOW_TRUNCA
                                                  {"split", TD_OVERFLOW_SPLIT},
                                                  {"skip", TD_OVERFLOW_SKIP},
                                                  {NULL, 0}};
-static const td_key_choice mode_choices[] = {{"topk", TD_CAPTURE_TOPK},
-                                             {"topp", TD_CAPTURE_TOPP},
-                                             {"sample", TD_CAPTURE_SAMPLE},
-                                             {"topk+sample", TD_CAPTURE_TOPK_SAMPLE},
-                                             {"full", TD_CAPTURE_FULL},
-                                             {"hidden", TD_CAPTURE_HIDDEN},
-                                             {NULL, 0}};
+static const td_key_choice mode_choices[] = {
+#define X(id, name) {name, TD_CAPTURE_##id},
+    TD_CAPTURE_MODES(X)
+#undef X
+        {NULL, 0}};
 static const td_key_choice logprob_choices[] = {
     {"f16", TD_F16}, {"f32", TD_F32}, {"q8", TD_LOGPROBS_Q8}, {NULL, 0}};
 static const td_key_choice dense_choices[] = {

@@ -239,22 +239,22 @@ typedef struct capture_block {
     char *values;
 } capture_block;
 
-static td_capture_args capture_args(const pass *p, const td_session_limits *lim,
-                                    const td_stage_state *stage, const capture_block *c, int32_t r,
-                                    int32_t n) {
-    int64_t K = lim->top_k, nT = lim->n_temperatures, D = lim->n_draws;
+static td_capture_args capture_args(const pass *p, const td_capture_spec *spec,
+                                    const float *temperatures, const td_stage_state *stage,
+                                    const capture_block *c, int32_t r, int32_t n) {
+    int64_t K = spec->top_k, nT = spec->n_temperatures, D = spec->n_draws;
     const td_capture_layout *l = &c->out;
     char *out = c->values;
     td_capture_args a = {.logits = stage->buf[TD_BUF_LOGITS],
                          .targets = (const int32_t *)(c->ints + c->in.targets) + r,
                          .n_rows = n,
                          .n_vocab = p->cfg->n_vocab,
-                         .n_valid = lim->n_valid_vocab ? lim->n_valid_vocab : p->cfg->n_vocab,
+                         .n_valid = spec->n_valid,
                          .divisor = p->cfg->logits_divisor,
                          .softcap = p->cfg->logits_softcap,
-                         .top_k = lim->top_k,
-                         .n_temperatures = lim->n_temperatures,
-                         .temperatures = lim->temperatures,
+                         .top_k = spec->top_k,
+                         .n_temperatures = spec->n_temperatures,
+                         .temperatures = temperatures,
                          .topk_ids = (int32_t *)(out + l->topk_ids) + r * K,
                          .topk_logprobs = (float *)(out + l->topk_logprobs) + r * K,
                          .logsumexp = (float *)(out + l->logsumexp) + r,
@@ -263,19 +263,19 @@ static td_capture_args capture_args(const pass *p, const td_session_limits *lim,
                          .target_logprob = (float *)(out + l->target_logprob) + r,
                          .target_rank = (int32_t *)(out + l->target_rank) + r,
                          .entropy = (float *)(out + l->entropy) + r,
-                         .n_always = lim->n_always,
-                         .always_ids = lim->always_ids,
+                         .n_always = spec->n_always,
+                         .always_ids = spec->always_ids,
                          .always_logprobs =
-                             (float *)(out + l->always_logprobs) + (int64_t)r * lim->n_always};
-    if (lim->mode == TD_CAPTURE_TOPP) {
-        a.top_p = lim->top_p;
-        a.min_k = lim->min_k;
+                             (float *)(out + l->always_logprobs) + (int64_t)r * spec->n_always};
+    if (spec->mode == TD_CAPTURE_TOPP) {
+        a.top_p = spec->top_p;
+        a.min_k = spec->min_k;
         a.n_kept = (int32_t *)(out + l->n_kept) + r;
     }
     if (D) {
-        a.n_draws = lim->n_draws;
-        a.proposal_power = lim->proposal_power;
-        a.seed = lim->seed;
+        a.n_draws = spec->n_draws;
+        a.proposal_power = (float)spec->proposal_power;
+        a.seed = spec->seed;
         a.dataset_rows = (const int64_t *)(c->ints + c->in.dataset_rows) + r;
         a.positions = (const int64_t *)(c->ints + c->in.row_positions) + r;
         a.n_unique = (int32_t *)(out + l->n_unique) + r;
@@ -284,26 +284,26 @@ static td_capture_args capture_args(const pass *p, const td_session_limits *lim,
         a.draw_logprobs = (float *)(out + l->draw_logprobs) + r * D;
         a.proposal_logsumexp = (float *)(out + l->proposal_logsumexp) + r;
     }
-    if (lim->mode == TD_CAPTURE_FULL) {
+    if (spec->mode == TD_CAPTURE_FULL) {
         a.dense = stage->buf[TD_BUF_DENSE];
-        a.dense_dtype = lim->dense_dtype;
+        a.dense_dtype = spec->dense_dtype;
     }
     return a;
 }
 
 /* A chunk of rows, from its normalised states in TD_BUF_HIDDEN on. *dense: what is to be copied
  * out, or NULL. */
-static td_status capture_chunk(const pass *p, const td_session_limits *lim,
+static td_status capture_chunk(const pass *p, const td_capture_spec *spec,
                                const td_stage_state *stage, const capture_block *c, int32_t r,
                                int32_t n, const void **dense) {
     *dense = stage->buf[TD_BUF_DENSE];
-    if (lim->mode == TD_CAPTURE_HIDDEN) {
+    if (spec->mode == TD_CAPTURE_HIDDEN) {
         if (*dense)
             return p->ops->convert(p->stream,
                                    &(td_convert_args){.in = stage->buf[TD_BUF_HIDDEN],
                                                       .in_dtype = p->compute,
                                                       .out = stage->buf[TD_BUF_DENSE],
-                                                      .out_dtype = lim->dense_dtype,
+                                                      .out_dtype = spec->dense_dtype,
                                                       .n = (int64_t)n * p->cfg->n_hidden},
                                    p->err);
         *dense = stage->buf[TD_BUF_HIDDEN];
@@ -318,7 +318,10 @@ static td_status capture_chunk(const pass *p, const td_session_limits *lim,
                                 p->err);
     if (rc != TD_OK)
         return rc;
-    td_capture_args a = capture_args(p, lim, stage, c, r, n);
+    float temperatures[TD_MAX_TEMPERATURES];
+    for (int32_t i = 0; i < spec->n_temperatures; i++)
+        temperatures[i] = (float)spec->temperatures[i];
+    td_capture_args a = capture_args(p, spec, temperatures, stage, c, r, n);
     return p->ops->capture(p->stream, &a, p->err);
 }
 
@@ -326,12 +329,13 @@ static td_status capture_chunk(const pass *p, const td_session_limits *lim,
  * The output block and the chunk's buffers are written by this stream alone, so what comes next
  * overwrites them only after the copies. */
 static td_status capture_rows(const pass *p, const td_session_limits *lim,
-                              const td_stage_state *stage, const td_forward_batch *b) {
-    capture_block c = {td_ints_layout_of(p->cfg, lim, b->n_tokens, b->n_seqs, b->n_rows),
-                       td_capture_layout_of(lim, b->n_rows), stage->buf[TD_BUF_INTS],
+                              const td_capture_spec *spec, const td_stage_state *stage,
+                              const td_forward_batch *b) {
+    capture_block c = {td_ints_layout_of(p->cfg, spec, b->n_tokens, b->n_seqs, b->n_rows),
+                       td_capture_layout_of(spec, b->n_rows), stage->buf[TD_BUF_INTS],
                        stage->buf[TD_BUF_OUT]};
     const int32_t *rows = (const int32_t *)(c.ints + c.in.rows);
-    const uint64_t dense_row = td_dense_row_bytes(p->cfg, lim);
+    const uint64_t dense_row = td_capture_dense_bytes(spec);
     int32_t C = p->cfg->n_hidden;
     for (int32_t r = 0; r < b->n_rows; r += lim->capture_rows) {
         int32_t n = TD_MIN(lim->capture_rows, b->n_rows - r);
@@ -354,7 +358,7 @@ static td_status capture_rows(const pass *p, const td_session_limits *lim,
                           p->err);
         const void *dense = NULL;
         if (rc == TD_OK)
-            rc = capture_chunk(p, lim, stage, &c, r, n, &dense);
+            rc = capture_chunk(p, spec, stage, &c, r, n, &dense);
         if (rc == TD_OK && dense)
             rc = p->ops->copy_out(p->stream, (char *)b->host_dense + (uint64_t)r * dense_row, dense,
                                   (uint64_t)n * dense_row, p->err);
@@ -423,11 +427,12 @@ static td_status take_dynamic_ropes(const pass *p, const td_stage_state *stage,
 }
 
 td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
-                           const td_session_limits *lim, td_stage_state *prev,
-                           td_stage_state *stage, const td_forward_batch *b, td_error *err) {
+                           const td_session_limits *lim, const td_capture_spec *spec,
+                           td_stage_state *prev, td_stage_state *stage, const td_forward_batch *b,
+                           td_error *err) {
     bool is_last = stage->item_end == cfg->n_layers + 2;
     int32_t x = is_last ? 0 : b->parity;
-    td_ints_layout il = td_ints_layout_of(cfg, lim, b->n_tokens, b->n_seqs, b->n_rows);
+    td_ints_layout il = td_ints_layout_of(cfg, spec, b->n_tokens, b->n_seqs, b->n_rows);
     char *ints = stage->buf[TD_BUF_INTS];
     const td_device_ops *ops = stage->device->ops;
     pass p = {.cfg = cfg,
@@ -470,6 +475,6 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
     if (rc != TD_OK)
         return rc;
     if (is_last)
-        return capture_rows(&p, lim, stage, b);
+        return capture_rows(&p, lim, spec, stage, b);
     return ops->event_record(stage->ready[x], stage->stream, err);
 }

@@ -28,8 +28,8 @@ typedef struct td_dynamic_rope {
 typedef struct td_forward_batch {
     int32_t n_tokens, n_seqs, n_rows;
     int32_t parity;        /* which residual buffer of a stage before the last */
-    const void *host_ints; /* td_ints_layout_of(cfg, lim, n_tokens, n_seqs, n_rows) */
-    void *host_out;        /* td_capture_layout_of(lim, n_rows) */
+    const void *host_ints; /* td_ints_layout_of(cfg, spec, n_tokens, n_seqs, n_rows) */
+    void *host_out;        /* td_capture_layout_of(spec, n_rows) */
     void *host_dense;      /* [n_rows] rows of td_dense_row_bytes, or NULL */
     td_dynamic_rope dynamic[TD_MAX_ROPE_TABLES]; /* [n_dynamic] */
     int32_t n_dynamic;
@@ -38,7 +38,8 @@ typedef struct td_forward_batch {
 /* Enqueues the micro-batch on the stage's stream. prev is the stage before it, NULL for the first.
  * The last stage copies the captured values to host_out and host_dense. */
 td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
-                           const td_session_limits *lim, td_stage_state *prev,
-                           td_stage_state *stage, const td_forward_batch *b, td_error *err);
+                           const td_session_limits *lim, const td_capture_spec *spec,
+                           td_stage_state *prev, td_stage_state *stage, const td_forward_batch *b,
+                           td_error *err);
 
 #endif

@@ -35,7 +35,7 @@ td_rope_layout td_rope_layout_of(const td_model_config *cfg, int32_t max_tokens)
     return l;
 }
 
-td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_session_limits *lim,
+td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_capture_spec *spec,
                                  int64_t n_tokens, int64_t n_seqs, int64_t n_rows) {
     td_ints_layout l = {0};
     l.ids = take(&l.size_bytes, n_tokens);
@@ -45,47 +45,41 @@ td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_session_li
     l.seq_offsets = take(&l.size_bytes, n_seqs + 1);
     l.rows = take(&l.size_bytes, n_rows);
     l.targets = take(&l.size_bytes, n_rows);
-    l.dataset_rows = take(&l.size_bytes, lim->n_draws ? 2 * n_rows : 0);
-    l.row_positions = take(&l.size_bytes, lim->n_draws ? 2 * n_rows : 0);
+    l.dataset_rows = take(&l.size_bytes, spec->n_draws ? 2 * n_rows : 0);
+    l.row_positions = take(&l.size_bytes, spec->n_draws ? 2 * n_rows : 0);
     return l;
 }
 
-td_capture_layout td_capture_layout_of(const td_session_limits *lim, int64_t n_rows) {
+td_capture_layout td_capture_layout_of(const td_capture_spec *spec, int64_t n_rows) {
     td_capture_layout l = {0};
-    if (lim->mode == TD_CAPTURE_HIDDEN)
+    if (spec->mode == TD_CAPTURE_HIDDEN)
         return l;
-    l.topk_ids = take(&l.size_bytes, n_rows * lim->top_k);
-    l.topk_logprobs = take(&l.size_bytes, n_rows * lim->top_k);
-    l.logsumexp_t = take(&l.size_bytes, n_rows * lim->n_temperatures);
+    l.topk_ids = take(&l.size_bytes, n_rows * spec->top_k);
+    l.topk_logprobs = take(&l.size_bytes, n_rows * spec->top_k);
+    l.logsumexp_t = take(&l.size_bytes, n_rows * spec->n_temperatures);
     l.logsumexp = take(&l.size_bytes, n_rows);
     l.tail_mass = take(&l.size_bytes, n_rows);
     l.target_logprob = take(&l.size_bytes, n_rows);
     l.entropy = take(&l.size_bytes, n_rows);
     l.target_rank = take(&l.size_bytes, n_rows);
-    l.n_kept = take(&l.size_bytes, lim->mode == TD_CAPTURE_TOPP ? n_rows : 0);
-    l.n_unique = take(&l.size_bytes, lim->n_draws ? n_rows : 0);
-    l.draw_ids = take(&l.size_bytes, n_rows * lim->n_draws);
-    l.draw_counts = take(&l.size_bytes, n_rows * lim->n_draws);
-    l.draw_logprobs = take(&l.size_bytes, n_rows * lim->n_draws);
-    l.proposal_logsumexp = take(&l.size_bytes, lim->n_draws ? n_rows : 0);
-    l.always_logprobs = take(&l.size_bytes, n_rows * lim->n_always);
+    l.n_kept = take(&l.size_bytes, spec->mode == TD_CAPTURE_TOPP ? n_rows : 0);
+    l.n_unique = take(&l.size_bytes, spec->n_draws ? n_rows : 0);
+    l.draw_ids = take(&l.size_bytes, n_rows * spec->n_draws);
+    l.draw_counts = take(&l.size_bytes, n_rows * spec->n_draws);
+    l.draw_logprobs = take(&l.size_bytes, n_rows * spec->n_draws);
+    l.proposal_logsumexp = take(&l.size_bytes, spec->n_draws ? n_rows : 0);
+    l.always_logprobs = take(&l.size_bytes, n_rows * spec->n_always);
     return l;
 }
 
-uint64_t td_dense_row_bytes(const td_model_config *cfg, const td_session_limits *lim) {
-    if (!td_capture_is_dense(lim->mode))
-        return 0;
-    int32_t n = lim->mode == TD_CAPTURE_FULL ? cfg->n_vocab : cfg->n_hidden;
-    return (uint64_t)n * td_dtype_size(lim->dense_dtype);
-}
-
-uint64_t td_session_host_bytes(const td_model_config *cfg, const td_session_limits *lim) {
-    return (uint64_t)lim->n_slots * (td_capture_layout_of(lim, lim->max_rows).size_bytes +
-                                     (uint64_t)lim->max_rows * td_dense_row_bytes(cfg, lim));
+uint64_t td_session_host_bytes(const td_session_limits *lim, const td_capture_spec *spec) {
+    return (uint64_t)lim->n_slots * (td_capture_layout_of(spec, lim->max_rows).size_bytes +
+                                     (uint64_t)lim->max_rows * td_capture_dense_bytes(spec));
 }
 
 void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
-                           const td_session_limits *lim, int32_t item_begin, int32_t item_end,
+                           const td_session_limits *lim, const td_capture_spec *spec,
+                           int32_t item_begin, int32_t item_end,
                            uint64_t size_bytes[TD_BUF_COUNT]) {
     uint64_t T = (uint64_t)lim->max_tokens, Rc = (uint64_t)TD_MIN(lim->capture_rows, lim->max_rows);
     uint64_t C = (uint64_t)cfg->n_hidden, F = 0, V = (uint64_t)cfg->n_vocab;
@@ -102,7 +96,7 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
 
     memset(size_bytes, 0, TD_BUF_COUNT * sizeof *size_bytes);
     size_bytes[TD_BUF_INTS] =
-        td_ints_layout_of(cfg, lim, lim->max_tokens, lim->max_seqs, lim->max_rows).size_bytes;
+        td_ints_layout_of(cfg, spec, lim->max_tokens, lim->max_seqs, lim->max_rows).size_bytes;
     size_bytes[TD_BUF_X0] = T * C * 4;
     if (!is_last)
         size_bytes[TD_BUF_X1] = T * C * 4;
@@ -124,11 +118,11 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
     }
     if (is_last && lim->max_rows > 0) {
         size_bytes[TD_BUF_HIDDEN] = Rc * C * cs;
-        if (lim->mode != TD_CAPTURE_HIDDEN)
+        if (spec->mode != TD_CAPTURE_HIDDEN)
             size_bytes[TD_BUF_LOGITS] = Rc * V * 4;
-        if (lim->mode != TD_CAPTURE_HIDDEN || lim->dense_dtype != compute)
-            size_bytes[TD_BUF_DENSE] = Rc * td_dense_row_bytes(cfg, lim);
-        size_bytes[TD_BUF_OUT] = td_capture_layout_of(lim, lim->max_rows).size_bytes;
+        if (spec->mode != TD_CAPTURE_HIDDEN || spec->dense_dtype != compute)
+            size_bytes[TD_BUF_DENSE] = Rc * td_capture_dense_bytes(spec);
+        size_bytes[TD_BUF_OUT] = td_capture_layout_of(spec, lim->max_rows).size_bytes;
     }
 }
 
@@ -149,12 +143,12 @@ static uint64_t item_weight_bytes(const td_model_config *c, const td_family *f, 
 }
 
 void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
-                              const td_session_limits *lim, int32_t item_begin, int32_t item_end,
-                              td_stage_memory *out) {
+                              const td_session_limits *lim, const td_capture_spec *spec,
+                              int32_t item_begin, int32_t item_end, td_stage_memory *out) {
     uint64_t size_bytes[TD_BUF_COUNT], layer_bytes[2] = {0}; /* dense, with experts */
     const td_family *f = td_family_find(cfg->architecture);
     td_stage_memory m = {0};
-    td_stage_buffer_sizes(cfg, compute, lim, item_begin, item_end, size_bytes);
+    td_stage_buffer_sizes(cfg, compute, lim, spec, item_begin, item_end, size_bytes);
     for (int b = 0; b < TD_BUF_COUNT; b++)
         *(b < TD_BUF_FIRST_WORKSPACE ? &m.activation_bytes : &m.workspace_bytes) += size_bytes[b];
     /* The planner asks for many ranges: each kind of layer is counted once. */

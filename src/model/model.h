@@ -12,7 +12,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include "config/config.h"
+#include "capture/capture.h"
 #include "device/device.h"
 #include "base/dtype.h"
 #include "base/status.h"
@@ -163,20 +163,6 @@ typedef struct td_session_limits {
     int32_t max_rows;     /* recorded rows of the largest micro-batch */
     int32_t n_slots;      /* micro-batches in flight, at least the number of stages + 1 */
     int32_t capture_rows; /* rows per lm_head + capture chunk */
-    int32_t top_k, n_temperatures;
-    float temperatures[16];
-    /* What is captured beside logsumexp and its like (config.h, [capture]). top_k is 0 in the modes
-     * without a top-k set. */
-    td_capture_mode mode;
-    double top_p;                          /* topp */
-    int32_t min_k;                         /* topp */
-    int32_t n_draws;                       /* sample, topk+sample; else 0 */
-    float proposal_power;                  /* of draws: q ~ p^t */
-    uint64_t seed;                         /* of draws */
-    td_dtype dense_dtype;                  /* full, hidden */
-    int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* not in mode hidden */
-    int32_t n_always;
-    int32_t n_valid_vocab; /* ids at or above it get no probability; 0 = all of n_vocab */
     /* The devices' info.narrow_attention: with 16-bit compute, q, k and v get a buffer in that
      * type.
      */
@@ -190,14 +176,11 @@ typedef struct td_stage_memory {
     uint64_t weight_bytes, activation_bytes, workspace_bytes;
 } td_stage_memory;
 void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
-                              const td_session_limits *lim, int32_t item_begin, int32_t item_end,
-                              td_stage_memory *out);
+                              const td_session_limits *lim, const td_capture_spec *spec,
+                              int32_t item_begin, int32_t item_end, td_stage_memory *out);
 /* Bytes of host memory that all slots of a session take for what is captured. In mode full that is
  * much: a row is n_vocab numbers. */
-uint64_t td_session_host_bytes(const td_model_config *cfg, const td_session_limits *lim);
-/* Bytes of one row of td_captured.dense; 0 in modes without. */
-uint64_t td_dense_row_bytes(const td_model_config *cfg, const td_session_limits *lim);
-
+uint64_t td_session_host_bytes(const td_session_limits *lim, const td_capture_spec *spec);
 /* One micro-batch, host arrays; td_session_submit copies what it needs of them. */
 typedef struct td_batch {
     int32_t n_tokens, n_seqs, n_rows;
@@ -212,30 +195,24 @@ typedef struct td_batch {
                                        below 2^32 */
 } td_batch;
 
-/* Captured rows of one micro-batch, host memory of the slot, valid until its next submit. */
-typedef struct td_captured {
-    int32_t n_rows, top_k, n_temperatures;
-    const int32_t *topk_ids;    /* [n_rows, top_k] */
-    const float *topk_logprobs; /* [n_rows, top_k] */
-    const float *logsumexp;     /* [n_rows]; NaN marks a row that must not be recorded */
-    const float *logsumexp_t;   /* [n_rows, n_temperatures] */
-    const float *tail_mass, *target_logprob, *entropy; /* [n_rows] */
-    const int32_t *target_rank;                        /* [n_rows] */
-    /* NULL (and counts 0) in the modes that do not have them; hidden has n_rows and these two. */
-    const void *dense; /* full: logits [n_rows, n_vocab]; hidden: states [n_rows, n_hidden] */
-    td_dtype dense_dtype;
-    int32_t n_dense;       /* n_vocab or n_hidden */
-    const int32_t *n_kept; /* topp: [n_rows] of topk_*, the first so many are in the set */
-    int32_t n_draws;
-    const int32_t *n_unique;         /* sample: [n_rows] different ids drawn */
-    const int32_t *draw_ids;         /* sample: [n_rows, n_draws] ascending ids, n_unique of them */
-    const int32_t *draw_counts;      /* sample: [n_rows, n_draws] how often; they sum to n_draws */
-    const float *draw_logprobs;      /* sample: [n_rows, n_draws] the teacher's log p */
-    const float *proposal_logsumexp; /* sample with t != 1: [n_rows] log sum p^t; log q = t log p -
-                                        it */
-    int32_t n_always;
-    const float *always_logprobs; /* [n_rows, n_always], in the order of always_ids */
-} td_captured;
+/* Host arrays for one micro-batch within a session's limits, and samples laid end to end in them.
+ * Order of use: init -> (clear -> while fits: add -> submit `batch`) ... -> free. One thread. */
+typedef struct td_batch_builder {
+    td_batch batch; /* what was added so far; points into the arrays below, which are owned */
+    int32_t *ids, *seq_offsets, *row_token, *row_target;
+    int64_t *row_dataset_row, *row_position;
+    int32_t max_tokens, max_seqs, max_rows;
+} td_batch_builder;
+/* Empty afterwards. On failure nothing is left allocated. */
+td_status td_batch_builder_init(td_batch_builder *b, const td_session_limits *lim, td_error *err);
+void td_batch_builder_free(td_batch_builder *b); /* {0} allowed */
+void td_batch_clear(td_batch_builder *b);
+bool td_batch_fits(const td_batch_builder *b, int32_t n_tokens, int32_t n_rows);
+/* Appends a sample that fits. Position t predicts token t + 1; a row is recorded where loss_mask
+ * [n_tokens] of t + 1 is set, none without a mask. `start`: of the sample within the dataset row's
+ * tokens. */
+void td_batch_add(td_batch_builder *b, const int32_t *ids, const uint8_t *loss_mask,
+                  int32_t n_tokens, int64_t dataset_row, int64_t start);
 
 typedef struct td_session td_session;
 
@@ -243,7 +220,8 @@ typedef struct td_session td_session;
  * copied; w outlives the session. On TD_E_DEVICE_OOM nothing is left allocated and the caller may
  * try smaller limits. */
 td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t n_stages,
-                            const td_session_limits *lim, td_session **out, td_error *err);
+                            const td_session_limits *lim, const td_capture_spec *spec,
+                            td_session **out, td_error *err);
 void td_session_destroy(td_session *s); /* waits for what is in flight; NULL allowed */
 /* Enqueues a micro-batch in `slot` (0 .. n_slots-1), which must not be in flight. */
 td_status td_session_submit(td_session *s, int32_t slot, const td_batch *batch, td_error *err);

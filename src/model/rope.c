@@ -14,7 +14,6 @@
 #include <math.h>
 #include <string.h>
 
-
 static const double pi = 3.14159265358979323846;
 
 static void llama3(const td_rope *r, float *inv_freq, int32_t n) {

@@ -30,6 +30,7 @@ struct td_session {
     td_model_config cfg;
     td_dtype compute;
     td_session_limits lim;
+    td_capture_spec spec;
     td_rope_layout rope;
     td_stage_state *stages; /* [n_stages] */
     int32_t n_stages;
@@ -41,39 +42,40 @@ struct td_session {
 /* --- creation --------------------------------------------------------------------------------- */
 
 static td_status check_arguments(const td_weights *w, const td_stage *stages, int32_t n_stages,
-                                 const td_session_limits *lim, td_error *err) {
+                                 const td_session_limits *lim, const td_capture_spec *spec,
+                                 td_error *err) {
     const td_model_config *c = td_weights_config(w);
     /* Rows of the rotary tables, several times as many, must fit int32. */
     if (lim->max_tokens < 1 || lim->max_tokens > 1 << 28 || lim->max_seqs < 1 ||
-        lim->max_rows < 0 || lim->n_slots < 1 || lim->capture_rows < 1 || lim->n_temperatures < 0 ||
-        lim->n_temperatures > (int32_t)TD_ARRAY_LEN(lim->temperatures))
+        lim->max_rows < 0 || lim->n_slots < 1 || lim->capture_rows < 1 ||
+        spec->n_temperatures < 0 || spec->n_temperatures > TD_MAX_TEMPERATURES)
         return td_error_set(
             err, TD_E_INTERNAL,
             "session limits out of range: %d tokens, %d samples, %d rows, %d slots, "
             "%d rows per chunk, %d temperatures",
             lim->max_tokens, lim->max_seqs, lim->max_rows, lim->n_slots, lim->capture_rows,
-            lim->n_temperatures);
-    if (td_capture_has_topk(lim->mode) ? lim->top_k < 1 || lim->top_k > c->n_vocab : lim->top_k)
+            spec->n_temperatures);
+    if (td_capture_has_topk(spec->mode) ? spec->top_k < 1 || spec->top_k > c->n_vocab : spec->top_k)
         return td_error_set(err, TD_E_CONFIG,
                             "capture.top_k is %d, expected 1 to the model's vocabulary of %d",
-                            lim->top_k, c->n_vocab);
-    if (td_capture_has_draws(lim->mode) ? lim->n_draws < 1 || lim->n_draws > TD_MAX_DRAWS
-                                        : lim->n_draws)
-        return td_error_set(err, TD_E_INTERNAL, "%d draws in a mode that %s", lim->n_draws,
-                            td_capture_has_draws(lim->mode) ? "draws 1 to 1024" : "draws none");
-    if (lim->mode == TD_CAPTURE_HIDDEN && (lim->n_temperatures || lim->n_always))
+                            spec->top_k, c->n_vocab);
+    if (td_capture_has_draws(spec->mode) ? spec->n_draws < 1 || spec->n_draws > TD_MAX_DRAWS
+                                         : spec->n_draws)
+        return td_error_set(err, TD_E_INTERNAL, "%d draws in a mode that %s", spec->n_draws,
+                            td_capture_has_draws(spec->mode) ? "draws 1 to 1024" : "draws none");
+    if (spec->mode == TD_CAPTURE_HIDDEN && (spec->n_temperatures || spec->n_always))
         return td_error_set(err, TD_E_INTERNAL, "mode hidden records states alone");
-    if (lim->n_always < 0 || lim->n_always > TD_MAX_ALWAYS_IDS)
-        return td_error_set(err, TD_E_INTERNAL, "%d always_ids", lim->n_always);
-    for (int32_t i = 0; i < lim->n_always; i++)
-        if (lim->always_ids[i] < 0 || lim->always_ids[i] >= c->n_vocab)
+    if (spec->n_always < 0 || spec->n_always > TD_MAX_ALWAYS_IDS)
+        return td_error_set(err, TD_E_INTERNAL, "%d always_ids", spec->n_always);
+    for (int32_t i = 0; i < spec->n_always; i++)
+        if (spec->always_ids[i] < 0 || spec->always_ids[i] >= c->n_vocab)
             return td_error_set(err, TD_E_CONFIG,
                                 "capture.always_ids names id %d, but the vocabulary has ids 0 to "
                                 "%d",
-                                lim->always_ids[i], c->n_vocab - 1);
-    if (lim->n_valid_vocab < 0 || lim->n_valid_vocab > c->n_vocab)
-        return td_error_set(err, TD_E_INTERNAL, "%d valid ids in a vocabulary of %d",
-                            lim->n_valid_vocab, c->n_vocab);
+                                spec->always_ids[i], c->n_vocab - 1);
+    if (spec->n_valid < 1 || spec->n_valid > c->n_vocab || spec->n_vocab != c->n_vocab)
+        return td_error_set(err, TD_E_INTERNAL, "%d valid ids in a vocabulary of %d", spec->n_valid,
+                            c->n_vocab);
     for (int32_t i = 0, next = 0; i < n_stages; i++) {
         if (stages[i].item_begin != next || stages[i].item_end <= next)
             return td_error_set(err, TD_E_INTERNAL,
@@ -115,7 +117,8 @@ static td_status create_stage(td_session *s, td_stage_state *st, td_error *err) 
     td_device *dev = st->device;
     const td_device_ops *ops = dev->ops;
     uint64_t size_bytes[TD_BUF_COUNT];
-    td_stage_buffer_sizes(&s->cfg, s->compute, &s->lim, st->item_begin, st->item_end, size_bytes);
+    td_stage_buffer_sizes(&s->cfg, s->compute, &s->lim, &s->spec, st->item_begin, st->item_end,
+                          size_bytes);
     td_status rc = ops->stream_create(dev, &st->stream, err);
     for (int b = 0; rc == TD_OK && b < TD_BUF_COUNT; b++)
         if (size_bytes[b])
@@ -154,10 +157,10 @@ static td_status create_stages(td_session *s, td_error *err) {
 static td_status create_slots(td_session *s, td_error *err) {
     td_device *first = s->stages[0].device, *last = s->stages[s->n_stages - 1].device;
     uint64_t n_in =
-        td_ints_layout_of(&s->cfg, &s->lim, s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows)
+        td_ints_layout_of(&s->cfg, &s->spec, s->lim.max_tokens, s->lim.max_seqs, s->lim.max_rows)
             .size_bytes;
-    uint64_t n_out = td_capture_layout_of(&s->lim, s->lim.max_rows).size_bytes;
-    uint64_t n_dense = (uint64_t)s->lim.max_rows * td_dense_row_bytes(&s->cfg, &s->lim);
+    uint64_t n_out = td_capture_layout_of(&s->spec, s->lim.max_rows).size_bytes;
+    uint64_t n_dense = (uint64_t)s->lim.max_rows * td_capture_dense_bytes(&s->spec);
     uint64_t n_rope = (uint64_t)s->rope.n_dynamic * 2 * (uint64_t)s->lim.max_tokens *
                       (uint64_t)(s->cfg.rotary_dim / 2) * sizeof(float);
     td_status rc = TD_OK;
@@ -183,8 +186,9 @@ static td_status create_slots(td_session *s, td_error *err) {
 }
 
 td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t n_stages,
-                            const td_session_limits *lim, td_session **out, td_error *err) {
-    td_status rc = check_arguments(w, stages, n_stages, lim, err);
+                            const td_session_limits *lim, const td_capture_spec *spec,
+                            td_session **out, td_error *err) {
+    td_status rc = check_arguments(w, stages, n_stages, lim, spec, err);
     if (rc != TD_OK)
         return rc;
     td_session *s = td_calloc(1, sizeof *s);
@@ -193,6 +197,7 @@ td_status td_session_create(const td_weights *w, const td_stage *stages, int32_t
     s->cfg = *td_weights_config(w);
     s->compute = td_weights_compute(w);
     s->lim = *lim;
+    s->spec = *spec;
     s->rope = td_rope_layout_of(&s->cfg, lim->max_tokens);
     s->stages = td_calloc((size_t)n_stages, sizeof *s->stages);
     s->slots = td_calloc((size_t)lim->n_slots, sizeof *s->slots);
@@ -293,7 +298,7 @@ static td_status check_batch(const td_session *s, const td_batch *b, td_error *e
                                 "target id %d (row %d) is not in the model's vocabulary of %d",
                                 b->row_target[r], r, s->cfg.n_vocab);
     }
-    for (int32_t r = 0; s->lim.n_draws && r < b->n_rows; r++)
+    for (int32_t r = 0; s->spec.n_draws && r < b->n_rows; r++)
         if (!b->row_dataset_row || !b->row_position || b->row_dataset_row[r] < 0 ||
             b->row_position[r] < 0 || b->row_position[r] > UINT32_MAX)
             return td_error_set(err, TD_E_INTERNAL, "row %d has nothing to draw by", r);
@@ -303,7 +308,7 @@ static td_status check_batch(const td_session *s, const td_batch *b, td_error *e
 /* Fills the slot's integers and, for dynamic ropes, what b->dynamic points to. */
 static void fill_slot(const td_session *s, const td_batch *batch, slot *sl, td_forward_batch *b) {
     td_ints_layout l =
-        td_ints_layout_of(&s->cfg, &s->lim, batch->n_tokens, batch->n_seqs, batch->n_rows);
+        td_ints_layout_of(&s->cfg, &s->spec, batch->n_tokens, batch->n_seqs, batch->n_rows);
     char *dst = sl->host_ints;
     memcpy(dst + l.ids, batch->ids, (size_t)batch->n_tokens * 4);
     memcpy(dst + l.seq_offsets, batch->seq_offsets, ((size_t)batch->n_seqs + 1) * 4);
@@ -311,7 +316,7 @@ static void fill_slot(const td_session *s, const td_batch *batch, slot *sl, td_f
         memcpy(dst + l.rows, batch->row_token, (size_t)batch->n_rows * 4);
         memcpy(dst + l.targets, batch->row_target, (size_t)batch->n_rows * 4);
     }
-    if (batch->n_rows && s->lim.n_draws) {
+    if (batch->n_rows && s->spec.n_draws) {
         memcpy(dst + l.dataset_rows, batch->row_dataset_row, (size_t)batch->n_rows * 8);
         memcpy(dst + l.row_positions, batch->row_position, (size_t)batch->n_rows * 8);
     }
@@ -352,7 +357,7 @@ td_status td_session_submit(td_session *s, int32_t slot_index, const td_batch *b
                           .host_dense = sl->host_dense};
     fill_slot(s, batch, sl, &b);
     for (int32_t i = 0; rc == TD_OK && i < s->n_stages; i++) {
-        rc = td_stage_forward(&s->cfg, s->compute, &s->lim, i ? &s->stages[i - 1] : NULL,
+        rc = td_stage_forward(&s->cfg, s->compute, &s->lim, &s->spec, i ? &s->stages[i - 1] : NULL,
                               &s->stages[i], &b, err);
         if (rc != TD_OK)
             td_error_prefix(err, "%s", s->stages[i].device->info.name);
@@ -385,30 +390,28 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
         return rc;
     }
     sl->in_flight = false;
-    const td_session_limits *lim = &s->lim;
-    td_capture_layout l = td_capture_layout_of(lim, sl->n_rows);
-    const int32_t n_dense = lim->mode == TD_CAPTURE_FULL     ? s->cfg.n_vocab
-                            : lim->mode == TD_CAPTURE_HIDDEN ? s->cfg.n_hidden
-                                                             : 0;
+    const td_capture_spec *spec = &s->spec;
+    td_capture_layout l = td_capture_layout_of(spec, sl->n_rows);
+    const int32_t n_dense = td_capture_dense_width(spec);
     const char *p = sl->host_out;
     if (!p) { /* mode hidden, or a session without recorded rows (max_rows = 0) */
         *out = (td_captured){.n_rows = sl->n_rows,
-                             .top_k = lim->top_k,
-                             .n_temperatures = lim->n_temperatures,
-                             .n_draws = lim->n_draws,
-                             .n_always = lim->n_always,
+                             .top_k = spec->top_k,
+                             .n_temperatures = spec->n_temperatures,
+                             .n_draws = spec->n_draws,
+                             .n_always = spec->n_always,
                              .dense = sl->host_dense,
-                             .dense_dtype = lim->dense_dtype,
+                             .dense_dtype = spec->dense_dtype,
                              .n_dense = n_dense};
         return TD_OK;
     }
     *out = (td_captured){.n_rows = sl->n_rows,
-                         .top_k = lim->top_k,
-                         .n_temperatures = lim->n_temperatures,
-                         .n_draws = lim->n_draws,
-                         .n_always = lim->n_always,
+                         .top_k = spec->top_k,
+                         .n_temperatures = spec->n_temperatures,
+                         .n_draws = spec->n_draws,
+                         .n_always = spec->n_always,
                          .dense = sl->host_dense,
-                         .dense_dtype = lim->dense_dtype,
+                         .dense_dtype = spec->dense_dtype,
                          .n_dense = n_dense,
                          .topk_ids = (const int32_t *)(p + l.topk_ids),
                          .topk_logprobs = (const float *)(p + l.topk_logprobs),
@@ -418,19 +421,19 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
                          .target_logprob = (const float *)(p + l.target_logprob),
                          .entropy = (const float *)(p + l.entropy),
                          .target_rank = (const int32_t *)(p + l.target_rank)};
-    if (lim->mode == TD_CAPTURE_TOPP)
+    if (spec->mode == TD_CAPTURE_TOPP)
         out->n_kept = (const int32_t *)(p + l.n_kept);
-    if (lim->n_draws) {
+    if (spec->n_draws) {
         out->n_unique = (const int32_t *)(p + l.n_unique);
         out->draw_ids = (const int32_t *)(p + l.draw_ids);
         out->draw_counts = (const int32_t *)(p + l.draw_counts);
         out->draw_logprobs = (const float *)(p + l.draw_logprobs);
-        if (lim->proposal_power != 1)
+        if (td_capture_has_proposal(spec))
             out->proposal_logsumexp = (const float *)(p + l.proposal_logsumexp);
     }
-    if (lim->n_always)
+    if (spec->n_always)
         out->always_logprobs = (const float *)(p + l.always_logprobs);
-    if (lim->top_k == 0)
+    if (spec->top_k == 0)
         out->topk_ids = NULL, out->topk_logprobs = NULL;
     return TD_OK;
 }

@@ -34,8 +34,8 @@ typedef enum td_stage_buffer {
 /* size_bytes[b] of each buffer of a stage that holds items [item_begin, item_end); 0 = not there.
  * Values from a validated config and limits cannot overflow 64 bits. */
 void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
-                           const td_session_limits *lim, int32_t item_begin, int32_t item_end,
-                           uint64_t size_bytes[TD_BUF_COUNT]);
+                           const td_session_limits *lim, const td_capture_spec *spec,
+                           int32_t item_begin, int32_t item_end, uint64_t size_bytes[TD_BUF_COUNT]);
 
 /* Rows of the cos and sin tables: the tables of a model one after the other, each with a section
  * for sequences of at most limit[k] tokens, at first_row[k], and where the rope depends on the
@@ -59,7 +59,7 @@ typedef struct td_ints_layout {
     uint64_t dataset_rows, row_positions;                /* I64, in modes that draw */
     uint64_t size_bytes;
 } td_ints_layout;
-td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_session_limits *lim,
+td_ints_layout td_ints_layout_of(const td_model_config *cfg, const td_capture_spec *spec,
                                  int64_t n_tokens, int64_t n_seqs, int64_t n_rows);
 
 typedef struct td_capture_layout {
@@ -67,6 +67,6 @@ typedef struct td_capture_layout {
         target_rank, n_kept, n_unique, draw_ids, draw_counts, draw_logprobs, proposal_logsumexp,
         always_logprobs, size_bytes; /* byte offsets; 0 bytes in mode hidden */
 } td_capture_layout;
-td_capture_layout td_capture_layout_of(const td_session_limits *lim, int64_t n_rows);
+td_capture_layout td_capture_layout_of(const td_capture_spec *spec, int64_t n_rows);
 
 #endif

@@ -43,32 +43,11 @@ static td_work_size typical_batch(const td_planner *pl, int32_t batch_tokens) {
 
 void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {
     td_session_limits *lim = &pl->plan->limits;
-    const td_config *cfg = pl->cfg;
     *lim = (td_session_limits){
         .max_tokens = TD_MAX(batch_tokens, td_plan_longest_sample(pl)),
         .n_slots = TD_MIN(width, pl->n_items) + 1,
-        .mode = cfg->capture.mode,
-        .dense_dtype = cfg->capture.dense_dtype,
-        .seed = cfg->run.seed,
         .narrow_attention = !pl->plan->inventory.is_cpu,
     };
-    if (cfg->capture.mode != TD_CAPTURE_HIDDEN) {
-        lim->n_temperatures = cfg->capture.n_temperatures;
-        lim->n_always = cfg->capture.n_always;
-        memcpy(lim->always_ids, cfg->capture.always_ids, sizeof lim->always_ids);
-    }
-    if (td_capture_has_topk(cfg->capture.mode))
-        lim->top_k = cfg->capture.top_k;
-    if (cfg->capture.mode == TD_CAPTURE_TOPP) {
-        lim->top_p = cfg->capture.top_p;
-        lim->min_k = cfg->capture.min_k;
-    }
-    if (td_capture_has_draws(cfg->capture.mode)) {
-        lim->n_draws = cfg->capture.n_draws;
-        lim->proposal_power = (float)cfg->capture.proposal_power;
-    }
-    for (int32_t i = 0; i < lim->n_temperatures; i++)
-        lim->temperatures[i] = (float)cfg->capture.temperatures[i];
     /* A sample in a micro-batch has a row, so at least two tokens. */
     lim->max_seqs = TD_MAX(lim->max_tokens / 2, 1);
     lim->max_rows = lim->max_tokens;
@@ -83,17 +62,16 @@ void td_plan_set_limits(td_planner *pl, int32_t batch_tokens, int32_t width) {
 
 td_stage_memory td_plan_stage_memory(const td_planner *pl, int32_t begin, int32_t end) {
     td_stage_memory m = {0};
-    td_stage_memory_estimate(pl->model, pl->plan->compute, &pl->plan->limits, begin, end, &m);
+    td_stage_memory_estimate(pl->model, pl->plan->compute, &pl->plan->limits, &pl->plan->capture,
+                             begin, end, &m);
     /* On CPU devices the host's memory is the device's. */
     if (pl->plan->inventory.is_cpu && end == pl->n_items && begin < end)
-        m.workspace_bytes += td_session_host_bytes(pl->model, &pl->plan->limits);
+        m.workspace_bytes += td_session_host_bytes(&pl->plan->limits, &pl->plan->capture);
     return m;
 }
 
 int32_t td_plan_first_batch(const td_planner *pl) {
-    td_session_limits lim = {.mode = pl->cfg->capture.mode,
-                             .dense_dtype = pl->cfg->capture.dense_dtype};
-    uint64_t row_bytes = td_dense_row_bytes(pl->model, &lim);
+    uint64_t row_bytes = td_capture_dense_bytes(&pl->plan->capture);
     int32_t batch = pl->cfg->run.batch_tokens, longest = td_plan_longest_sample(pl);
     if (row_bytes && (uint64_t)batch > MAX_DENSE_BYTES / row_bytes)
         batch = (int32_t)TD_MAX(MAX_DENSE_BYTES / row_bytes, 1);
@@ -315,7 +293,7 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
                          ceil((fullest - 1) * 100));
     else /* next to nothing is usable: a percentage says nothing */
         td_strbuf_printf(&b, "%s%d device%s with more memory", sep, n, n == 1 ? "" : "s");
-    if (plan->compute == TD_F32 && pl->cfg->model.compute == TD_COMPUTE_F32)
+    if (plan->compute == TD_F32 && pl->asked_compute == TD_COMPUTE_F32)
         td_strbuf_puts(&b, "; model.compute = bf16 or f16 for half the weights");
     if (plan->limits.max_tokens > 4 * TD_MAX(plan->stats.max_tokens, 1024))
         td_strbuf_puts(&b, "; a smaller data.max_length for less activation memory");

@@ -82,8 +82,8 @@ static td_status resolve_compute(td_planner *pl) {
     static const td_dtype requested[] = {
         [TD_COMPUTE_F32] = TD_F32, [TD_COMPUTE_BF16] = TD_BF16, [TD_COMPUTE_F16] = TD_F16};
     size_t room = sizeof plan->compute_why;
-    if (pl->cfg->model.compute != TD_COMPUTE_AUTO) {
-        plan->compute = requested[pl->cfg->model.compute];
+    if (pl->asked_compute != TD_COMPUTE_AUTO) {
+        plan->compute = requested[pl->asked_compute];
         const td_plan_device *d = lacking(pl, plan->compute);
         char modes[32];
         if (d)
@@ -313,15 +313,17 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
     plan->wall_s = fmax(tokens / plan->tokens_per_s, tokens > 0 ? least : 0) + bubble;
 }
 
-td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_model_config *model,
-                       const td_dataset_stats *stats, const td_plan_record_cost *record,
-                       td_plan *out, td_error *err) {
-    td_plan plan = {.stats = *stats};
-    td_planner pl = {
-        .cfg = cfg, .model = model, .plan = &plan, .n_items = model->n_layers + 2, .err = err};
-    td_cost_model_init(model, &plan.cost);
-    pl.work = td_plan_dataset_work(stats, &plan.cost, cfg->data.max_length);
-    td_status st = td_plan_choose_devices(&pl, inv);
+td_status td_plan_make(const td_plan_input *in, td_plan *out, td_error *err) {
+    td_plan plan = {.stats = *in->stats, .capture = *in->capture};
+    td_planner pl = {.cfg = in->cfg,
+                     .asked_compute = in->compute,
+                     .model = in->model,
+                     .plan = &plan,
+                     .n_items = in->model->n_layers + 2,
+                     .err = err};
+    td_cost_model_init(in->model, &plan.cost);
+    pl.work = td_plan_dataset_work(in->stats, &plan.cost, in->cfg->data.max_length);
+    td_status st = td_plan_choose_devices(&pl, in->inventory);
     if (st == TD_OK)
         st = resolve_compute(&pl);
     if (st != TD_OK)
@@ -333,7 +335,7 @@ td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_m
     for (int32_t g = 1; g < plan.n_groups; g++)
         if (plan.groups[g].n_devices != plan.gpus_per_model)
             plan.gpus_per_model = 0;
-    predict(&pl, record);
+    predict(&pl, in->record);
     free(pl.failed_devices);
     free(pl.idle);
     *out = plan;
@@ -343,4 +345,11 @@ fail:
     free(pl.idle);
     td_plan_free(&plan);
     return st;
+}
+
+void td_plan_stages(const td_plan_group *group, td_device *const *devices, td_stage *out) {
+    for (int32_t i = 0; i < group->n_stages; i++)
+        out[i] = (td_stage){.device = devices[group->stages[i].device],
+                            .item_begin = group->stages[i].item_begin,
+                            .item_end = group->stages[i].item_end};
 }

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include "capture/capture.h"
 #include "config/config.h"
 #include "plan/cost.h"
 #include "data/data.h"
@@ -128,6 +129,7 @@ typedef struct td_plan {
     td_dtype compute;       /* resolved */
     char compute_why[160];
     int32_t batch_tokens;     /* to pack with: run.batch_tokens, or less where memory asks for it */
+    td_capture_spec capture;  /* what every session of the run captures */
     td_session_limits limits; /* n_slots: of the group with most stages */
     td_dataset_stats stats;   /* of the whole dataset */
     td_cost_model cost;       /* see td_cost_flops */
@@ -144,16 +146,28 @@ typedef struct td_plan {
     int32_t n_warnings;
 } td_plan;
 
+/* All that a plan depends on. Nothing of it is borrowed after td_plan_make returned. */
+typedef struct td_plan_input {
+    const td_config *cfg;
+    td_compute compute; /* cfg->model.compute, or what an earlier execution of the run settled on */
+    const td_inventory *inventory;
+    const td_model_config *model;
+    const td_capture_spec *capture;
+    const td_dataset_stats *stats;     /* of the whole dataset */
+    const td_plan_record_cost *record; /* NULL: the output's size is not predicted */
+} td_plan_input;
+
 /* Makes the plan. TD_E_CONFIG for impossible requests, saying what is needed ("needs 8 devices, 4
  * are there"); TD_E_DEVICE when the model does not fit, saying by how much and what would fit.
  * Devices that are marked lost are left out, and with them the explicit groups that name them;
  * device numbers keep their meaning, a warning says what is missing; TD_E_DEVICE when none is left.
- * compute = auto looks at model->weight_dtype. `record` may be NULL: the output's size is then not
- * predicted. Nothing is borrowed after the return. */
-td_status td_plan_make(const td_config *cfg, const td_inventory *inv, const td_model_config *model,
-                       const td_dataset_stats *stats, const td_plan_record_cost *record,
-                       td_plan *out, td_error *err);
+ * compute = auto looks at model->weight_dtype. */
+td_status td_plan_make(const td_plan_input *in, td_plan *out, td_error *err);
 void td_plan_free(td_plan *p);
+
+/* The stages of a group on opened devices, indexed like plan->inventory.devices; out
+ * [group->n_stages]. */
+void td_plan_stages(const td_plan_group *group, td_device *const *devices, td_stage *out);
 
 /* The assignment block of the specification (banner, Configuration, Worker GPU assignments). */
 void td_plan_print_assignment(const td_plan *p, FILE *out);

@@ -15,6 +15,7 @@
 
 typedef struct td_planner {
     const td_config *cfg;
+    td_compute asked_compute;
     const td_model_config *model;
     td_plan *plan; /* under construction: inventory, compute, limits, stats are set in this order */
     bool speeds_known; /* every chosen device that is not idle has a rate */

@@ -332,9 +332,9 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
     if (p->limits.max_tokens > p->batch_tokens)
         fprintf(out, "                 (a longer sample, up to %d tokens, is one of its own)\n",
                 p->limits.max_tokens);
-    if (td_capture_is_dense(p->limits.mode))
+    if (td_capture_is_dense(p->capture.mode))
         fprintf(out, "Host memory:     %s per worker for the rows of micro-batches in flight\n",
-                td_human_bytes(td_session_host_bytes(model, &p->limits), x[0], sizeof x[0]));
+                td_human_bytes(td_session_host_bytes(&p->limits, &p->capture), x[0], sizeof x[0]));
     if (p->tokens_per_s > 0)
         fprintf(out, "Stage times:     for a mean micro-batch of %lld tokens, %s TFLOP\n",
                 (long long)p->micro_batch.n_tokens,

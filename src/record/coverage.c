@@ -1,7 +1,7 @@
 /* coverage.c - a finished shard in the report of what truncation loses. */
 #include "record/coverage.h"
 
-#include "record/row_view.h"
+#include "record/row_reader.h"
 
 void td_coverage_add_shard(td_coverage *c, const td_shard_file *f) {
     const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
@@ -17,7 +17,7 @@ void td_coverage_add_shard(td_coverage *c, const td_shard_file *f) {
             if (!td_row_read(rr, i, r, &v, &ignored))
                 continue;
             /* Of topp the rows whose set is full are not a fair part of all. */
-            bool levels = td_mode_has_topk_rows(f->layout.spec.mode) && v.n_top == c->top_k &&
+            bool levels = td_capture_has_topk_rows(f->layout.spec.mode) && v.n_top == c->top_k &&
                           td_coverage_wants_levels(c, r);
             td_coverage_add(c, v.tail_mass, levels ? v.top_logprobs : NULL);
             c->n_rows_kept++;

@@ -2,7 +2,7 @@
 #ifndef TDGEN_RECORD_COVERAGE_H
 #define TDGEN_RECORD_COVERAGE_H
 
-#include "capture/coverage.h"
+#include "capture/capture.h"
 #include "record/shard_file.h"
 
 /* Adds all rows of the shard, as kept ones. Values are clamped, never trusted. */

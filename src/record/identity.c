@@ -89,10 +89,8 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
 }
 
 /* Only keys that the mode uses: changing another one changes nothing. */
-static bool build_capture_keys(json_t *o, const td_config *cfg, const td_identity *id) {
-    td_capture_spec s;
-    td_spec_of(cfg, id->model, 0, &s);
-    json_t *spec = td_spec_json(&s), *v;
+static bool build_capture_keys(json_t *o, const td_config *cfg, const td_capture_spec *s) {
+    json_t *spec = td_spec_json(s), *v;
     const char *key;
     bool ok = spec != NULL;
     json_object_foreach(spec, key, v) {
@@ -105,28 +103,28 @@ static bool build_capture_keys(json_t *o, const td_config *cfg, const td_identit
         free(name);
     }
     json_decref(spec);
-    if (ok && s.mode != TD_CAPTURE_HIDDEN)
+    if (ok && td_capture_has_stats(s->mode))
         ok = put(o, "capture.mask_padded_vocab", json_boolean(cfg->capture.mask_padded_vocab));
-    if (ok && td_capture_has_draws(s.mode))
-        ok = put(o, "run.seed", u64_value(cfg->run.seed));
+    if (ok && td_capture_has_draws(s->mode))
+        ok = put(o, "run.seed", u64_value(s->seed));
     return ok;
 }
 
-td_status td_identity_build(const td_config *cfg, const td_identity *id, json_t **out,
-                            td_error *err) {
+td_status td_identity_build(const td_config *cfg, const td_capture_spec *spec,
+                            const td_identity *id, json_t **out, td_error *err) {
     static const char *const compute_names[TD_DTYPE_COUNT] = {"f32", "bf16", "f16"};
     json_t *o = json_object();
     bool ok = o && put(o, "schema", json_integer(TD_RECORD_SCHEMA)) &&
-              put(o, "model.architecture", text_value(id->model->architecture)) &&
-              put(o, "model.config_hash", hash_value(id->model->config_hash)) &&
-              put(o, "model.n_vocab", json_integer(id->model->n_vocab)) &&
+              put(o, "model.architecture", text_value(id->architecture)) &&
+              put(o, "model.config_hash", hash_value(id->config_hash)) &&
+              put(o, "model.n_vocab", json_integer(spec->n_vocab)) &&
               put(o, "model.compute",
                   json_string(id->compute <= TD_F16 ? compute_names[id->compute] : "unknown")) &&
               put(o, "tokenizer.hash",
                   id->has_tokenizer ? hash_value(id->tokenizer_hash) : json_null()) &&
               put(o, "tokenizer.n_vocab",
                   id->has_tokenizer ? json_integer(id->tokenizer_n_vocab) : json_null()) &&
-              build_data_keys(o, cfg, id) && build_capture_keys(o, cfg, id) &&
+              build_data_keys(o, cfg, id) && build_capture_keys(o, cfg, spec) &&
               put(o, "output.shard_samples", json_integer(cfg->output.shard_samples));
     if (!ok) {
         json_decref(o);
@@ -285,9 +283,9 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, "capture", td_spec_json(spec)) &&
         put(root, "logprob_error", json_string(td_spec_logprob_error(spec))) &&
         put(root, "tensors", tensor_docs(spec, cfg->data.id_field != NULL)) &&
-        put(root, td_mode_is_ragged(spec->mode) ? "bytes_per_row_at_most" : "bytes_per_row",
-            json_real(td_record_bytes_per_row(cfg, id->model))) &&
-        put(root, "bytes_per_token", json_real(td_record_bytes_per_token(cfg)));
+        put(root, td_capture_is_ragged(spec->mode) ? "bytes_per_row_at_most" : "bytes_per_row",
+            json_real(td_record_bytes_per_row(spec))) &&
+        put(root, "bytes_per_token", json_real(td_record_bytes_per_token()));
     free(model_path);
     free(data_path);
     rc = ok ? manifest_hash(root, &hash, err) : td_error_nomem(err, "the manifest", 0);
@@ -311,7 +309,12 @@ static bool parse_hex(const char *s, uint64_t *out) {
 
 static td_status read_spec(td_manifest *m, const char *path, td_status code, td_error *err) {
     m->has_ids = td_json_has(m->identity, "data.id_field");
-    return td_spec_parse(json_object_get(m->root, "capture"), path, code, &m->spec, err);
+    td_status rc = td_spec_parse(json_object_get(m->root, "capture"), path, code, &m->spec, err);
+    const json_t *seed = json_object_get(m->identity, "run.seed"); /* beyond 63 bits it is text */
+    if (rc == TD_OK && seed)
+        m->spec.seed = json_is_string(seed) ? strtoull(json_string_value(seed), NULL, 10)
+                                            : (uint64_t)json_integer_value(seed);
+    return rc;
 }
 
 static td_status check_manifest(td_manifest *m, const char *path, const char *data, size_t n,

@@ -19,8 +19,8 @@
 #define TD_MANIFEST_MAX_BYTES ((size_t)1 << 20)
 
 /* All keys but model.weights_hash. New reference. */
-td_status td_identity_build(const td_config *cfg, const td_identity *id, json_t **out,
-                            td_error *err);
+td_status td_identity_build(const td_config *cfg, const td_capture_spec *spec,
+                            const td_identity *id, json_t **out, td_error *err);
 td_status td_identity_set_weights(json_t *identity, uint64_t weights_hash, td_error *err);
 /* TD_E_OUTPUT with both sides of every key that differs. skip_weights: model.weights_hash is not
  * known yet. */

@@ -135,7 +135,7 @@ const char *td_layout_dtype_name(td_dtype t) {
 }
 
 bool td_layout_has(const td_capture_spec *s, bool has_ids, td_tensor_id id) {
-    bool topk = td_mode_has_topk_rows(s->mode), draws = td_capture_has_draws(s->mode);
+    bool topk = td_capture_has_topk_rows(s->mode), draws = td_capture_has_draws(s->mode);
     bool topp = s->mode == TD_CAPTURE_TOPP, full = s->mode == TD_CAPTURE_FULL;
     bool hidden = s->mode == TD_CAPTURE_HIDDEN;
     bool f32 = !s->q8 && s->logprob_dtype == TD_F32, f16 = !s->q8 && s->logprob_dtype == TD_F16;
@@ -164,7 +164,7 @@ bool td_layout_has(const td_capture_spec *s, bool has_ids, td_tensor_id id) {
     case TD_T_ALWAYS_LOGPROBS:
         return !hidden && s->n_always > 0;
     case TD_T_PROPOSAL_LOGSUMEXP:
-        return td_spec_has_proposal(s);
+        return td_capture_has_proposal(s);
     case TD_T_TOPK_IDS:
         return topk && !s->pack_ids;
     case TD_T_TOPK_IDS_PACKED:
@@ -226,7 +226,7 @@ static int64_t columns_of(const td_capture_spec *s, td_tensor_id id) {
     case TD_T_TOPK_Q8:
         return s->top_k;
     case TD_T_TOPK_IDS_PACKED:
-        return ((int64_t)s->top_k * td_spec_id_bits(s) + 7) / 8;
+        return ((int64_t)s->top_k * td_capture_id_bits(s) + 7) / 8;
     case TD_T_TOPK_Q8_RANGE:
     case TD_T_TOPP_Q8_RANGE:
     case TD_T_DRAW_Q8_RANGE:
@@ -264,7 +264,7 @@ static int64_t length_of(const td_capture_spec *s, const td_layout_counts *c, td
         return c->n_id_bytes;
     case TD_T_TOPP_IDS_PACKED:
     case TD_T_DRAW_IDS_PACKED:
-        return (c->n_entries * td_spec_id_bits(s) + 7) / 8;
+        return (c->n_entries * td_capture_id_bits(s) + 7) / 8;
     default:
         return docs[id].ragged ? c->n_entries : docs[id].row_tensor ? c->n_rows : c->n_samples;
     }
@@ -276,7 +276,7 @@ bool td_layout_init(td_layout *l, const td_capture_spec *spec, const td_layout_c
     if (c->n_samples < 0 || c->n_tokens < 0 || c->n_rows < 0 || c->n_id_bytes < -1 ||
         c->n_entries < 0 || c->n_samples > max || c->n_tokens > max || c->n_rows > max ||
         c->n_id_bytes > max || c->n_entries > max || spec->n_temperatures < 0 ||
-        (td_mode_has_topk_rows(spec->mode) && spec->top_k < 1))
+        (td_capture_has_topk_rows(spec->mode) && spec->top_k < 1))
         return false;
     *l = (td_layout){.spec = *spec, .counts = *c};
     uint64_t at = 0;

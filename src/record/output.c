@@ -20,7 +20,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "capture/coverage.h"
+#include "capture/capture.h"
 #include "record/merge_mark.h"
 #include "base/log.h"
 #include "base/file.h"
@@ -28,25 +28,18 @@
 
 #define LOCK_NAME ".lock"
 
-double td_record_bytes_per_row(const td_config *cfg, const td_model_config *model) {
-    td_capture_spec spec;
+double td_record_bytes_per_row(const td_capture_spec *spec) {
     td_layout none, one;
-    td_spec_of(cfg, model, 0, &spec);
     td_layout_counts c0 = {.n_id_bytes = -1};
     /* 8 rows at their largest: packed ids of a ragged set share bytes */
     td_layout_counts c8 = {
-        .n_rows = 8, .n_id_bytes = -1, .n_entries = 8 * (int64_t)td_spec_max_entries(&spec)};
-    if (!td_layout_init(&none, &spec, &c0) || !td_layout_init(&one, &spec, &c8))
+        .n_rows = 8, .n_id_bytes = -1, .n_entries = 8 * (int64_t)td_capture_max_entries(spec)};
+    if (!td_layout_init(&none, spec, &c0) || !td_layout_init(&one, spec, &c8))
         return 0;
     return (double)(one.data_size_bytes - none.data_size_bytes) / 8;
 }
 
-bool td_record_bytes_is_bound(const td_config *cfg) {
-    return td_mode_is_ragged(cfg->capture.mode);
-}
-
-double td_record_bytes_per_token(const td_config *cfg) {
-    (void)cfg;
+double td_record_bytes_per_token(void) {
     return (double)(td_dtype_size(td_layout_doc(TD_T_INPUT_IDS)->dtype) +
                     td_dtype_size(td_layout_doc(TD_T_LOSS_MASK)->dtype));
 }
@@ -288,30 +281,27 @@ done:
 
 /* --- open, bind, close ------------------------------------------------------------------------ */
 
-td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
-                         td_error *err) {
-    return td_output_open_locked(cfg, id, -1, out, err);
+td_status td_output_open(const td_config *cfg, const td_capture_spec *spec, const td_identity *id,
+                         td_output **out, td_error *err) {
+    return td_output_open_locked(cfg, spec, id, -1, out, err);
 }
 
 int td_output_lock_fd(const td_output *o) {
     return o->lock_fd;
 }
 
-td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int lock_fd,
-                                td_output **out, td_error *err) {
+td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
+                                const td_identity *id, int lock_fd, td_output **out,
+                                td_error *err) {
     td_output *o = td_calloc(1, sizeof *o);
     if (!o)
         return td_error_nomem(err, "the output folder", sizeof *o);
     o->lock_fd = -1;
     pthread_mutex_init(&o->mutex, NULL);
     o->cfg = cfg;
-    o->model = *id->model;
     o->id = *id;
-    o->id.model = &o->model;
     o->has_ids = cfg->data.id_field != NULL;
-    td_spec_of(cfg, id->model,
-               cfg->capture.mask_padded_vocab && id->has_tokenizer ? id->tokenizer_n_vocab : 0,
-               &o->spec);
+    o->spec = *spec;
     td_coverage_init(&o->coverage, td_capture_has_topk(o->spec.mode) ? o->spec.top_k : 0);
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
@@ -322,7 +312,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int
     if (rc == TD_OK)
         rc = take_lock(o, lock_fd, err);
     if (rc == TD_OK)
-        rc = td_identity_build(cfg, id, &o->identity, err);
+        rc = td_identity_build(cfg, spec, id, &o->identity, err);
     if (rc == TD_OK)
         rc = load_folder(o, err);
     if (rc != TD_OK) {

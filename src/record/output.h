@@ -13,8 +13,7 @@ struct td_output {
     bool has_ids;
 
     const td_config *cfg; /* borrowed */
-    td_identity id;       /* id.model points to `model` */
-    td_model_config model;
+    td_identity id;
     json_t *identity; /* of this run; complete once bound */
     bool manifest_there, bound;
     uint64_t fingerprint; /* valid when manifest_there or bound */

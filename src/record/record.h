@@ -1,4 +1,5 @@
-/* record.h - what is on disk: output folder, shard files, manifest, resume, verify, inspect.
+/* record.h - what is on disk, for those who write it: output folder, shard files, manifest, resume.
+ * reader.h is the face for those who read a folder.
  *
  * OUT/manifest.json          identity of the run, written once
  * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there;
@@ -18,26 +19,22 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include "capture/coverage.h"
-#include "config/config.h"
+#include "capture/capture.h"
 #include "data/data.h"
-#include "model/model.h"
 #include "base/status.h"
-#include "tokenizer/tokenizer.h"
 
 #define TD_RECORD_SCHEMA 2
 
-/* Bytes a recorded row costs on disk, all row tensors, for this configuration; in the ragged modes
- * (topp, sample, topk+sample) the most it can be. Before compression by output.zstd. Pure. */
-double td_record_bytes_per_row(const td_config *cfg, const td_model_config *model);
-/* Is that a bound rather than the size of every row? */
-bool td_record_bytes_is_bound(const td_config *cfg);
+/* Bytes a recorded row costs on disk, all row tensors; in the ragged modes (topp, sample,
+ * topk+sample) the most it can be. Before compression by output.zstd. Pure. */
+double td_record_bytes_per_row(const td_capture_spec *spec);
 /* Bytes per token (input_ids, loss_mask) beside the rows. */
-double td_record_bytes_per_token(const td_config *cfg);
+double td_record_bytes_per_token(void);
 
 /* What makes two runs the same run, beside the config's own keys. */
 typedef struct td_identity {
-    const td_model_config *model;
+    char architecture[64];
+    uint64_t config_hash; /* of the teacher's config.json */
     td_dtype compute;
     bool has_tokenizer;
     uint64_t tokenizer_hash;
@@ -55,12 +52,12 @@ typedef struct td_output td_output;
  * missing or short), and compares identities: a key that differs is TD_E_OUTPUT with a message that
  * shows both sides and what may be done. Free to differ: gpus, groups, batch_tokens, worker_id,
  * total_workers; max_samples may grow. */
-td_status td_output_open(const td_config *cfg, const td_identity *id, td_output **out,
-                         td_error *err);
+td_status td_output_open(const td_config *cfg, const td_capture_spec *spec, const td_identity *id,
+                         td_output **out, td_error *err);
 /* The same with a lock that an earlier execution of this process holds: lock_fd is an open file
  * descriptor of it, or -1. It is taken over only if it is the lock file of this very folder. */
-td_status td_output_open_locked(const td_config *cfg, const td_identity *id, int lock_fd,
-                                td_output **out, td_error *err);
+td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
+                                const td_identity *id, int lock_fd, td_output **out, td_error *err);
 /* Descriptor of the lock, -1 where the file system has none. Close-on-exec; still the output's. */
 int td_output_lock_fd(const td_output *o);
 void td_output_close(td_output *o);
@@ -115,70 +112,5 @@ td_status td_shard_writer_skip(td_shard_writer *w, int32_t sample, td_error *err
  * open). */
 td_status td_shard_writer_commit(td_shard_writer *w, td_error *err);
 void td_shard_writer_abort(td_shard_writer *w); /* removes the temp file; NULL allowed */
-
-/* Checks every byte of DIR; prints one line a shard that fails and a summary. TD_E_VERIFY when
- * anything is wrong. */
-td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
-
-typedef struct td_merge_options {
-    bool copy; /* copies instead of hard links */
-} td_merge_options;
-/* Makes OUT of folders that workers of one run wrote: what one worker alone would have written.
- * Verifies them first, refuses other runs, unfinished ones, gaps and overlaps (TD_E_OUTPUT, both
- * sides shown; TD_E_VERIFY for damage) before it writes anything, only reads them, and completes an
- * OUT that an interrupted merge left. What it does is told on `log`. */
-td_status td_merge(const char *out_dir, const char *const *dirs, int32_t n_dirs,
-                   const td_merge_options *opt, FILE *log, td_error *err);
-
-/* Samples of a folder, drawn at random, to be computed again and compared with what is on disk.
- *
- * Order of use: td_recheck_open -> td_recheck_teacher (is it the teacher of the folder?) ->
- * td_recheck_settings -> the caller computes each sample, in order, and hands it to
- * td_recheck_compare; then each once more among other samples, to td_recheck_control ->
- * td_recheck_report -> td_recheck_close. One thread. */
-typedef struct td_recheck td_recheck;
-typedef struct td_recheck_sample {
-    int32_t n_tokens, n_rows;
-    int32_t *ids;        /* [n_tokens] */
-    int32_t *position;   /* [n_rows] ascending: the row at t predicts ids[t + 1] */
-    int64_t dataset_row; /* and the token offset in it where the sample begins */
-    int64_t start;
-    const char *device_kind; /* that recorded it */
-} td_recheck_sample;
-/* At most n_samples different samples with rows: a function of the folder and the seed. */
-td_status td_recheck_open(const char *dir, int32_t n_samples, uint64_t seed, td_recheck **out,
-                          td_error *err);
-void td_recheck_close(td_recheck *r); /* NULL allowed */
-const td_recheck_sample *td_recheck_samples(const td_recheck *r, int32_t *n);
-bool td_recheck_needs_tokenizer(const td_recheck *r);
-/* Those that are not NULL are compared with the manifest: TD_E_MODEL shows both sides. */
-td_status td_recheck_teacher(const td_recheck *r, const char *model_dir,
-                             const td_model_config *model, const td_tokenizer *tok,
-                             const uint64_t *weights_hash, td_error *err);
-/* Fills model.compute, capture and run.seed as the folder's run had them. */
-td_status td_recheck_settings(const td_recheck *r, const td_model_config *model, td_config *cfg,
-                              int32_t *n_valid_vocab, td_error *err);
-/* The rows of one sample, from first_row of cap on. */
-td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_kind,
-                             const td_captured *cap, int32_t first_row, td_error *err);
-void td_recheck_control(td_recheck *r, int32_t sample, const td_captured *cap, int32_t first_row);
-/* Prints what differs. TD_E_VERIFY when the control differs, when anything differs that the same
- * device kind recorded, or when other kinds differ by more than the tolerance that is printed. */
-td_status td_recheck_report(const td_recheck *r, const char *device_kind, FILE *out, td_error *err);
-
-typedef struct td_inspect_options {
-    int64_t sample;        /* -1 = the first sample with rows */
-    int32_t n_positions;   /* rows of the table, default 24 */
-    int32_t n_candidates;  /* top candidates a row, default 5 */
-    int32_t n_samples;     /* of the HTML page */
-    const char *model_dir; /* for token texts; NULL = the manifest's, when it still exists */
-} td_inspect_options;
-td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
-/* The same for programs: one JSON document, as td_inspect_json's file describes it. n_positions 0:
- * all. */
-td_status td_inspect_json(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
-/* One self-contained HTML page: no script, nothing from the network. opt->sample -1: n_samples
- * samples spread over the folder, 0 = 8. */
-td_status td_inspect_html(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err);
 
 #endif

@@ -178,7 +178,7 @@ static td_status read_meta(td_shard_file *f, const td_capture_spec *spec, td_sta
     const td_st_tensor *ids = td_safetensors_find(f->st, "sample_id_bytes");
     if (ids)
         c.n_id_bytes = ids->n_elems;
-    if ((c.n_entries && !td_mode_is_ragged(spec->mode)) || !td_layout_init(&f->layout, spec, &c))
+    if ((c.n_entries && !td_capture_is_ragged(spec->mode)) || !td_layout_init(&f->layout, spec, &c))
         return td_error_set(err, code, "%s: the counts in its metadata are impossible", f->path);
     return meta_tensor_hashes(f, code, err);
 }

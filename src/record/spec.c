@@ -1,51 +1,10 @@
-/* The capture spec: from a config, to JSON and back. See spec.h. */
+/* spec.c - the capture spec to JSON and back; see record/spec.h. */
 #include "record/spec.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
 #include "base/memory.h"
-
-static const char *const mode_names[] = {
-    [TD_CAPTURE_TOPK] = "topk",     [TD_CAPTURE_TOPP] = "topp",
-    [TD_CAPTURE_SAMPLE] = "sample", [TD_CAPTURE_TOPK_SAMPLE] = "topk+sample",
-    [TD_CAPTURE_FULL] = "full",     [TD_CAPTURE_HIDDEN] = "hidden",
-};
-
-const char *td_mode_name(td_capture_mode m) {
-    return mode_names[m];
-}
-
-bool td_mode_has_topk_rows(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPK || m == TD_CAPTURE_TOPK_SAMPLE;
-}
-
-bool td_mode_is_ragged(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPP || td_capture_has_draws(m);
-}
-
-/* Ids and log-probabilities of single tokens, to which pack_ids and logprob_dtype apply. */
-static bool has_sets(td_capture_mode m) {
-    return m != TD_CAPTURE_FULL && m != TD_CAPTURE_HIDDEN;
-}
-
-int32_t td_spec_max_entries(const td_capture_spec *s) {
-    return s->mode == TD_CAPTURE_TOPP      ? s->top_k
-           : td_capture_has_draws(s->mode) ? TD_MIN(s->n_draws, s->n_vocab)
-                                           : 0;
-}
-
-bool td_spec_has_proposal(const td_capture_spec *s) {
-    /* Devices take the power as f32: what is 1 there draws from the teacher itself. */
-    return td_capture_has_draws(s->mode) && (float)s->proposal_power != 1.0f;
-}
-
-int32_t td_spec_id_bits(const td_capture_spec *s) {
-    int32_t b = 1;
-    while (b < 31 && INT32_C(1) << b <= s->n_vocab) /* 2^b - 1 >= V leaves all ones free */
-        b++;
-    return b;
-}
 
 const char *td_spec_logprob_name(const td_capture_spec *s) {
     return s->q8 ? "q8" : td_dtype_name(s->logprob_dtype);
@@ -58,43 +17,6 @@ const char *td_spec_logprob_error(const td_capture_spec *s) {
                  "as -65504"
                : "none: as computed in f32";
 }
-
-void td_spec_of(const td_config *cfg, const td_model_config *model, int32_t n_valid_vocab,
-                td_capture_spec *out) {
-    td_capture_mode m = cfg->capture.mode;
-    *out = (td_capture_spec){.mode = m, .n_vocab = model->n_vocab, .logprob_dtype = TD_F32};
-    out->n_valid = n_valid_vocab > 0 && m != TD_CAPTURE_HIDDEN
-                       ? TD_MIN(n_valid_vocab, model->n_vocab)
-                       : model->n_vocab;
-    if (m == TD_CAPTURE_HIDDEN) {
-        out->dense_dtype = cfg->capture.dense_dtype;
-        out->n_hidden = model->n_hidden;
-        return;
-    }
-    out->n_temperatures = cfg->capture.n_temperatures;
-    memcpy(out->temperatures, cfg->capture.temperatures, sizeof out->temperatures);
-    out->n_always = cfg->capture.n_always;
-    memcpy(out->always_ids, cfg->capture.always_ids, sizeof out->always_ids);
-    if (m == TD_CAPTURE_FULL)
-        out->dense_dtype = cfg->capture.dense_dtype;
-    if (td_capture_has_topk(m))
-        out->top_k = TD_MIN(cfg->capture.top_k, model->n_vocab);
-    if (m == TD_CAPTURE_TOPP) {
-        out->min_k = TD_MIN(cfg->capture.min_k, out->top_k);
-        out->top_p = cfg->capture.top_p;
-    }
-    if (td_capture_has_draws(m)) {
-        out->n_draws = cfg->capture.n_draws;
-        out->proposal_power = cfg->capture.proposal_power;
-    }
-    if (has_sets(m)) {
-        out->pack_ids = cfg->capture.pack_ids;
-        out->q8 = cfg->capture.quantise_logprobs;
-        out->logprob_dtype = out->q8 ? TD_F32 : cfg->capture.logprob_dtype;
-    }
-}
-
-/* --- JSON ------------------------------------------------------------------------------------- */
 
 static bool put(json_t *o, const char *key, json_t *v) {
     return v && json_object_set_new(o, key, v) == 0;
@@ -116,7 +38,7 @@ static bool put_list(json_t *o, const char *key, const double *reals, const int3
 json_t *td_spec_json(const td_capture_spec *s) {
     td_capture_mode m = s->mode;
     json_t *o = json_object();
-    bool ok = o && put(o, "mode", json_string(mode_names[m])) &&
+    bool ok = o && put(o, "mode", json_string(td_capture_mode_name(m))) &&
               put(o, "n_vocab", json_integer(s->n_vocab));
     if (ok && m != TD_CAPTURE_HIDDEN)
         ok = put(o, "n_valid_vocab", json_integer(s->n_valid)) &&
@@ -129,12 +51,12 @@ json_t *td_spec_json(const td_capture_spec *s) {
     if (ok && td_capture_has_draws(m))
         ok = put(o, "n_draws", json_integer(s->n_draws)) &&
              put(o, "proposal_power", json_real(s->proposal_power));
-    if (ok && has_sets(m))
+    if (ok && td_capture_has_sets(m))
         ok = put(o, "logprob_dtype", json_string(td_spec_logprob_name(s))) &&
              put(o, "pack_ids", json_boolean(s->pack_ids));
     if (ok && s->pack_ids)
-        ok = put(o, "id_bits", json_integer(td_spec_id_bits(s)));
-    if (ok && !has_sets(m))
+        ok = put(o, "id_bits", json_integer(td_capture_id_bits(s)));
+    if (ok && !td_capture_has_sets(m))
         ok = put(o, "dense_dtype", json_string(td_dtype_name(s->dense_dtype)));
     if (ok && m == TD_CAPTURE_HIDDEN)
         ok = put(o, "n_hidden", json_integer(s->n_hidden));
@@ -183,16 +105,6 @@ static bool get_dtype(const json_t *o, const char *key, td_dtype *out) {
     return false;
 }
 
-static bool get_mode(const json_t *o, td_capture_mode *out) {
-    const char *name = json_string_value(json_object_get(o, "mode"));
-    for (size_t i = 0; name && i < TD_ARRAY_LEN(mode_names); i++)
-        if (strcmp(name, mode_names[i]) == 0) {
-            *out = (td_capture_mode)i;
-            return true;
-        }
-    return false;
-}
-
 static bool get_lists(const json_t *o, td_capture_spec *s) {
     const json_t *temps = json_object_get(o, "temperatures"),
                  *always = json_object_get(o, "always_ids");
@@ -217,7 +129,8 @@ static bool get_lists(const json_t *o, td_capture_spec *s) {
 }
 
 static bool parse(const json_t *o, td_capture_spec *s) {
-    if (!get_mode(o, &s->mode) || !get_int(o, "n_vocab", 1, INT32_MAX, &s->n_vocab))
+    if (!td_capture_mode_find(json_string_value(json_object_get(o, "mode")), &s->mode) ||
+        !get_int(o, "n_vocab", 1, INT32_MAX, &s->n_vocab))
         return false;
     td_capture_mode m = s->mode;
     s->logprob_dtype = TD_F32;

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "record/pack.h"
-#include "record/row_check.h"
+#include "capture/capture.h"
 #include "base/file.h"
 #include "base/memory.h"
 
@@ -140,7 +140,7 @@ int64_t td_spool_entries(const td_spool *s, int32_t sample) {
 static td_status copy_part(const td_spool *s, const bool *keep, const shard_temp *to,
                            td_tensor_id id, size_t entry_offset, size_t elem_size, bool packed,
                            char *buf, size_t buf_size, td_error *err) {
-    int32_t bits = td_spec_id_bits(&s->spec);
+    int32_t bits = td_capture_id_bits(&s->spec);
     td_bit_packer packer = {0};
     uint8_t *out = (uint8_t *)buf + buf_size / 2; /* ids shrink: the other half is enough */
     size_t room = packed ? buf_size / 2 : buf_size;

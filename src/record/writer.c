@@ -24,7 +24,7 @@
 #include <unistd.h>
 #include "record/output.h"
 #include "record/pack.h"
-#include "record/row_check.h"
+#include "capture/capture.h"
 #include "record/shard_zstd.h"
 #include "record/spool.h"
 #include "base/file.h"
@@ -272,7 +272,7 @@ td_status td_shard_writer_open(td_output *o, const td_shard *shard, const char *
         rc = temp_create(w, ".tmp", shard->n_rows, 0, 0, &w->temp, err);
     if (rc == TD_OK)
         rc = write_tables(w, &w->temp, err);
-    if (rc == TD_OK && td_mode_is_ragged(o->spec.mode)) {
+    if (rc == TD_OK && td_capture_is_ragged(o->spec.mode)) {
         char name[TD_SHARD_NAME_SIZE];
         td_shard_name(shard->number, false, name);
         rc = td_spool_open(o->dir, name, &o->spec, shard->n_samples, &w->spool, err);
@@ -306,7 +306,7 @@ static td_row_view view_of(const td_capture_spec *s, const td_captured *cap, siz
         v.logsumexp_t = cap->logsumexp_t + r * (size_t)s->n_temperatures;
     if (s->n_always)
         v.always_logprobs = cap->always_logprobs + r * (size_t)s->n_always;
-    if (td_mode_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP) {
+    if (td_capture_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP) {
         v.n_top = s->mode == TD_CAPTURE_TOPP ? cap->n_kept[r] : s->top_k;
         v.top_ids = cap->topk_ids + r * (size_t)cap->top_k;
         v.top_logprobs = cap->topk_logprobs + r * (size_t)cap->top_k;
@@ -316,7 +316,7 @@ static td_row_view view_of(const td_capture_spec *s, const td_captured *cap, siz
         v.draw_ids = cap->draw_ids + r * (size_t)cap->n_draws;
         v.draw_counts = cap->draw_counts + r * (size_t)cap->n_draws;
         v.draw_logprobs = cap->draw_logprobs + r * (size_t)cap->n_draws;
-        v.proposal_logsumexp = td_spec_has_proposal(s) ? cap->proposal_logsumexp[r] : 0;
+        v.proposal_logsumexp = td_capture_has_proposal(s) ? cap->proposal_logsumexp[r] : 0;
     }
     return v;
 }
@@ -326,9 +326,9 @@ static bool sizes_fit(const td_row_view *v, td_row_problem *why) {
     const td_capture_spec *s = v->spec;
     bool topp = s->mode == TD_CAPTURE_TOPP;
     why->tensor = topp ? "topp_offsets" : "draw_offsets";
-    int32_t n = topp ? v->n_top : v->n_drawn, max = td_spec_max_entries(s);
+    int32_t n = topp ? v->n_top : v->n_drawn, max = td_capture_max_entries(s);
     snprintf(why->what, sizeof why->what, "the row has %d entries of at most %d", n, max);
-    return !td_mode_is_ragged(s->mode) || (n >= 1 && n <= max);
+    return !td_capture_is_ragged(s->mode) || (n >= 1 && n <= max);
 }
 
 static td_status check_rows(const td_shard_writer *w, const td_sample *m, int32_t sample,
@@ -362,7 +362,7 @@ static td_status write_topk_ids(const td_shard_writer *w, uint64_t first, int32_
             column_push(&c, ids + (size_t)r * stride, k * sizeof *ids);
         return column_end(&c);
     }
-    int32_t bits = td_spec_id_bits(s);
+    int32_t bits = td_capture_id_bits(s);
     uint8_t packed[TD_MAX_TOP_K * 4];
     column_begin(&c, &w->temp, TD_T_TOPK_IDS_PACKED,
                  first * td_layout_row_bytes(&w->temp.layout, TD_T_TOPK_IDS_PACKED), err);
@@ -415,7 +415,7 @@ static td_status write_sets(const td_shard_writer *w, int32_t sample, const td_c
     float *range = NULL;
     if (s->q8 && !(range = td_calloc(n, 2 * sizeof *range)))
         return td_error_nomem(err, "a sample", n * 2 * sizeof *range);
-    if (td_mode_has_topk_rows(s->mode)) {
+    if (td_capture_has_topk_rows(s->mode)) {
         rc = write_topk_ids(w, at, m->n_rows, cap->topk_ids + r, (size_t)cap->top_k, err);
         if (rc == TD_OK)
             rc = write_topk_logprobs(w, at, m->n_rows, cap->topk_logprobs + r, (size_t)cap->top_k,
@@ -503,7 +503,7 @@ static void count_rows(td_shard_writer *w, const td_sample *m, const td_captured
     for (int32_t i = 0; i < m->n_rows; i++) {
         size_t r = (size_t)first_row + (size_t)i;
         td_coverage_add(&c, cap->tail_mass[r],
-                        td_mode_has_topk_rows(w->o->spec.mode) &&
+                        td_capture_has_topk_rows(w->o->spec.mode) &&
                                 td_coverage_wants_levels(&c, m->row_offset + i)
                             ? cap->topk_logprobs + r * (size_t)cap->top_k
                             : NULL);
@@ -520,7 +520,7 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         return rc;
     const td_sample *m = &w->shard->samples[sample];
     const td_capture_spec *spec = &w->o->spec;
-    bool top = td_mode_has_topk_rows(spec->mode) || spec->mode == TD_CAPTURE_TOPP;
+    bool top = td_capture_has_topk_rows(spec->mode) || spec->mode == TD_CAPTURE_TOPP;
     bool draws = td_capture_has_draws(spec->mode);
     bool dense = spec->mode == TD_CAPTURE_FULL || spec->mode == TD_CAPTURE_HIDDEN;
     if (device_kind < 0 || device_kind >= w->n_run_kinds || first_row < 0 ||
@@ -535,9 +535,10 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
             "shard %lld, sample %d: what was captured does not fit mode %s (rows %d+%d of %d, "
             "top_k %d of %d, draws %d of %d, temperatures %d of %d, always_ids %d of %d, device "
             "kind %d of %d)",
-            (long long)w->shard->number, sample, td_mode_name(spec->mode), first_row, m->n_rows,
-            cap->n_rows, cap->top_k, spec->top_k, cap->n_draws, spec->n_draws, cap->n_temperatures,
-            spec->n_temperatures, cap->n_always, spec->n_always, device_kind, w->n_run_kinds);
+            (long long)w->shard->number, sample, td_capture_mode_name(spec->mode), first_row,
+            m->n_rows, cap->n_rows, cap->top_k, spec->top_k, cap->n_draws, spec->n_draws,
+            cap->n_temperatures, spec->n_temperatures, cap->n_always, spec->n_always, device_kind,
+            w->n_run_kinds);
     if (rc == TD_OK)
         rc = check_rows(w, m, sample, cap, first_row, err);
     if (rc == TD_OK)

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include "report/inspect.h"
-#include "record/row_view.h"
+#include "report/report.h"
+#include "record/reader.h"
 #include "base/text.h"
 #include "base/json.h"
 #include "base/file.h"
@@ -191,13 +192,13 @@ static void capture_text(const td_capture_spec *s, td_strbuf *line) {
     }
     if (td_capture_has_draws(s->mode)) {
         td_strbuf_printf(line, "%s%d draws a position", line->len ? " and " : "", s->n_draws);
-        if (td_spec_has_proposal(s))
+        if (td_capture_has_proposal(s))
             td_strbuf_printf(line, " from p^%g", s->proposal_power);
     }
     if (s->mode != TD_CAPTURE_FULL && s->mode != TD_CAPTURE_HIDDEN)
         td_strbuf_printf(line, " as %s", td_spec_logprob_name(s));
     if (s->pack_ids)
-        td_strbuf_printf(line, ", ids in %d bits", td_spec_id_bits(s));
+        td_strbuf_printf(line, ", ids in %d bits", td_capture_id_bits(s));
 }
 
 /* What else is stored at every position; empty when nothing. */
@@ -265,7 +266,7 @@ static void print_means(const td_inspector *in, const means *m, double n) {
             "token:\n  %-10s perplexity %.2f, most probable one at %.1f%% of the positions\n",
             "means", 100 * (1 - m->tail / n), m->entropy / n, "", exp(-m->target / n),
             100 * (double)m->n_first / n);
-    if (td_mode_is_ragged(s->mode))
+    if (td_capture_is_ragged(s->mode))
         fprintf(in->out, "  %-10s %.1f %s a position\n", "", (double)m->n_entries / n,
                 s->mode == TD_CAPTURE_TOPP ? "tokens" : "different tokens drawn");
 }
@@ -494,7 +495,7 @@ static td_status print_sample(const td_inspector *in, const td_shard_file *f, in
                 : s->mode == TD_CAPTURE_TOPP   ? "tokens recorded for the position\n"
                 : s->mode == TD_CAPTURE_SAMPLE ? "tokens drawn\n"
                                                : "");
-    if (td_mode_has_topk_rows(s->mode))
+    if (td_capture_has_topk_rows(s->mode))
         fprintf(in->out, "%d recorded candidates\n", s->top_k);
     if (td_capture_has_draws(s->mode))
         fprintf(in->out, "        xN: how often the token was drawn, of %d draws\n", s->n_draws);

@@ -2,9 +2,7 @@
 #ifndef TDGEN_RECORD_INSPECT_H
 #define TDGEN_RECORD_INSPECT_H
 
-#include "record/identity.h"
-#include "record/index.h"
-#include "record/row_view.h"
+#include "record/reader.h"
 #include "base/strbuf.h"
 
 typedef struct td_inspector {

@@ -14,7 +14,8 @@
  * goes on from there: what is in place is recognised by its hash. No file of a record is ever
  * changed in place by tdgen, so that a link is as good as a copy.
  */
-#include "record/merge_mark.h"
+#include "report/report.h"
+#include "record/reader.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -25,10 +26,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include "record/identity.h"
-#include "record/index.h"
 #include "base/json.h"
-#include "record/record.h"
 #include "base/file.h"
 #include "base/format.h"
 #include "base/hash.h"

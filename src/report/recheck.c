@@ -3,15 +3,11 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "record/identity.h"
-#include "record/index.h"
-#include "record/merge_mark.h"
-#include "record/pack.h"
-#include "record/row_check.h"
-#include "record/row_view.h"
+#include "report/report.h"
+#include "record/reader.h"
+#include "capture/capture.h"
 #include "base/dtype.h"
 #include "base/json.h"
-#include "record/record.h"
 #include "base/hash.h"
 #include "base/memory.h"
 
@@ -79,8 +75,14 @@ static td_status open_shard(td_recheck *r, int64_t number, td_error *err) {
 
 static bool is_sound(const td_shard_file *f, int64_t i) {
     const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
+    const int64_t *rows = td_shard_file_data(f, TD_T_ROW_OFFSETS);
+    const int32_t *position = td_shard_file_data(f, TD_T_ROW_POSITION);
     const uint8_t *device = td_shard_file_data(f, TD_T_SAMPLE_DEVICE);
-    return td_row_sample_sound(f, i) && device[i] < f->meta.n_kinds && t[i + 1] - t[i] <= INT32_MAX;
+    bool sound =
+        td_row_sample_sound(f, i) && device[i] < f->meta.n_kinds && t[i + 1] - t[i] <= INT32_MAX;
+    for (int64_t r = rows[i] + 1; sound && r < rows[i + 1]; r++)
+        sound = position[r] > position[r - 1];
+    return sound;
 }
 
 static td_status copy_sample(td_recheck *r, int64_t number, int64_t i, td_error *err) {
@@ -97,13 +99,14 @@ static td_status copy_sample(td_recheck *r, int64_t number, int64_t i, td_error 
     s->device_kind = td_strdup(
         f->meta.device_kinds[((const uint8_t *)td_shard_file_data(f, TD_T_SAMPLE_DEVICE))[i]]);
     s->ids = td_calloc((size_t)s->n_tokens, sizeof *s->ids);
-    s->position = td_calloc((size_t)s->n_rows, sizeof *s->position);
+    s->loss_mask = td_calloc((size_t)s->n_tokens, 1);
     r->place[r->n_samples] = i;
     r->number[r->n_samples++] = number; /* owned from here on, whatever comes */
-    if (!s->device_kind || !s->ids || !s->position)
+    if (!s->device_kind || !s->ids || !s->loss_mask)
         return td_error_nomem(err, "a sample", (size_t)s->n_tokens * sizeof *s->ids);
     memcpy(s->ids, ids, (size_t)s->n_tokens * sizeof *s->ids);
-    memcpy(s->position, position, (size_t)s->n_rows * sizeof *s->position);
+    for (int32_t r = 0; r < s->n_rows; r++)
+        s->loss_mask[position[r] + 1] = 1;
     return TD_OK;
 }
 
@@ -205,7 +208,7 @@ void td_recheck_close(td_recheck *r) {
     for (int32_t i = 0; i < r->n_samples; i++) {
         free((char *)r->samples[i].device_kind);
         free(r->samples[i].ids);
-        free(r->samples[i].position);
+        free(r->samples[i].loss_mask);
         free(r->hashes[i]);
     }
     td_row_reader_destroy(r->reader);
@@ -241,17 +244,14 @@ static td_status compare_hash(const td_recheck *r, const char *key, const char *
 }
 
 td_status td_recheck_teacher(const td_recheck *r, const char *model_dir,
-                             const td_model_config *model, const td_tokenizer *tok,
-                             const uint64_t *weights_hash, td_error *err) {
+                             const td_recheck_teacher_hashes *have, td_error *err) {
     td_status rc = TD_OK;
-    if (model)
-        rc =
-            compare_hash(r, "model.config_hash", "config.json", model_dir, model->config_hash, err);
-    if (rc == TD_OK && tok)
-        rc = compare_hash(r, "tokenizer.hash", "tokenizer.json", model_dir, td_tokenizer_hash(tok),
-                          err);
-    if (rc == TD_OK && weights_hash)
-        rc = compare_hash(r, "model.weights_hash", "the weights", model_dir, *weights_hash, err);
+    if (have->config)
+        rc = compare_hash(r, "model.config_hash", "config.json", model_dir, *have->config, err);
+    if (rc == TD_OK && have->tokenizer)
+        rc = compare_hash(r, "tokenizer.hash", "tokenizer.json", model_dir, *have->tokenizer, err);
+    if (rc == TD_OK && have->weights)
+        rc = compare_hash(r, "model.weights_hash", "the weights", model_dir, *have->weights, err);
     return rc;
 }
 
@@ -259,36 +259,18 @@ bool td_recheck_needs_tokenizer(const td_recheck *r) {
     return td_json_has(r->manifest.identity, "tokenizer.hash");
 }
 
-td_status td_recheck_settings(const td_recheck *r, const td_model_config *model, td_config *cfg,
-                              int32_t *n_valid_vocab, td_error *err) {
-    static const td_compute modes[] = {TD_COMPUTE_F32, TD_COMPUTE_BF16, TD_COMPUTE_F16};
-    const json_t *id = r->manifest.identity;
-    const char *compute = json_string_value(json_object_get(id, "model.compute"));
-    cfg->model.compute = TD_COMPUTE_AUTO;
-    for (size_t i = 0; compute && i < TD_ARRAY_LEN(modes); i++)
-        if (strcmp(compute, td_compute_name(modes[i])) == 0)
-            cfg->model.compute = modes[i];
-    if (cfg->model.compute == TD_COMPUTE_AUTO)
-        return td_error_set(err, TD_E_VERIFY, "%s: its manifest names no compute mode", r->dir);
-    const td_capture_spec *spec = &r->manifest.spec;
-    cfg->capture.mode = spec->mode;
-    cfg->capture.top_k = spec->top_k;
-    cfg->capture.logprob_dtype = spec->logprob_dtype;
-    cfg->capture.n_temperatures = spec->n_temperatures;
-    memcpy(cfg->capture.temperatures, spec->temperatures, sizeof spec->temperatures);
-    cfg->capture.top_p = spec->top_p;
-    cfg->capture.min_k = spec->min_k;
-    cfg->capture.n_draws = spec->n_draws;
-    cfg->capture.proposal_power = spec->proposal_power;
-    cfg->capture.dense_dtype = spec->dense_dtype;
-    cfg->capture.n_always = spec->n_always;
-    memcpy(cfg->capture.always_ids, spec->always_ids, sizeof spec->always_ids);
-    *n_valid_vocab = spec->n_valid < model->n_vocab ? spec->n_valid : 0;
-    /* beyond 63 bits it is text */
-    const json_t *seed = json_object_get(id, "run.seed");
-    cfg->run.seed = json_is_string(seed) ? strtoull(json_string_value(seed), NULL, 10)
-                                         : (uint64_t)json_integer_value(seed);
-    return TD_OK;
+const td_capture_spec *td_recheck_capture(const td_recheck *r) {
+    return &r->manifest.spec;
+}
+
+td_status td_recheck_compute(const td_recheck *r, td_dtype *out, td_error *err) {
+    const char *name = json_string_value(json_object_get(r->manifest.identity, "model.compute"));
+    for (int t = TD_F32; name && t <= TD_F16; t++)
+        if (strcmp(name, td_dtype_name((td_dtype)t)) == 0) {
+            *out = (td_dtype)t;
+            return TD_OK;
+        }
+    return td_error_set(err, TD_E_VERIFY, "%s: its manifest names no compute mode", r->dir);
 }
 
 /* --- comparing -------------------------------------------------------------------------------- */
@@ -393,7 +375,7 @@ static bool compare_draws(const td_row_view *v, const td_captured *c, size_t r, 
     }
     d->n_draws += n;
     d->n_draws_moved += moved;
-    if (c->proposal_logsumexp && td_spec_has_proposal(v->spec)) {
+    if (c->proposal_logsumexp && td_capture_has_proposal(v->spec)) {
         d->logsumexp = fmax(d->logsumexp, gap(v->proposal_logsumexp, c->proposal_logsumexp[r]));
         differ |= v->proposal_logsumexp != c->proposal_logsumexp[r];
     }
@@ -447,7 +429,7 @@ static void compare_row(const td_row_view *v, const td_captured *c, size_t r, di
     d->n_rows++;
     if (mode != TD_CAPTURE_HIDDEN)
         differ |= compare_stats(v, c, r, d);
-    if (mode == TD_CAPTURE_TOPP || td_mode_has_topk_rows(mode)) {
+    if (mode == TD_CAPTURE_TOPP || td_capture_has_topk_rows(mode)) {
         int32_t n = mode == TD_CAPTURE_TOPP ? c->n_kept[r] : c->top_k;
         size_t at = r * (size_t)c->top_k;
         differ |= compare_set(v, v->top_ids, v->top_logprobs, v->n_top, v->top_error,
@@ -463,7 +445,7 @@ static void compare_row(const td_row_view *v, const td_captured *c, size_t r, di
 /* Has what was captured the shape that the folder's spec asks for? */
 static bool fits(const td_capture_spec *s, const td_captured *c) {
     bool hidden = s->mode == TD_CAPTURE_HIDDEN, full = s->mode == TD_CAPTURE_FULL;
-    bool top = s->mode == TD_CAPTURE_TOPP || td_mode_has_topk_rows(s->mode);
+    bool top = s->mode == TD_CAPTURE_TOPP || td_capture_has_topk_rows(s->mode);
     return (!top || (c->topk_ids && c->top_k == s->top_k)) &&
            (s->mode != TD_CAPTURE_TOPP || c->n_kept) &&
            (!td_capture_has_draws(s->mode) || (c->draw_ids && c->n_draws == s->n_draws)) &&

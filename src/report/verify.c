@@ -17,10 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "record/identity.h"
-#include "record/index.h"
-#include "record/merge_mark.h"
-#include "record/row_check.h"
+#include "report/report.h"
+#include "record/reader.h"
+#include "capture/capture.h"
 #include "base/json.h"
 #include "base/file.h"
 #include "base/format.h"
@@ -213,7 +212,7 @@ static void check_padding(verifier *v, const td_shard_file *f) {
         bool by_row = streams[i] == TD_T_TOPK_IDS_PACKED;
         int64_t n_ids = by_row ? s->top_k : f->layout.counts.n_entries;
         int64_t n_streams = by_row ? t->shape[0] : 1, size = by_row ? t->shape[1] : t->shape[0];
-        int32_t used = (int32_t)(n_ids * td_spec_id_bits(s) % 8);
+        int32_t used = (int32_t)(n_ids * td_capture_id_bits(s) % 8);
         for (int64_t k = 0; p && used && size && k < n_streams; k++)
             if (p[k * size + size - 1] >> used) {
                 found(v, "tensor %s: the bits after the last id of %s %lld are not zero", t->name,

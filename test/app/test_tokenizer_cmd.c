@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include "app/cmd_tokenize.h"
+#include "app/commands.h"
 #include "base/status.h"
 #include "base/file.h"
 #include "base/memory.h"

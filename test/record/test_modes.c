@@ -10,8 +10,8 @@
 #include "fixture.h"
 #include "record/identity.h"
 #include "record/pack.h"
-#include "record/row_check.h"
-#include "record/row_view.h"
+#include "capture/capture.h"
+#include "record/row_reader.h"
 #include "base/text.h"
 #include "base/log.h"
 #include "base/safetensors.h"
@@ -568,7 +568,7 @@ Test(modes, a_power_that_is_1_in_f32_has_no_proposal) {
         f.cfg.capture.n_draws = 5;
         f.cfg.capture.proposal_power = powers[i];
         td_spec_of(&f.cfg, &f.model, 0, &s);
-        cr_assert_eq(td_spec_has_proposal(&s), (float)powers[i] != 1.0f, "%.12g", powers[i]);
+        cr_assert_eq(td_capture_has_proposal(&s), (float)powers[i] != 1.0f, "%.12g", powers[i]);
         cr_assert_eq(td_layout_has(&s, false, TD_T_PROPOSAL_LOGSUMEXP), (float)powers[i] != 1.0f);
         td_fixture_free(&f);
     }

@@ -8,7 +8,7 @@
 
 #include "test/record/fixture.h"
 #include "record/layout.h"
-#include "record/row_check.h"
+#include "capture/capture.h"
 #include "base/text.h"
 #include "base/safetensors.h"
 #include "base/hash.h"

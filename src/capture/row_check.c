@@ -1,5 +1,5 @@
-/* Consistency of one recorded row. See row_check.h. */
-#include "record/row_check.h"
+/* row_check.c - is one recorded row consistent with itself? */
+#include "capture/row.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -166,7 +166,7 @@ static bool check_draws(const td_row_view *r, td_row_problem *p) {
     const td_capture_spec *s = r->spec;
     double mass = 0, slack = 0, proposal = 0;
     int64_t total = 0;
-    bool has_proposal = td_spec_has_proposal(s);
+    bool has_proposal = td_capture_has_proposal(s);
     if (has_proposal && !isfinite(r->proposal_logsumexp))
         return problem(p, "proposal_logsumexp", "holds %g", (double)r->proposal_logsumexp);
     for (int32_t j = 0; j < r->n_drawn; j++) {
@@ -386,7 +386,7 @@ bool td_row_check(const td_row_view *r, bool deep, td_row_problem *p) {
                            (double)r->logsumexp_t[i]);
     if (!(r->tail_mass >= 0 && (double)r->tail_mass <= 1 + MASS_TOLERANCE))
         return problem(p, "tail_mass", "holds %g, expected 0 to 1", (double)r->tail_mass);
-    if (td_mode_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP)
+    if (td_capture_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP)
         if (!check_top(r, &n_valid, p))
             return false;
     if (td_capture_has_draws(s->mode) && (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))

@@ -1,5 +1,5 @@
 /* Rows of a shard as numbers. See row_view.h. */
-#include "record/row_view.h"
+#include "record/row_reader.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -85,7 +85,7 @@ static void read_set(const td_shard_file *f, const set_tensors *s, int64_t row, 
             stream += (size_t)row * size;
         }
         td_ids_unpack(stream, size, by_row ? 0 : (uint64_t)at, (size_t)n,
-                      td_spec_id_bits(&f->layout.spec), id_buf);
+                      td_capture_id_bits(&f->layout.spec), id_buf);
         *ids = id_buf;
     } else {
         *ids = (const int32_t *)td_shard_file_data(f, s->ids) + at;
@@ -157,7 +157,7 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     int64_t at = 0;
     if (s->mode != TD_CAPTURE_HIDDEN)
         read_stats(f, row, v);
-    if (td_mode_has_topk_rows(s->mode)) {
+    if (td_capture_has_topk_rows(s->mode)) {
         v->n_top = s->top_k;
         read_set(f, &topk_set, row, row * s->top_k, s->top_k, true, rr->top_ids, rr->top_logprobs,
                  &v->top_ids, &v->top_logprobs, &v->top_error);
@@ -169,7 +169,8 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
                  &v->top_logprobs, &v->top_error);
     }
     if (td_capture_has_draws(s->mode)) {
-        if (!entries_of(f, TD_T_DRAW_OFFSETS, row, td_spec_max_entries(s), &at, &v->n_drawn, why))
+        if (!entries_of(f, TD_T_DRAW_OFFSETS, row, td_capture_max_entries(s), &at, &v->n_drawn,
+                        why))
             return false;
         v->draw_counts = (const int32_t *)td_shard_file_data(f, TD_T_DRAW_COUNTS) + at;
         read_set(f, &draw_set, row, at, v->n_drawn, false, rr->draw_ids, rr->draw_logprobs,
@@ -177,62 +178,4 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
     }
     read_dense(f, row, v);
     return true;
-}
-
-/* --- what people look at ---------------------------------------------------------------------- */
-
-float td_row_dense_at(const td_row_view *v, int32_t i) {
-    switch (v->spec->dense_dtype) {
-    case TD_F32:
-        return ((const float *)v->dense)[i];
-    case TD_BF16:
-        return td_bf16_to_f32(((const uint16_t *)v->dense)[i]);
-    default:
-        return td_f16_to_f32(((const uint16_t *)v->dense)[i]);
-    }
-}
-
-double td_row_dense_norm(const td_row_view *v) {
-    double sum = 0;
-    for (int32_t i = 0; i < v->n_dense; i++)
-        sum += (double)td_row_dense_at(v, i) * (double)td_row_dense_at(v, i);
-    return sqrt(sum);
-}
-
-/* Puts (id, lp) into a list that is in order; a later id comes after an equal one. */
-static int32_t insert(int32_t n, int32_t max, int32_t id, float lp, int32_t *ids, float *lps) {
-    int32_t at = n;
-    while (at > 0 && lp > lps[at - 1])
-        at--;
-    if (at == max)
-        return n;
-    n = TD_MIN(n + 1, max);
-    for (int32_t j = n - 1; j > at; j--) {
-        ids[j] = ids[j - 1];
-        lps[j] = lps[j - 1];
-    }
-    ids[at] = id;
-    lps[at] = lp;
-    return n;
-}
-
-int32_t td_row_top(const td_row_view *v, int32_t max, int32_t *ids, float *logprobs) {
-    int32_t n = 0;
-    if (max < 1 || v->spec->mode == TD_CAPTURE_HIDDEN)
-        return 0;
-    if (v->n_top) {
-        for (; n < TD_MIN(max, v->n_top) && v->top_ids[n] >= 0; n++) {
-            ids[n] = v->top_ids[n];
-            logprobs[n] = v->top_logprobs[n];
-        }
-        return n;
-    }
-    for (int32_t j = 0; j < v->n_drawn; j++)
-        n = insert(n, max, v->draw_ids[j], v->draw_logprobs[j], ids, logprobs);
-    for (int32_t i = 0; v->dense && i < v->spec->n_valid; i++) {
-        float z = td_row_dense_at(v, i);
-        if (isfinite(z) && (n < max || z - v->logsumexp > logprobs[n - 1]))
-            n = insert(n, max, i, z - v->logsumexp, ids, logprobs);
-    }
-    return n;
 }
