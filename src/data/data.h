@@ -89,6 +89,24 @@ typedef struct td_shard {
 
 void td_shard_free(td_shard *s); /* NULL allowed */
 
+/* What a micro-batch (or a whole dataset) consists of: the counts that its cost follows from. Work
+ * adds up: the size of two micro-batches together is the sum of their sizes. */
+typedef struct td_work_size {
+    int64_t n_tokens, n_rows; /* n_rows: recorded ones, which alone pass lm_head */
+    double n_pairs; /* query-key pairs of full causal attention: sum of L(L+1)/2 over samples */
+    double n_pairs_window; /* the same under the model's sliding window (== n_pairs without one) */
+} td_work_size;
+
+/* Adds one sample. window: the model's sliding window in tokens (td_cost_model's), 0 = none. */
+static inline void td_work_size_add(td_work_size *w, int32_t n_tokens, int32_t n_rows,
+                                    int32_t window) {
+    double L = n_tokens, W = window, pairs = L * (L + 1) / 2;
+    w->n_tokens += n_tokens;
+    w->n_rows += n_rows;
+    w->n_pairs += pairs;
+    w->n_pairs_window += window > 0 && L > W ? W * (W + 1) / 2 + (L - W) * W : pairs;
+}
+
 typedef enum td_pack_mark {
     TD_PACK_TOGETHER, /* with others, as td_source_next packs */
     TD_PACK_ALONE,    /* a micro-batch of its own with `alone` set */
@@ -106,6 +124,7 @@ typedef struct td_source_limits {
     int32_t eos_id;  /* for append_eos; -1: none known, then append_eos is refused by name */
     int32_t max_positions; /* the model's own limit, for the warning; 0 = unknown */
     int32_t window;        /* its sliding window, for the statistics (td_cost_model); 0 = none */
+    int32_t batch_tokens;  /* tokens of a micro-batch, from the plan; not looked at by statistics */
 } td_source_limits;
 
 /* Resolves format = auto by extension and first bytes, checks that the file is there, readable and
@@ -115,6 +134,12 @@ typedef struct td_source_limits {
 td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
                          td_source **out, td_error *err);
 void td_source_close(td_source *s); /* NULL allowed */
+/* From the next shard on, micro-batches of up to n >= 1 tokens: less memory was there than planned.
+ * Like all but td_source_progress it belongs to the source's one thread; before another thread
+ * takes the source over, the one that hands it over may call it. No bits of a result depend on it.
+ */
+void td_source_set_batch_tokens(td_source *s, int32_t n);
+int32_t td_source_batch_tokens(const td_source *s);
 /* The resolved format, never TD_FORMAT_AUTO. */
 td_data_format td_source_format(const td_source *s);
 

@@ -36,6 +36,7 @@ struct td_source {
     XXH3_state_t *hash;
     char *where; /* "path:line" of the row in hand */
     size_t where_cap;
+    int32_t batch_tokens; /* of a micro-batch */
     int64_t next_row, row_limit, next_number;
     int64_t n_bad_rows;
     uint64_t payload_read; /* tokens */
@@ -206,7 +207,7 @@ td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *
         goto end_of_data;
     }
     if (tokenise) {
-        rc = td_shard_builder_finish(&b, s->cfg->run.batch_tokens, &shard, err);
+        rc = td_shard_builder_finish(&b, s->batch_tokens, &shard, err);
         if (rc != TD_OK)
             goto fail_builder;
     } else {
@@ -258,6 +259,14 @@ bool td_source_is_sequential(const td_source *s) {
 
 uint64_t td_source_plain_bytes(const td_source *s) {
     return s->tokens ? s->payload_read : td_lines_offset(&s->lines);
+}
+
+void td_source_set_batch_tokens(td_source *s, int32_t n) {
+    s->batch_tokens = n;
+}
+
+int32_t td_source_batch_tokens(const td_source *s) {
+    return s->batch_tokens;
 }
 
 td_data_format td_source_format(const td_source *s) {
@@ -399,6 +408,7 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     s->cfg = cfg;
     s->format = format;
     s->silent = estimating;
+    s->batch_tokens = lim->batch_tokens;
     s->whole_file = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
     s->lines.fd = -1;
     s->mark.offset = -1;
@@ -438,6 +448,9 @@ fail:
 
 td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
                          td_source **out, td_error *err) {
+    if (!lim || lim->batch_tokens < 1)
+        return td_error_set(err, TD_E_INTERNAL, "%s: opened without the plan's batch_tokens",
+                            cfg->data.path);
     return td_source_open_for(cfg, tok, lim, false, out, err);
 }
 

@@ -9,7 +9,6 @@
 #include "data/row.h"
 #include "data/shard.h"
 #include "data/source.h"
-#include "plan/cost.h"
 #include "base/memory.h"
 #include "data/tokens.h"
 

@@ -3,8 +3,8 @@
  * The plan is a function of (config, device inventory, model config, dataset statistics) alone;
  * what --dry-run prints is what a run executes.
  *
- * Order of use: td_inventory_load or td_inventory_from_devices -> td_plan_make -> the caller sets
- * cfg.run.batch_tokens to plan.batch_tokens before it opens the dataset -> td_plan_free.
+ * Order of use: td_inventory_load or td_inventory_from_devices -> td_plan_make -> the caller opens
+ * the dataset with the plan's batch_tokens -> td_plan_free.
  *
  * Memory is counted per domain (devices that share memory): the weights of an item once in a
  * domain, however many stages there hold it; activations and workspace once per stage.
@@ -17,7 +17,6 @@
 #include <stdio.h>
 #include "capture/capture.h"
 #include "config/config.h"
-#include "plan/cost.h"
 #include "data/data.h"
 #include "device/device.h"
 #include "model/model.h"
@@ -76,6 +75,42 @@ void td_inventory_free(td_inventory *inv);
 /* Measurements of equal cards differ a little: devices of one type whose speeds are within 3% of
  * the first of them all get their mean, so that they count as interchangeable. */
 void td_inventory_equalise(td_inventory *inv);
+
+/* --- what work costs: FLOPs, and predicted seconds on the stages of a plan -----------------------
+ *
+ * A micro-batch is described by four counts (td_work_size). FLOPs and seconds follow from them and
+ * from coefficients that the plan holds, so nobody needs the model's configuration: the queue sizes
+ * claims with it, the simulator runs on it, the watchdog derives its limits from it. FLOPs are
+ * linear in the size of work; seconds are not, as a micro-batch reads the weights once however few
+ * tokens it has.
+ */
+
+/* FLOPs of the whole model (a multiplication and an addition are 2) per unit of each count. */
+typedef struct td_cost_model {
+    int32_t window; /* of the layers with a sliding window; 0 = none has one. Where they differ, the
+                     * most frequent one stands for all */
+    double flops_token, flops_row, flops_pair, flops_pair_window;
+} td_cost_model;
+
+void td_cost_model_init(const td_model_config *model, td_cost_model *out);
+
+/* The currency of remaining work; > 0 for work that has tokens. */
+double td_cost_flops(const td_cost_model *c, const td_work_size *w);
+
+/* Seconds of one stage on its device. A GEMM takes the longer of its arithmetic and the reading of
+ * its weights. All 0 where the speed is unknown. */
+typedef struct td_stage_cost {
+    struct {
+        double token_s, weights_s; /* max(n_tokens * token_s, weights_s) */
+    } gemm[2];                     /* of dense layers, of mixtures of experts */
+    double head_row_s, head_weights_s;
+    double token_s, row_s;        /* activations between GEMMs, the copy from the stage before */
+    double pair_s, pair_window_s; /* attention */
+} td_stage_cost;
+
+double td_stage_cost_seconds(const td_stage_cost *c, const td_work_size *w);
+
+/* --- the plan ----------------------------------------------------------------------------------- */
 
 typedef struct td_plan_stage {
     int32_t device;               /* index into plan->inventory devices */
@@ -168,6 +203,11 @@ void td_plan_free(td_plan *p);
 /* The stages of a group on opened devices, indexed like plan->inventory.devices; out
  * [group->n_stages]. */
 void td_plan_stages(const td_plan_group *group, td_device *const *devices, td_stage *out);
+/* Predicted seconds of one micro-batch on a stage while its pipeline is full; of several groups
+ * that share the device each gets its part of it. 0 = speeds unknown. Indices as in the plan. */
+double td_cost_stage_seconds(const td_plan *p, int32_t group, int32_t stage, const td_work_size *w);
+/* Of the slowest stage: what a micro-batch adds to the group's time when the pipeline is full. */
+double td_cost_group_seconds(const td_plan *p, int32_t group, const td_work_size *w);
 
 /* The assignment block of the specification (banner, Configuration, Worker GPU assignments). */
 void td_plan_print_assignment(const td_plan *p, FILE *out);

@@ -108,7 +108,8 @@ static td_status mark_suspects(td_run_state *run, td_shard *shard, uint8_t **mar
             return td_error_nomem(err, "the suspects of a shard", (size_t)shard->n_samples);
         (*marks)[i] = suspect->blamed ? TD_PACK_OUT : TD_PACK_ALONE;
     }
-    return *marks ? td_shard_repack(shard, cfg->run.batch_tokens, *marks, err) : TD_OK;
+    return *marks ? td_shard_repack(shard, td_source_batch_tokens(run->in->source), *marks, err)
+                  : TD_OK;
 }
 
 static td_status skip_blamed(td_run_state *run, const td_open_shard *o, const uint8_t *marks,

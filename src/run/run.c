@@ -209,7 +209,7 @@ static td_status create_sessions(td_run_state *run, td_error *err) {
         run->limits.max_tokens = n;
         run->limits.max_seqs = TD_MIN(run->limits.max_seqs, n);
         run->limits.max_rows = TD_MIN(run->limits.max_rows, n);
-        run->in->cfg->run.batch_tokens = n;
+        td_source_set_batch_tokens(run->in->source, n);
     }
 }
 

@@ -32,13 +32,14 @@
 #include "base/status.h"
 
 typedef struct td_run_input {
-    td_config *cfg; /* run.batch_tokens is lowered when the devices have not enough memory */
+    const td_config *cfg;
     const td_plan *plan;
     const td_weights *weights; /* loaded for all stages of the plan */
     td_device *const *devices; /* opened, indexed like plan->inventory.devices */
-    td_source *source;         /* at its beginning */
-    td_output *output;         /* weights bound */
-    const td_faults *faults;   /* suspects are computed alone, blamed samples not; NULL = none */
+    td_source *source; /* at its beginning; its batch_tokens are lowered when the devices have not
+                          enough memory */
+    td_output *output; /* weights bound */
+    const td_faults *faults; /* suspects are computed alone, blamed samples not; NULL = none */
 } td_run_input;
 
 typedef struct td_group_summary {

@@ -53,8 +53,8 @@ typedef struct td_sim_load {
 /* Packs with plan->batch_tokens and output.shard_samples. On failure *out is freed. */
 td_status td_sim_load_make(const td_config *cfg, const td_plan *plan, td_sim_load *out,
                            td_error *err);
-/* Reads a source that packs already (cfg->run.batch_tokens) to its end; only this worker's shards.
- */
+/* Reads a source that packs already (td_source_limits.batch_tokens) to its end; only this worker's
+ * shards. */
 td_status td_sim_load_from_source(td_source *src, const td_config *cfg, const td_plan *plan,
                                   td_sim_load *out, td_error *err);
 void td_sim_load_free(td_sim_load *l);

@@ -84,13 +84,12 @@ void fixture_open(data_fixture *f) {
         fprintf(stderr, "fixture: %s\n", err.text);
         abort();
     }
-    f->lim = (td_source_limits){.n_vocab = BYTE_VOCAB, .eos_id = BYTE_EOS};
+    f->lim = (td_source_limits){.n_vocab = BYTE_VOCAB, .eos_id = BYTE_EOS, .batch_tokens = 8192};
     f->cfg.data.path = f->path;
     f->cfg.data.text_field = "text";
     f->cfg.data.document_eos = -1;
     f->cfg.data.max_length = 2048;
     f->cfg.output.shard_samples = 1024;
-    f->cfg.run.batch_tokens = 8192;
     f->cfg.run.total_workers = 1;
 }
 

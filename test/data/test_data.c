@@ -75,14 +75,14 @@ static void check_shard(const td_shard *s) {
             cr_assert_leq(p->n_tokens, last_len);
             /* A batch is closed only when the next sample did not fit. */
             if (b > 0 && i == 0)
-                cr_assert_gt((int64_t)last_total + p->n_tokens, F.cfg.run.batch_tokens);
+                cr_assert_gt((int64_t)last_total + p->n_tokens, F.lim.batch_tokens);
             last_len = p->n_tokens;
             n_tokens += p->n_tokens;
             n_rows += p->n_rows;
         }
         cr_assert_eq(m->n_tokens, n_tokens);
         cr_assert_eq(m->n_rows, n_rows);
-        cr_assert(m->n_samples == 1 || n_tokens <= F.cfg.run.batch_tokens);
+        cr_assert(m->n_samples == 1 || n_tokens <= F.lim.batch_tokens);
         packed += m->n_samples;
         last_total = n_tokens;
     }
@@ -230,7 +230,7 @@ Test(data, random_jsonl_keeps_every_byte) {
         F.cfg.data.add_special_tokens = seed % 4 < 2;
         F.cfg.data.overflow = TD_OVERFLOW_SPLIT;
         F.cfg.data.max_length = seed % 3 ? 16 + (int32_t)seed : 1 << 24;
-        F.cfg.run.batch_tokens = 64;
+        F.lim.batch_tokens = 64;
         static const int64_t sizes[] = {1, 3, 1000};
         for (size_t k = 0; k < 3; k++) {
             F.cfg.output.shard_samples = sizes[k];
@@ -458,7 +458,7 @@ Test(data, overflow) {
 Test(data, packing) {
     /* Lengths 3 9 1 5 5 0 2 at 10 tokens: 9 | 5 5 | 3 2; 1 and 0 tokens have nothing to predict. */
     fixture_text(&F, "a.txt", "333\n999999999\n1\n55555\n55555\n\n22\n");
-    F.cfg.run.batch_tokens = 10;
+    F.lim.batch_tokens = 10;
     td_source *s = open_source();
     td_shard *h = next_shard(s, true);
     check_shard(h);
@@ -470,7 +470,7 @@ Test(data, packing) {
     td_shard_free(h);
     td_source_close(s);
 
-    F.cfg.run.batch_tokens = 4; /* longer samples are micro-batches of their own */
+    F.lim.batch_tokens = 4; /* longer samples are micro-batches of their own */
     s = open_source();
     h = next_shard(s, true);
     check_shard(h);

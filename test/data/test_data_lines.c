@@ -126,7 +126,8 @@ Test(data_lines, demo_rows) {
     F.cfg.data.add_special_tokens = true;
     F.cfg.data.append_eos = true;
     F.lim = (td_source_limits){.n_vocab = td_tokenizer_n_vocab(tok),
-                               .eos_id = td_tokenizer_eos_id(tok)};
+                               .eos_id = td_tokenizer_eos_id(tok),
+                               .batch_tokens = 8192};
     td_source *s = NULL;
     td_shard *h = NULL;
     cr_assert_eq(td_source_open(&F.cfg, tok, &F.lim, &s, &err), TD_OK, "%s", err.text);

@@ -16,7 +16,7 @@ static data_fixture F;
 static void setup(void) {
     fixture_open(&F);
     td_log_set_level(TD_LOG_ERROR);
-    F.lim = (td_source_limits){.n_vocab = 50304, .eos_id = 2};
+    F.lim = (td_source_limits){.n_vocab = 50304, .eos_id = 2, .batch_tokens = 8192};
 }
 
 static void teardown(void) {

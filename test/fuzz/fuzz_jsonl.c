@@ -180,7 +180,7 @@ int main(int argc, char **argv) {
         mutate(&b, &rnd);
         f.cfg = plain;
         f.cfg.run.on_bad_sample = r & 16 ? TD_BAD_SKIP : TD_BAD_FAIL;
-        f.cfg.run.batch_tokens = 8;
+        f.lim.batch_tokens = 8;
         f.cfg.output.shard_samples = 1 + (int64_t)((r >> 8) % 4);
         f.cfg.data.max_length = 1 + (int32_t)((r >> 12) % 9);
         f.cfg.data.overflow = (td_overflow)((r >> 20) % 3);

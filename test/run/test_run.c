@@ -70,6 +70,7 @@ static void setup(fixture *f, const char *name, const char *gpus, int32_t n_cpu,
     }
     OK(td_weights_open(f->cfg.model.path, &f->model, &f->weights, &err));
     OK(td_weights_load(f->weights, stages, n_cpu, f->plan.compute, NULL, &err));
+    lim.batch_tokens = f->plan.batch_tokens;
     OK(td_source_open(&f->cfg, f->tok, &lim, &f->source, &err));
     td_identity id = {.model = &f->model,
                       .compute = f->plan.compute,
@@ -247,7 +248,7 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     /* The gate-and-up buffer of the planned micro-batch does not fit, that of half of it does. */
     g_alloc_limit = (size_t)f.plan.limits.max_tokens * 2 * (size_t)f.model.n_ffn * 4 - 1;
     OK(run(&f, &s, &err));
-    cr_assert_lt(f.cfg.run.batch_tokens, 2048);
+    cr_assert_lt(td_source_batch_tokens(f.source), 2048);
     assert_same_shards(ref, f.dir);
     td_run_summary_free(&s);
     teardown(&f, g_real);
