@@ -26,12 +26,12 @@
     X(FULL, "full")                                                                                \
     X(HIDDEN, "hidden")
 
-typedef enum td_capture_mode {
 #define X(id, name) TD_CAPTURE_##id,
-    TD_CAPTURE_MODES(X)
+typedef enum td_capture_mode { TD_CAPTURE_MODES(X) } td_capture_mode;
 #undef X
-        TD_CAPTURE_MODE_COUNT
-} td_capture_mode;
+#define X(id, name) +1
+enum { TD_CAPTURE_MODE_COUNT = TD_CAPTURE_MODES(X) };
+#undef X
 
 #define TD_MAX_TEMPERATURES 16
 #define TD_MAX_TOP_K 1024

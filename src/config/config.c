@@ -264,41 +264,6 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
     };
     const td_config *c = &st->cfg;
     char why[160];
-    if (c->run.worker_id < c->run.total_workers)
-        return TD_OK;
-    snprintf(why, sizeof why,
-             "is %d, but with total_workers = %d workers are numbered from 0 to %d",
-             (int)c->run.worker_id, (int)c->run.total_workers, (int)c->run.total_workers - 1);
-    int k = KEY("run", "worker_id");
-    return refuse(st, given(st, k) ? k : KEY("run", "total_workers"), why, err);
-}
-
-static bool is_topp(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPP;
-}
-
-/* What each mode does not use is noted; what it cannot honour is refused. */
-static td_status check_capture(const td_config_load_state *st, td_error *err) {
-    enum { TOPK = 1, TOPP = 2, SAMPLE = 4, BOTH = 8, FULL = 16, HIDDEN = 32 };
-    static const struct {
-        const char *section, *name;
-        int used_by;
-    } keys[] = {
-        {"capture", "top_k", TOPK | TOPP | BOTH},
-        {"capture", "top_p", TOPP},
-        {"capture", "min_k", TOPP},
-        {"capture", "n_draws", SAMPLE | BOTH},
-        {"capture", "proposal_power", SAMPLE | BOTH},
-        {"run", "seed", SAMPLE | BOTH},
-        {"capture", "dense_dtype", FULL | HIDDEN},
-        {"capture", "logprob_dtype", TOPK | TOPP | SAMPLE | BOTH},
-        {"capture", "pack_ids", TOPK | TOPP | SAMPLE | BOTH},
-        {"capture", "temperatures", TOPK | TOPP | SAMPLE | BOTH | FULL},
-        {"capture", "always_ids", TOPK | TOPP | SAMPLE | BOTH | FULL},
-        {"capture", "mask_padded_vocab", TOPK | TOPP | SAMPLE | BOTH | FULL},
-    };
-    const td_config *c = &st->cfg;
-    char why[160];
     for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++) {
         int k = td_config_key_index(keys[i].section, keys[i].name);
         if (!given(st, k) || keys[i].used_by(c->capture.mode))
@@ -382,12 +347,12 @@ td_status td_config_load(const char *path, const char *const *overrides, size_t 
         err = &local;
 
     td_status rc = TD_OK;
-    st.cfg.file = td_strdup(path);
+    st.cfg.file = td_strdup(path ? path : "(no file)");
     if (!st.cfg.file)
-        rc = td_error_nomem(err, path, strlen(path));
+        rc = td_error_nomem(err, "a path", path ? strlen(path) : 16);
     if (rc == TD_OK)
         rc = set_defaults(&st, err);
-    if (rc == TD_OK)
+    if (rc == TD_OK && path)
         rc = td_config_read_file(&st, path, err);
     for (size_t i = 0; rc == TD_OK && i < n_overrides; i++) {
         char *copy = td_strdup(overrides[i]);

@@ -129,7 +129,7 @@ typedef struct td_config {
     } simulate;
 } td_config;
 
-/* Reads `path`, then applies overrides "section.key=value" in order: they win over the file, and
+/* Reads `path` (NULL: no file), then applies overrides "section.key=value" in order: they win over the file, and
  * the last one of a key over those before it. On success the caller owns *out and
  * ends it with td_config_free. Notes worth telling the user (a key that the mode does not use) are
  * logged as warnings. */

@@ -53,6 +53,11 @@ static bool put(json_t *o, const char *key, json_t *v) {
     return v && json_object_set_new(o, key, v) == 0;
 }
 
+/* Revision 1 has no key: the folders that were there before the key are of it. */
+static bool put_revision(json_t *o, int32_t revision) {
+    return revision == 1 || put(o, TD_IDENTITY_NUMERICS, json_integer(revision));
+}
+
 static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *id) {
     bool ids = cfg->data.ids_field || id->format == TD_FORMAT_TOKENS;
     bool ok = put(o, "data.size_bytes", u64_value(id->dataset_size_bytes)) &&
@@ -120,6 +125,7 @@ td_status td_identity_build(const td_config *cfg, const td_capture_spec *spec,
               put(o, "model.n_vocab", json_integer(spec->n_vocab)) &&
               put(o, "model.compute",
                   json_string(id->compute <= TD_F16 ? compute_names[id->compute] : "unknown")) &&
+              put_revision(o, id->numerics_revision) &&
               put(o, "tokenizer.hash",
                   id->has_tokenizer ? hash_value(id->tokenizer_hash) : json_null()) &&
               put(o, "tokenizer.n_vocab",
@@ -158,6 +164,7 @@ static const char *key_meaning(const char *key) {
         {"data.hash", "the dataset file"},
         {"data.size_bytes", "the size of the dataset file"},
         {"schema", "the layout of the record"},
+        {TD_IDENTITY_NUMERICS, "which bits this version computes"},
     };
     for (size_t i = 0; i < TD_ARRAY_LEN(words); i++)
         if (strcmp(key, words[i][0]) == 0)
@@ -165,9 +172,10 @@ static const char *key_meaning(const char *key) {
     return NULL;
 }
 
-static void show_value(const json_t *v, td_strbuf *b) {
+static void show_value(const char *key, const json_t *v, td_strbuf *b) {
     char *text = v ? json_dumps(v, CANONICAL) : NULL;
-    td_strbuf_puts(b, !v || json_is_null(v) ? "not set" : text ? text : "?");
+    const char *absent = strcmp(key, TD_IDENTITY_NUMERICS) == 0 ? "1" : "not set";
+    td_strbuf_puts(b, !v || json_is_null(v) ? absent : text ? text : "?");
     free(text);
 }
 
@@ -189,9 +197,9 @@ static void show_difference(const char *key, const json_t *a, const json_t *b, c
     if (meaning)
         td_strbuf_printf(out, " (%s)", meaning);
     td_strbuf_puts(out, " is ");
-    show_value(a, out);
+    show_value(key, a, out);
     td_strbuf_printf(out, " in %s and ", in_a);
-    show_value(b, out);
+    show_value(key, b, out);
     td_strbuf_printf(out, " in %s", in_b);
 }
 
@@ -220,7 +228,14 @@ td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip
     td_strbuf b = {0};
     int n = td_identity_differences(folder, run, skip_weights, "the folder", "this run", &b);
     td_status rc = TD_OK;
-    if (n)
+    if (!same_value(json_object_get(folder, TD_IDENTITY_NUMERICS),
+                    json_object_get(run, TD_IDENTITY_NUMERICS)))
+        rc = td_error_set(err, TD_E_OUTPUT,
+                          "%s was begun by a tdgen that computes other bits: %s. Finish it with the "
+                          "version that began it, or choose another output.dir; reading, verifying "
+                          "and exporting it work with this one",
+                          dir, b.oom ? "(out of memory)" : b.data);
+    else if (n)
         rc =
             td_error_set(err, TD_E_OUTPUT,
                          "%s belongs to a run with other settings: %s. Restore %s to continue that "
@@ -308,7 +323,15 @@ static bool parse_hex(const char *s, uint64_t *out) {
 }
 
 static td_status read_spec(td_manifest *m, const char *path, td_status code, td_error *err) {
+    int64_t revision = 1;
     m->has_ids = td_json_has(m->identity, "data.id_field");
+    if (td_json_has(m->identity, TD_IDENTITY_NUMERICS)) {
+        td_status bad = td_json_get_int(m->identity, TD_IDENTITY_NUMERICS, 1, INT32_MAX, path, code,
+                                        &revision, err);
+        if (bad != TD_OK)
+            return bad;
+    }
+    m->numerics_revision = (int32_t)revision;
     td_status rc = td_spec_parse(json_object_get(m->root, "capture"), path, code, &m->spec, err);
     const json_t *seed = json_object_get(m->identity, "run.seed"); /* beyond 63 bits it is text */
     if (rc == TD_OK && seed)

@@ -15,6 +15,9 @@
 #include "record/record.h"
 #include "base/strbuf.h"
 
+/* Of the identity; not there: revision 1. */
+#define TD_IDENTITY_NUMERICS "numerics_revision"
+
 #define TD_MANIFEST_NAME "manifest.json"
 #define TD_MANIFEST_MAX_BYTES ((size_t)1 << 20)
 
@@ -40,6 +43,7 @@ typedef struct td_manifest {
     json_t *identity; /* borrowed from root */
     uint64_t fingerprint;
     td_capture_spec spec;
+    int32_t numerics_revision;
     bool has_ids; /* data.id_field: shards carry the rows' own ids */
 } td_manifest;
 /* Reads DIR/manifest.json and checks its hash, schema and fingerprint. `code` is what failures

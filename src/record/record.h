@@ -25,6 +25,12 @@
 
 #define TD_RECORD_SCHEMA 2
 
+/* The numerics revision: which bits the same inputs give on the same device kind. Whoever changes a
+ * recorded bit raises it (docs/design.md). It is part of a run's identity, so that no folder mixes
+ * two. Revision 1 is that of commit c4d9fb0 and has no key in the manifest: folders older than the
+ * key are of revision 1, and those written today are the same bytes. */
+#define TD_NUMERICS_REVISION 1
+
 /* Bytes a recorded row costs on disk, all row tensors; in the ragged modes (topp, sample,
  * topk+sample) the most it can be. Before compression by output.zstd. Pure. */
 double td_record_bytes_per_row(const td_capture_spec *spec);
@@ -36,6 +42,7 @@ typedef struct td_identity {
     char architecture[64];
     uint64_t config_hash; /* of the teacher's config.json */
     td_dtype compute;
+    int32_t numerics_revision; /* TD_NUMERICS_REVISION */
     bool has_tokenizer;
     uint64_t tokenizer_hash;
     int32_t tokenizer_n_vocab;

@@ -2,7 +2,9 @@
 #ifndef TDGEN_RECORD_INSPECT_H
 #define TDGEN_RECORD_INSPECT_H
 
+#include <stdio.h>
 #include "record/reader.h"
+#include "report/report.h"
 #include "base/strbuf.h"
 
 typedef struct td_inspector {

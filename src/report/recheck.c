@@ -105,8 +105,8 @@ static td_status copy_sample(td_recheck *r, int64_t number, int64_t i, td_error 
     if (!s->device_kind || !s->ids || !s->loss_mask)
         return td_error_nomem(err, "a sample", (size_t)s->n_tokens * sizeof *s->ids);
     memcpy(s->ids, ids, (size_t)s->n_tokens * sizeof *s->ids);
-    for (int32_t r = 0; r < s->n_rows; r++)
-        s->loss_mask[position[r] + 1] = 1;
+    for (int32_t k = 0; k < s->n_rows; k++)
+        s->loss_mask[position[k] + 1] = 1;
     return TD_OK;
 }
 

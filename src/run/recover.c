@@ -113,7 +113,8 @@ static td_status probe(td_loop *l, bool *hung, td_error *err) {
     td_session_destroy(g->session);
     g->session = NULL;
     td_status rc =
-        td_session_create(run->in->weights, g->stages, g->plan->n_stages, lim, &g->session, err);
+        td_session_create(run->in->weights, g->stages, g->plan->n_stages, lim,
+                          &run->in->plan->capture, &g->session, err);
     if (rc == TD_OK)
         rc = td_session_submit(g->session, 0, &batch, err);
     l->gone = !td_group_leave(g, ticket);
@@ -163,6 +164,7 @@ td_status td_group_create(td_group *g, td_error *err) {
     if (g->retired) /* when it was tried with larger micro-batches */
         return TD_OK;
     td_status rc = td_session_create(run->in->weights, g->stages, g->plan->n_stages, &run->limits,
+                                     &run->in->plan->capture,
                                      &g->session, err);
     if (rc == TD_OK)
         return TD_OK;

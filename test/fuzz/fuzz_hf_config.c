@@ -14,10 +14,10 @@ static int is_sane(const td_model_config *c) {
                              .max_seqs = 8192,
                              .max_rows = 8192,
                              .n_slots = 2,
-                             .capture_rows = 256,
-                             .top_k = 8};
+                             .capture_rows = 256};
+    const td_capture_spec spec = {.top_k = 8, .n_vocab = c->n_vocab, .n_valid = c->n_vocab};
     td_stage_memory m;
-    td_stage_memory_estimate(c, TD_BF16, &lim, 0, c->n_layers + 2, &m);
+    td_stage_memory_estimate(c, TD_BF16, &lim, &spec, 0, c->n_layers + 2, &m);
     for (int32_t i = 0; i < c->n_layers; i++)
         if (c->window[i] < 0 || c->rope_of[i] < -1 || c->rope_of[i] >= c->n_ropes ||
             (c->moe[i] && (c->n_experts < 1 || c->n_ffn_expert < 1)))

@@ -102,10 +102,10 @@ static td_status run(double timeout_s, outcome *o, td_error *err) {
                                    .max_rows = TOKENS,
                                    .n_slots = 3,
                                    .capture_rows = 16,
-                                   .top_k = TOP_K,
                                    .narrow_attention = true};
+    const td_capture_spec spec = {.top_k = TOP_K, .n_vocab = cfg.n_vocab, .n_valid = cfg.n_vocab};
     if (!st)
-        st = td_session_create(w, stages, 2, &lim, &session, err);
+        st = td_session_create(w, stages, 2, &lim, &spec, &session, err);
     if (!st)
         st = compute(session, &cfg, timeout_s, &o->hash, err);
     if (st && strstr(err->text, "no answer within")) {

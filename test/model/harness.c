@@ -178,6 +178,15 @@ static void land(td_session *session, int32_t slot, flight *f, hs_rows *out) {
     *f = (flight){0};
 }
 
+td_capture_spec hs_spec(const td_model_config *cfg, td_capture_spec spec) {
+    spec.n_vocab = cfg->n_vocab;
+    if (spec.n_valid == 0)
+        spec.n_valid = cfg->n_vocab;
+    if (spec.mode == TD_CAPTURE_HIDDEN)
+        spec.n_hidden = cfg->n_hidden;
+    return spec;
+}
+
 hs_rows hs_run(const hs_setup *setup, const hs_samples *s) {
     td_model_config cfg;
     td_weights *w;
@@ -198,13 +207,15 @@ hs_rows hs_run(const hs_setup *setup, const hs_samples *s) {
                              .max_rows = max_tokens,
                              .n_slots = setup->n_stages + 1,
                              .capture_rows = setup->capture_rows ? setup->capture_rows : 64,
-                             .top_k = setup->top_k,
-                             .n_temperatures = setup->n_temperatures,
-                             .n_valid_vocab = setup->n_valid_vocab,
-                             .narrow_attention = devices[0]->info.narrow_attention,
-                             .temperatures = {setup->temperatures[0], setup->temperatures[1]}};
-    cr_assert_eq(td_session_create(w, stages, setup->n_stages, &lim, &session, &e), TD_OK, "%s",
-                 e.text);
+                             .narrow_attention = devices[0]->info.narrow_attention};
+    const td_capture_spec spec = hs_spec(
+        &cfg, (td_capture_spec){.top_k = setup->top_k,
+                                .n_temperatures = setup->n_temperatures,
+                                .n_valid = setup->n_valid_vocab,
+                                .temperatures = {(double)setup->temperatures[0],
+                                                 (double)setup->temperatures[1]}});
+    cr_assert_eq(td_session_create(w, stages, setup->n_stages, &lim, &spec, &session, &e), TD_OK,
+                 "%s", e.text);
 
     hs_rows out = rows_alloc(n_tokens, setup->top_k, setup->n_temperatures);
     out.narrow_attention = lim.narrow_attention;

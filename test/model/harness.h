@@ -44,6 +44,9 @@ typedef struct hs_setup {
     int32_t n_valid_vocab; /* 0: all */
 } hs_setup;
 
+/* The spec with what follows from the model: vocabulary, all of it valid unless said, hidden size. */
+td_capture_spec hs_spec(const td_model_config *cfg, td_capture_spec spec);
+
 /* Runs the samples in order, as many whole samples per micro-batch as fit, slots always full. */
 hs_rows hs_run(const hs_setup *setup, const hs_samples *s);
 

@@ -238,6 +238,7 @@ typedef struct rig {
     td_device *devices[2];
     td_stage stages[2];
     td_session_limits lim;
+    td_capture_spec spec;
 } rig;
 
 static void rig_open(rig *r) {
@@ -259,10 +260,9 @@ static void rig_open(rig *r) {
                                  .max_seqs = 7,
                                  .max_rows = 45,
                                  .n_slots = 3,
-                                 .capture_rows = 16,
-                                 .top_k = 5,
-                                 .n_temperatures = 1,
-                                 .temperatures = {2.0f}};
+                                 .capture_rows = 16};
+    r->spec = hs_spec(
+        &r->cfg, (td_capture_spec){.top_k = 5, .n_temperatures = 1, .temperatures = {2}});
 }
 
 static void rig_close(rig *r) {
@@ -276,10 +276,10 @@ Test(session, the_memory_estimate_is_what_is_allocated) {
     td_session *s;
     rig_open(&r);
     count_allocations(r.devices);
-    cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &s, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &r.spec, &s, &e), TD_OK, "%s", e.text);
     for (int i = 0; i < 2; i++) {
         td_stage_memory m;
-        td_stage_memory_estimate(&r.cfg, TD_F32, &r.lim, r.stages[i].item_begin,
+        td_stage_memory_estimate(&r.cfg, TD_F32, &r.lim, &r.spec, r.stages[i].item_begin,
                                  r.stages[i].item_end, &m);
         cr_expect_eq(allocated_bytes[i], m.activation_bytes + m.workspace_bytes);
         cr_expect_gt(m.activation_bytes, 0);
@@ -295,7 +295,7 @@ Test(session, the_memory_estimate_is_what_is_allocated) {
     /* Out of memory at each allocation: named, and nothing is kept. */
     for (int32_t i = 0; i < n_allocations; i++) {
         fail_after = i;
-        cr_expect_eq(td_session_create(r.w, r.stages, 2, &r.lim, &s, &e), TD_E_DEVICE_OOM);
+        cr_expect_eq(td_session_create(r.w, r.stages, 2, &r.lim, &r.spec, &s, &e), TD_E_DEVICE_OOM);
         cr_expect(strstr(e.text, "no memory for the test"), "%s", e.text);
         cr_expect_eq(n_live, 0, "%d kept after failure %d", n_live, i);
     }
@@ -340,14 +340,14 @@ Test(session, the_memory_estimate_holds_for_every_family) {
                                  .max_seqs = 9,
                                  .max_rows = 30,
                                  .n_slots = 3,
-                                 .capture_rows = 8,
-                                 .top_k = 4};
+                                 .capture_rows = 8};
+        const td_capture_spec spec = hs_spec(&cfg, (td_capture_spec){.top_k = 4});
         count_allocations(devices);
-        cr_assert_eq(td_session_create(w, stages, 2, &lim, &s, &e), TD_OK, "%s", e.text);
+        cr_assert_eq(td_session_create(w, stages, 2, &lim, &spec, &s, &e), TD_OK, "%s", e.text);
         uint64_t weight_bytes = 0;
         for (int i = 0; i < 2; i++) {
             td_stage_memory m;
-            td_stage_memory_estimate(&cfg, TD_F32, &lim, stages[i].item_begin, stages[i].item_end,
+            td_stage_memory_estimate(&cfg, TD_F32, &lim, &spec, stages[i].item_begin, stages[i].item_end,
                                      &m);
             cr_expect_eq(allocated_bytes[i], m.activation_bytes + m.workspace_bytes, "%s, stage %d",
                          names[f], i);
@@ -411,9 +411,9 @@ Test(session, refuses_samples_beyond_learned_positions) {
                              .max_seqs = 2,
                              .max_rows = 1,
                              .n_slots = 2,
-                             .capture_rows = 1,
-                             .top_k = 1};
-    cr_assert_eq(td_session_create(w, &stage, 1, &lim, &s, &e), TD_OK, "%s", e.text);
+                             .capture_rows = 1};
+    td_capture_spec spec = hs_spec(&cfg, (td_capture_spec){.top_k = 1});
+    cr_assert_eq(td_session_create(w, &stage, 1, &lim, &spec, &s, &e), TD_OK, "%s", e.text);
     int32_t row = P - 1, target = -1, too_long[] = {0, P + 1}, fits[] = {0, P, P + 1};
     td_batch b = {P + 1, 1, 1, ids, too_long, &row, &target, NULL, NULL};
     cr_expect_eq(td_session_submit(s, 0, &b, &e), TD_E_DATA);
@@ -423,9 +423,9 @@ Test(session, refuses_samples_beyond_learned_positions) {
     cr_assert_eq(td_session_submit(s, 0, &b, &e), TD_OK, "%s", e.text);
     cr_assert_eq(td_session_wait(s, 0, 0, &cap, &e), TD_OK, "%s", e.text);
     cr_expect(isfinite(cap.logsumexp[0]));
-    lim.n_valid_vocab = cfg.n_vocab + 1;
+    spec.n_valid = cfg.n_vocab + 1;
     td_session_destroy(s);
-    cr_expect_eq(td_session_create(w, &stage, 1, &lim, &s, &e), TD_E_INTERNAL);
+    cr_expect_eq(td_session_create(w, &stage, 1, &lim, &spec, &s, &e), TD_E_INTERNAL);
     cr_expect(strstr(e.text, "valid ids in a vocabulary of"), "%s", e.text);
     td_weights_close(w);
     hs_devices_close(&device, 1);
@@ -433,17 +433,17 @@ Test(session, refuses_samples_beyond_learned_positions) {
 }
 
 Test(session, weight_bytes_add_up_to_the_parameters) {
-    td_session_limits lim = {
-        .max_tokens = 1, .max_seqs = 1, .max_rows = 1, .capture_rows = 1, .top_k = 1};
+    td_session_limits lim = {.max_tokens = 1, .max_seqs = 1, .max_rows = 1, .capture_rows = 1};
     td_model_config c = base;
     char *dir;
     td_error e;
     fx_model m = write_model(&base, TD_F32, "", &dir);
     cr_assert_eq(td_model_config_load(dir, &c, &e), TD_OK, "%s", e.text);
+    const td_capture_spec spec = hs_spec(&c, (td_capture_spec){.top_k = 1});
     uint64_t sum = 0;
     for (int32_t i = 0; i < c.n_layers + 2; i++) {
         td_stage_memory one;
-        td_stage_memory_estimate(&c, TD_F32, &lim, i, i + 1, &one);
+        td_stage_memory_estimate(&c, TD_F32, &lim, &spec, i, i + 1, &one);
         sum += one.weight_bytes;
     }
     cr_expect_eq(sum, (uint64_t)c.n_params * 4);
@@ -456,7 +456,7 @@ Test(session, refuses_what_does_not_fit_and_stays_usable) {
     td_session *s;
     td_captured cap;
     rig_open(&r);
-    cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &s, &e), TD_OK, "%s", e.text);
+    cr_assert_eq(td_session_create(r.w, r.stages, 2, &r.lim, &r.spec, &s, &e), TD_OK, "%s", e.text);
     int32_t ids[60] = {1, 2, 3, 4}, offsets[] = {0, 2, 4}, rows[] = {0, 2}, targets[] = {2, 4};
     const td_batch good = {4, 2, 2, ids, offsets, rows, targets, NULL, NULL};
     td_batch b;
@@ -496,11 +496,11 @@ Test(session, refuses_what_does_not_fit_and_stays_usable) {
     cr_expect_eq(cap.n_rows, 0);
     td_session_destroy(s);
 
-    td_session_limits lim = r.lim;
-    lim.top_k = V + 1;
-    cr_expect_eq(td_session_create(r.w, r.stages, 2, &lim, &s, &e), TD_E_CONFIG);
+    td_capture_spec spec = r.spec;
+    spec.top_k = V + 1;
+    cr_expect_eq(td_session_create(r.w, r.stages, 2, &r.lim, &spec, &s, &e), TD_E_CONFIG);
     cr_expect(strstr(e.text, "capture.top_k is 97, expected 1 to"), "%s", e.text);
-    cr_expect_eq(td_session_create(r.w, r.stages, 1, &r.lim, &s, &e), TD_E_INTERNAL);
+    cr_expect_eq(td_session_create(r.w, r.stages, 1, &r.lim, &r.spec, &s, &e), TD_E_INTERNAL);
     cr_expect(strstr(e.text, "do not cover"), "%s", e.text);
     cr_expect_eq(td_weights_load(r.w, r.stages, 2, TD_F32, NULL, &e), TD_E_INTERNAL);
     rig_close(&r);

@@ -27,7 +27,7 @@ static const td_model_config base = {.architecture = "LlamaForCausalLM",
                                      .gated = true,
                                      .rope = {{.theta = 10000, .factor = 1}}};
 
-static const td_session_limits modes[] = {
+static const td_capture_spec modes[] = {
     {.mode = TD_CAPTURE_TOPP,
      .top_k = 30,
      .top_p = 0.6,
@@ -38,12 +38,12 @@ static const td_session_limits modes[] = {
     {.mode = TD_CAPTURE_TOPK_SAMPLE,
      .top_k = 4,
      .n_draws = 9,
-     .proposal_power = 0.5f,
+     .proposal_power = 0.5,
      .seed = 1ull << 63,
      .n_temperatures = 1,
      .temperatures = {2}},
     {.mode = TD_CAPTURE_FULL, .dense_dtype = TD_BF16, .n_always = 1, .always_ids = {0}},
-    {.mode = TD_CAPTURE_FULL, .dense_dtype = TD_F32, .n_valid_vocab = 290},
+    {.mode = TD_CAPTURE_FULL, .dense_dtype = TD_F32, .n_valid = 290},
     {.mode = TD_CAPTURE_HIDDEN, .dense_dtype = TD_F32},
     {.mode = TD_CAPTURE_HIDDEN, .dense_dtype = TD_F16},
     {.mode = TD_CAPTURE_HIDDEN, .dense_dtype = TD_BF16},
@@ -117,7 +117,7 @@ typedef struct setup {
 } setup;
 
 /* Runs the samples; rows are in the samples' own order whatever the setup. */
-static rows run(const model *m, const td_session_limits *mode, const setup *u,
+static rows run(const model *m, const td_capture_spec *mode, const setup *u,
                 const hs_samples *s) {
     td_model_config cfg;
     td_weights *w;
@@ -131,13 +131,14 @@ static rows run(const model *m, const td_session_limits *mode, const setup *u,
     hs_stages(&cfg, devices, u->n_stages, stages);
     cr_assert_eq(td_weights_load(w, stages, u->n_stages, u->compute, NULL, &e), TD_OK, "%s",
                  e.text);
-    td_session_limits lim = *mode;
-    lim.max_tokens = lim.max_rows = u->max_tokens;
-    lim.max_seqs = s->n;
-    lim.n_slots = 2;
-    lim.capture_rows = u->capture_rows;
-    lim.narrow_attention = devices[0]->info.narrow_attention;
-    cr_assert_eq(td_session_create(w, stages, u->n_stages, &lim, &session, &e), TD_OK, "%s",
+    const td_capture_spec spec = hs_spec(&cfg, *mode);
+    const td_session_limits lim = {.max_tokens = u->max_tokens,
+                                   .max_rows = u->max_tokens,
+                                   .max_seqs = s->n,
+                                   .n_slots = 2,
+                                   .capture_rows = u->capture_rows,
+                                   .narrow_attention = devices[0]->info.narrow_attention};
+    cr_assert_eq(td_session_create(w, stages, u->n_stages, &lim, &spec, &session, &e), TD_OK, "%s",
                  e.text);
     rows out = {calloc((size_t)s->offsets[s->n], MAX_ROW_BYTES), s->offsets[s->n]};
     int32_t *ints = calloc((size_t)u->max_tokens * 6 + 8, 4);
@@ -169,13 +170,13 @@ static rows run(const model *m, const td_session_limits *mode, const setup *u,
                             .seq_offsets = offsets,
                             .row_token = token,
                             .row_target = target,
-                            .row_dataset_row = lim.n_draws ? keys : NULL,
-                            .row_position = lim.n_draws ? positions : NULL};
+                            .row_dataset_row = spec.n_draws ? keys : NULL,
+                            .row_position = spec.n_draws ? positions : NULL};
         td_captured c;
         cr_assert_eq(td_session_submit(session, slot, &b, &e), TD_OK, "%s", e.text);
         cr_assert_eq(td_session_wait(session, slot, 0, &c, &e), TD_OK, "%s", e.text);
         cr_assert_eq(c.n_rows, n);
-        check_presence(&c, lim.mode, lim.n_draws && lim.proposal_power != 1);
+        check_presence(&c, spec.mode, spec.n_draws && spec.proposal_power != 1);
         for (int32_t r = 0; r < n; r++)
             put_row(out.bytes + (size_t)from[r] * MAX_ROW_BYTES, &c, r);
     }
@@ -224,7 +225,7 @@ Test(session_modes, the_seed_changes_draws_and_nothing_else) {
     hs_samples s = hs_samples_random(2, 8, 12, V, 4);
     model m = model_make();
     const setup u = {TD_F32, 1, size_of(&s), 64, false};
-    td_session_limits other = modes[2];
+    td_capture_spec other = modes[2];
     other.seed++;
     rows a = run(&m, &modes[2], &u, &s), b = run(&m, &other, &u, &s);
     const size_t head = (5 + 1 + 2 * 4 + 1) * 4; /* put_row: up to n_kept */
@@ -243,8 +244,8 @@ Test(session_modes, dense_rows_agree_with_the_model) {
     hs_samples s = hs_samples_random(3, 5, 20, V, 5);
     model m = model_make();
     const setup u = {TD_F32, 2, size_of(&s), 7, false};
-    const td_session_limits full = {.mode = TD_CAPTURE_FULL, .dense_dtype = TD_F32},
-                            hidden = {.mode = TD_CAPTURE_HIDDEN, .dense_dtype = TD_F32};
+    const td_capture_spec full = {.mode = TD_CAPTURE_FULL, .dense_dtype = TD_F32},
+                          hidden = {.mode = TD_CAPTURE_HIDDEN, .dense_dtype = TD_F32};
     rows f = run(&m, &full, &u, &s), h = run(&m, &hidden, &u, &s);
     const float *head = fx_find(&m.fx, "lm_head.weight")->values;
     double max_ref = 0, max_head = 0;
@@ -331,24 +332,25 @@ Test(session_modes, memory_is_what_the_planner_was_told) {
     for (size_t i = 0; i < TD_ARRAY_LEN(modes); i++) {
         td_session *s;
         td_stage_memory want;
-        td_session_limits lim = modes[i];
-        lim.max_tokens = lim.max_rows = 50;
-        lim.max_seqs = 7;
-        lim.n_slots = 2;
-        lim.capture_rows = 16;
-        lim.narrow_attention = devices[0]->info.narrow_attention;
+        const td_capture_spec spec = hs_spec(&cfg, modes[i]);
+        const td_session_limits lim = {.max_tokens = 50,
+                                       .max_rows = 50,
+                                       .max_seqs = 7,
+                                       .n_slots = 2,
+                                       .capture_rows = 16,
+                                       .narrow_attention = devices[0]->info.narrow_attention};
         device_bytes = host_bytes = 0;
         devices[0]->ops = &counting;
-        cr_assert_eq(td_session_create(w, stages, 1, &lim, &s, &e), TD_OK, "%s", e.text);
-        td_stage_memory_estimate(&cfg, TD_F32, &lim, 0, cfg.n_layers + 2, &want);
+        cr_assert_eq(td_session_create(w, stages, 1, &lim, &spec, &s, &e), TD_OK, "%s", e.text);
+        td_stage_memory_estimate(&cfg, TD_F32, &lim, &spec, 0, cfg.n_layers + 2, &want);
         cr_expect_eq(device_bytes, want.activation_bytes + want.workspace_bytes, "mode %zu", i);
-        const uint64_t captured = td_session_host_bytes(&cfg, &lim);
+        const uint64_t captured = td_session_host_bytes(&lim, &spec);
         /* The rest is what goes in: a few integers for each token. */
         cr_expect(host_bytes > captured && host_bytes - captured < 2 * 50 * 60 + 4096,
                   "mode %zu: %llu and %llu", i, (unsigned long long)host_bytes,
                   (unsigned long long)captured);
-        if (td_capture_is_dense(lim.mode))
-            cr_expect_geq(captured, 2 * 50 * td_dense_row_bytes(&cfg, &lim));
+        if (td_capture_is_dense(spec.mode))
+            cr_expect_geq(captured, 2 * 50 * td_capture_dense_bytes(&spec));
         devices[0]->ops = real_ops;
         td_session_destroy(s);
     }
@@ -358,7 +360,7 @@ Test(session_modes, memory_is_what_the_planner_was_told) {
 }
 
 Test(session_modes, limits_and_keys_are_checked) {
-    static const td_session_limits bad[] = {
+    static const td_capture_spec bad[] = {
         {.mode = TD_CAPTURE_TOPP, .top_k = 0},
         {.mode = TD_CAPTURE_SAMPLE, .n_draws = 0},
         {.mode = TD_CAPTURE_SAMPLE, .n_draws = 1025, .proposal_power = 1},
@@ -379,19 +381,15 @@ Test(session_modes, limits_and_keys_are_checked) {
     hs_devices_open(devices, 1);
     hs_stages(&cfg, devices, 1, stages);
     cr_assert_eq(td_weights_load(w, stages, 1, TD_F32, NULL, &e), TD_OK, "%s", e.text);
-    td_session_limits rest = {.max_tokens = 9,
-                              .max_rows = 9,
-                              .max_seqs = 1,
-                              .n_slots = 1,
-                              .capture_rows = 4,
-                              .narrow_attention = devices[0]->info.narrow_attention};
+    const td_session_limits lim = {.max_tokens = 9,
+                                   .max_rows = 9,
+                                   .max_seqs = 1,
+                                   .n_slots = 1,
+                                   .capture_rows = 4,
+                                   .narrow_attention = devices[0]->info.narrow_attention};
     for (size_t i = 0; i <= TD_ARRAY_LEN(bad); i++) {
-        td_session_limits lim = i < TD_ARRAY_LEN(bad) ? bad[i] : modes[1];
-        lim.max_tokens = lim.max_rows = 9;
-        lim.max_seqs = lim.n_slots = 1;
-        lim.capture_rows = 4;
-        lim.narrow_attention = rest.narrow_attention;
-        td_status rc = td_session_create(w, stages, 1, &lim, &s, &e);
+        const td_capture_spec spec = hs_spec(&cfg, i < TD_ARRAY_LEN(bad) ? bad[i] : modes[1]);
+        td_status rc = td_session_create(w, stages, 1, &lim, &spec, &s, &e);
         cr_assert_eq(rc != TD_OK, i < TD_ARRAY_LEN(bad), "case %zu: %s", i, e.text);
     }
     const int32_t ids[2] = {1, 2}, offsets[2] = {0, 2}, token[1] = {0}, target[1] = {2};

@@ -82,7 +82,19 @@ void pf_groups(pf *f, const char *groups) {
 
 td_status pf_make(pf *f) {
     td_plan_free(&f->plan);
-    f->status = td_plan_make(&f->cfg, &f->inv, &f->model, &f->stats, &f->record, &f->plan, &f->err);
+    td_capture_spec capture = {0};
+    const td_capture_teacher teacher = {
+        .n_vocab = f->model.n_vocab, .n_hidden = f->model.n_hidden, .name = f->cfg.model.path};
+    f->status = td_capture_resolve(&f->cfg.capture, &teacher, f->cfg.run.seed, &capture, &f->err);
+    const td_plan_input in = {.cfg = &f->cfg,
+                              .compute = f->cfg.model.compute,
+                              .inventory = &f->inv,
+                              .model = &f->model,
+                              .capture = &capture,
+                              .stats = &f->stats,
+                              .record = &f->record};
+    if (f->status == TD_OK)
+        f->status = td_plan_make(&in, &f->plan, &f->err);
     return f->status;
 }
 

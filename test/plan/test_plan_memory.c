@@ -39,10 +39,10 @@ static void check_invariants(const pf *f) {
             cr_assert_eq(st->item_begin, at);
             cr_assert_gt(st->item_end, at);
             at = st->item_end;
-            td_stage_memory_estimate(&f->model, p->compute, &p->limits, st->item_begin,
+            td_stage_memory_estimate(&f->model, p->compute, &p->limits, &p->capture, st->item_begin,
                                      st->item_end, &m);
             if (p->inventory.is_cpu && st->item_end == n_items) /* what is captured is there too */
-                m.workspace_bytes += td_session_host_bytes(&f->model, &p->limits);
+                m.workspace_bytes += td_session_host_bytes(&p->limits, &p->capture);
             cr_assert_eq(total(&m), total(&st->memory));
             cr_assert(p->inventory.is_cpu ||
                       total(&m) <= p->inventory.devices[st->device].memory_bytes);
@@ -428,11 +428,13 @@ Test(predict, layers_cost_what_they_compute) {
 
     td_stage_memory moe, plain;
     const td_session_limits lim = {
-        .max_tokens = 100, .max_seqs = 1, .max_rows = 1, .capture_rows = 1, .top_k = 1};
-    td_stage_memory_estimate(&f.model, TD_BF16, &lim, 3, 4, &plain);
+        .max_tokens = 100, .max_seqs = 1, .max_rows = 1, .capture_rows = 1};
+    const td_capture_spec spec = {
+        .top_k = 1, .n_vocab = f.model.n_vocab, .n_valid = f.model.n_vocab};
+    td_stage_memory_estimate(&f.model, TD_BF16, &lim, &spec, 3, 4, &plain);
     f.model.moe[2] = true;
     strcpy(f.model.architecture, "Qwen3MoeForCausalLM");
-    td_stage_memory_estimate(&f.model, TD_BF16, &lim, 3, 4, &moe);
+    td_stage_memory_estimate(&f.model, TD_BF16, &lim, &spec, 3, 4, &moe);
     double mlp = 3 * C * f.model.n_ffn;
     cr_expect_eq(moe.weight_bytes - plain.weight_bytes,
                  (uint64_t)(2 * (E * C + mlp * (E / 4 - 1))));
@@ -451,9 +453,9 @@ Test(memory, dense_rows_bound_the_micro_batch) {
     f.cfg.capture.dense_dtype = TD_BF16;
     f.cfg.data.max_length = f.stats.max_tokens = 512;
     cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
-    cr_expect_eq(f.plan.limits.top_k, 0);
+    cr_expect_eq(f.plan.capture.top_k, 0);
     cr_expect_eq(f.plan.batch_tokens, (int32_t)(bound / row_bytes));
-    cr_expect_leq(td_session_host_bytes(&f.model, &f.plan.limits),
+    cr_expect_leq(td_session_host_bytes(&f.plan.limits, &f.plan.capture),
                   (uint64_t)f.plan.limits.n_slots * (bound + ((uint64_t)1 << 20)));
     cr_expect_eq(f.plan.n_warnings, 1);
     cr_expect(strstr(f.plan.warnings[0], "Micro-batches are reduced"));

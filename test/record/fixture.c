@@ -31,12 +31,10 @@ void td_fixture_init(td_fixture *f) {
     f->cfg.capture.dense_dtype = TD_BF16;
     f->cfg.output.dir = td_asprintf("%s/out", f->dir);
     f->cfg.output.shard_samples = 4;
-    f->model = (td_model_config){.architecture = "LlamaForCausalLM",
-                                 .n_vocab = 50,
-                                 .n_hidden = 12,
-                                 .config_hash = 0x1234,
-                                 .eos_id = 2};
-    f->id = (td_identity){.model = &f->model,
+    f->teacher = (td_capture_teacher){.n_vocab = 50, .n_hidden = 12, .name = "the teacher"};
+    f->id = (td_identity){.architecture = "LlamaForCausalLM",
+                          .config_hash = 0x1234,
+                          .numerics_revision = TD_NUMERICS_REVISION,
                           .compute = TD_F32,
                           .has_tokenizer = true,
                           .tokenizer_hash = 77,
@@ -69,10 +67,22 @@ void td_fixture_free(td_fixture *f) {
     td_config_free(&f->cfg);
 }
 
+td_capture_spec td_fixture_spec(const td_fixture *f) {
+    td_capture_spec spec;
+    td_error err;
+    td_capture_settings set = f->cfg.capture;
+    td_capture_teacher teacher = f->teacher;
+    set.top_k = TD_MIN(set.top_k, teacher.n_vocab);
+    teacher.n_valid = set.mask_padded_vocab ? f->id.tokenizer_n_vocab : 0;
+    if (td_capture_resolve(&set, &teacher, f->cfg.run.seed, &spec, &err) != TD_OK)
+        abort();
+    return spec;
+}
+
 td_status td_fixture_open(td_fixture *f, td_output **out, td_error *err) {
     td_output *o = NULL;
-    f->id.model = &f->model;
-    td_status rc = td_output_open(&f->cfg, &f->id, &o, err);
+    const td_capture_spec spec = td_fixture_spec(f);
+    td_status rc = td_output_open(&f->cfg, &spec, &f->id, &o, err);
     if (rc == TD_OK)
         rc = td_output_bind_weights(o, f->weights_hash, err);
     if (rc != TD_OK)
@@ -92,7 +102,7 @@ static uint64_t next_random(uint64_t *state) {
 
 /* Tokens that can follow. */
 static int32_t n_valid(const td_fixture *f) {
-    return f->cfg.capture.mask_padded_vocab ? f->id.tokenizer_n_vocab : f->model.n_vocab;
+    return f->cfg.capture.mask_padded_vocab ? f->id.tokenizer_n_vocab : f->teacher.n_vocab;
 }
 
 td_shard *td_fixture_shard(const td_fixture *f, int64_t number, int32_t n_rows) {
@@ -180,7 +190,7 @@ static void put_dense(const td_captured *c, size_t i, float x) {
 /* n_draws from q ~ p^t by inverse CDF over ascending ids; returns the mass of what was drawn. */
 static double draw_row(const td_fixture *f, uint64_t *rng, const double *p, const candidate *by_id,
                        td_captured *c, int32_t r) {
-    int32_t v = f->model.n_vocab, n = c->n_draws, n_unique = 0;
+    int32_t v = f->teacher.n_vocab, n = c->n_draws, n_unique = 0;
     double t = f->cfg.capture.proposal_power, sum = 0, mass = 0;
     int32_t *counts = td_calloc((size_t)v, sizeof *counts);
     for (int32_t i = 0; i < v; i++)
@@ -218,7 +228,7 @@ static double draw_row(const td_fixture *f, uint64_t *rng, const double *p, cons
 /* One row, by the definitions at td_capture_args: a plain softmax in f64. */
 static void capture_row(const td_fixture *f, uint64_t *rng, int32_t target, td_captured *c,
                         int32_t r) {
-    int32_t v = f->model.n_vocab, valid = n_valid(f), k = c->top_k;
+    int32_t v = f->teacher.n_vocab, valid = n_valid(f), k = c->top_k;
     float *z = td_calloc((size_t)v, sizeof *z), m = -INFINITY;
     double *p = td_calloc((size_t)v, sizeof *p);
     candidate *all = td_calloc((size_t)v, sizeof *all), *by_id = td_calloc((size_t)v, sizeof *all);
@@ -302,7 +312,7 @@ td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t s
     td_captured c = {.n_rows = m->n_rows};
     int32_t r = 0;
     if (mode == TD_CAPTURE_FULL || mode == TD_CAPTURE_HIDDEN) {
-        size_t width = (size_t)(mode == TD_CAPTURE_FULL ? f->model.n_vocab : f->model.n_hidden);
+        size_t width = (size_t)(mode == TD_CAPTURE_FULL ? f->teacher.n_vocab : f->teacher.n_hidden);
         c.dense_dtype = f->cfg.capture.dense_dtype;
         c.dense = floats(n * width);
         for (size_t i = 0; mode == TD_CAPTURE_HIDDEN && i < n * width; i++)
@@ -310,7 +320,7 @@ td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t s
     }
     if (mode == TD_CAPTURE_HIDDEN)
         return c;
-    c.top_k = has_top(f) ? TD_MIN(f->cfg.capture.top_k, f->model.n_vocab) : 0;
+    c.top_k = has_top(f) ? TD_MIN(f->cfg.capture.top_k, f->teacher.n_vocab) : 0;
     c.n_temperatures = (int32_t)nt;
     c.topk_ids = ints(n * (size_t)c.top_k);
     c.topk_logprobs = floats(n * (size_t)c.top_k);

@@ -3,12 +3,14 @@
 #ifndef TDGEN_TEST_RECORD_FIXTURE_H
 #define TDGEN_TEST_RECORD_FIXTURE_H
 
+#include "record/reader.h"
 #include "record/record.h"
+#include "report/report.h"
 
 typedef struct td_fixture {
     char dir[64]; /* a fresh folder; output.dir is DIR/out */
     td_config cfg;
-    td_model_config model;
+    td_capture_teacher teacher;
     td_identity id;
     uint64_t weights_hash;
     int32_t skip; /* td_fixture_run skips this sample of each shard; -1 = none */
@@ -17,6 +19,9 @@ typedef struct td_fixture {
 /* V = 50 words, K = 8, f16, 4 dataset rows a shard. Fields may be changed before use. */
 void td_fixture_init(td_fixture *f);
 void td_fixture_free(td_fixture *f); /* removes the folder */
+
+/* What the run captures, from cfg and teacher; top_k is cut to the vocabulary. */
+td_capture_spec td_fixture_spec(const td_fixture *f);
 
 /* Opens and binds; the status of the first step that fails. */
 td_status td_fixture_open(td_fixture *f, td_output **out, td_error *err);

@@ -52,13 +52,13 @@ static void set_text(char **field, const char *s) {
 static void change(td_fixture *f, int i) {
     switch (i) {
     case 0:
-        f->model.config_hash++;
+        f->id.config_hash++;
         break;
     case 1:
         f->weights_hash++;
         break;
     case 2:
-        f->model.n_vocab++;
+        f->teacher.n_vocab++;
         break;
     case 3:
         f->id.compute = TD_BF16;
@@ -518,11 +518,14 @@ Test(output, a_folder_that_cannot_be_made_is_an_error) {
 }
 
 Test(output, sizes_for_the_plan) {
-    td_config cfg = {.capture = {.top_k = 64, .logprob_dtype = TD_F16, .n_temperatures = 2}};
-    td_model_config model = {.n_vocab = 1000, .n_hidden = 16};
+    td_capture_spec spec = {.top_k = 64,
+                            .logprob_dtype = TD_F16,
+                            .n_temperatures = 2,
+                            .n_vocab = 1000,
+                            .n_valid = 1000};
     /* position 4, ids 256, logprobs 128, lse 4, lse_t 8, tail 4, target 4 + 4, entropy 4 */
-    cr_assert_eq(td_record_bytes_per_row(&cfg, &model), 416);
-    cfg.capture.logprob_dtype = TD_F32;
-    cr_assert_eq(td_record_bytes_per_row(&cfg, &model), 544);
-    cr_assert_eq(td_record_bytes_per_token(&cfg), 5);
+    cr_assert_eq(td_record_bytes_per_row(&spec), 416);
+    spec.logprob_dtype = TD_F32;
+    cr_assert_eq(td_record_bytes_per_row(&spec), 544);
+    cr_assert_eq(td_record_bytes_per_token(), 5);
 }

@@ -41,7 +41,7 @@ static void check_values(td_fixture *f) {
     must(td_fixture_write(f, o, s, -1, &err), &err);
     td_output_close(o);
     td_safetensors *st = open_shard(f, 0);
-    int64_t k = TD_MIN(f->cfg.capture.top_k, f->model.n_vocab), nt = f->cfg.capture.n_temperatures;
+    int64_t k = TD_MIN(f->cfg.capture.top_k, f->teacher.n_vocab), nt = f->cfg.capture.n_temperatures;
     bool f16 = f->cfg.capture.logprob_dtype == TD_F16;
     const int64_t *so = data_of(st, "sample_offsets", 5, "I64");
     const int64_t *ro = data_of(st, "row_offsets", 5, "I64");
@@ -170,7 +170,7 @@ Test(writer, finite_logprobs_below_the_f16_range_stay_finite) {
     must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
     td_captured c = td_fixture_capture(&f, s, 0);
     float *lp = (float *)c.topk_logprobs;
-    int32_t *ids = (int32_t *)c.topk_ids, v = f.model.n_vocab, k = c.top_k;
+    int32_t *ids = (int32_t *)c.topk_ids, v = f.teacher.n_vocab, k = c.top_k;
     /* Row 0: one certain token, the rest far below; the last place is left free (a masked word). */
     int32_t target = s->ids[s->samples[0].token_offset + 1];
     ids[0] = target;

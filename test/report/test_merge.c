@@ -186,9 +186,9 @@ Test(merge, another_run_is_refused_with_both_sides) {
     f.weights_hash = 0x12;
     expect_other(&f, "the teacher's weights", "0000000000abcdef", "0000000000000012");
     f.weights_hash = 0xabcdef;
-    f.model.config_hash = 0x4321;
+    f.id.config_hash = 0x4321;
     expect_other(&f, "the teacher's config.json", "0000000000001234", "0000000000004321");
-    f.model.config_hash = 0x1234;
+    f.id.config_hash = 0x1234;
     f.id.dataset_hash = 100;
     expect_other(&f, "the dataset file", "0000000000000063", "0000000000000064");
     f.id.dataset_hash = 99;

@@ -183,14 +183,17 @@ Test(recheck, another_teacher_is_refused_with_both_sides) {
     td_recheck *r = NULL;
     setup(&f);
     cr_assert_eq(td_recheck_open(f.cfg.output.dir, 5, 0, &r, &err), TD_OK, "%s", err.text);
-    uint64_t weights = f.weights_hash, other = 0x77;
-    cr_assert_eq(td_recheck_teacher(r, "M", &f.model, NULL, &weights, &err), TD_OK, "%s", err.text);
-    cr_assert_eq(td_recheck_teacher(r, "M", NULL, NULL, &other, &err), TD_E_MODEL);
+    const uint64_t weights = f.weights_hash, other = 0x77;
+    td_recheck_teacher_hashes have = {.config = &f.id.config_hash, .weights = &weights};
+    cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_OK, "%s", err.text);
+    have = (td_recheck_teacher_hashes){.weights = &other};
+    cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_E_MODEL);
     cr_assert(strstr(err.text, "0000000000abcdef in the folder") &&
                   strstr(err.text, "0000000000000077 in the model"),
               "%s", err.text);
-    f.model.config_hash = 5;
-    cr_assert_eq(td_recheck_teacher(r, "M", &f.model, NULL, NULL, &err), TD_E_MODEL);
+    f.id.config_hash = 5;
+    have = (td_recheck_teacher_hashes){.config = &f.id.config_hash};
+    cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_E_MODEL);
     cr_assert(strstr(err.text, "0000000000001234 in the folder") && strstr(err.text, "config.json"),
               "%s", err.text);
     cr_assert(td_recheck_needs_tokenizer(r));

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "app/job.h"
 #include "base/json.h"
 #include "run/run.h"
 #include "base/file.h"
@@ -18,18 +19,7 @@ enum { MAX_DEVICES = 4 };
 
 typedef struct fixture {
     char dir[256];
-    td_config cfg;
-    td_model_config model;
-    td_tokenizer *tok;
-    td_device_info *info;
-    int32_t n_info;
-    td_inventory inv;
-    td_dataset_stats stats;
-    td_plan plan;
-    td_device *devices[MAX_DEVICES];
-    td_weights *weights;
-    td_source *source;
-    td_output *output;
+    td_job job;
     const td_faults *faults;
 } fixture;
 
@@ -51,67 +41,34 @@ static void setup(fixture *f, const char *name, const char *gpus, int32_t n_cpu,
                                "output.shard_samples=16",
                                batch,
                                "capture.top_k=8"};
-    OK(td_config_load(TD_SOURCE_DIR "/conf/demo.ini", overrides, TD_ARRAY_LEN(overrides), &f->cfg,
-                      &err));
-    OK(td_model_config_load(f->cfg.model.path, &f->model, &err));
-    OK(td_tokenizer_load(f->cfg.model.path, &f->tok, &err));
-    td_source_limits lim = {.n_vocab = f->model.n_vocab, .eos_id = f->model.eos_id};
-    OK(td_dataset_stats_sample(&f->cfg, f->tok, &lim, &f->stats, &err));
-    OK(td_device_enumerate("cpu", n_cpu, &f->info, &f->n_info, &err));
-    OK(td_inventory_from_devices(f->info, f->n_info, true, &f->inv, &err));
-    OK(td_plan_make(&f->cfg, &f->inv, &f->model, &f->stats, NULL, &f->plan, &err));
-    cr_assert_eq(f->plan.n_groups, n_cpu);
-    td_stage stages[MAX_DEVICES];
-    for (int32_t i = 0; i < n_cpu; i++) {
-        OK(td_device_open(&f->info[i], &f->devices[i], &err));
-        const td_plan_stage *s = &f->plan.groups[i].stages[0];
-        cr_assert_eq(s->device, i); /* groups of one device each, in order */
-        stages[i] = (td_stage){f->devices[i], s->item_begin, s->item_end};
-    }
-    OK(td_weights_open(f->cfg.model.path, &f->model, &f->weights, &err));
-    OK(td_weights_load(f->weights, stages, n_cpu, f->plan.compute, NULL, &err));
-    lim.batch_tokens = f->plan.batch_tokens;
-    OK(td_source_open(&f->cfg, f->tok, &lim, &f->source, &err));
-    td_identity id = {.model = &f->model,
-                      .compute = f->plan.compute,
-                      .has_tokenizer = true,
-                      .tokenizer_hash = td_tokenizer_hash(f->tok),
-                      .tokenizer_n_vocab = td_tokenizer_n_vocab(f->tok),
-                      .format = td_source_format(f->source)};
-    uint64_t hash;
-    OK(td_output_open(&f->cfg, &id, &f->output, &err));
-    OK(td_weights_hash(f->weights, &hash, &err));
-    OK(td_output_bind_weights(f->output, hash, &err));
+    OK(td_job_configure(&f->job, false, TD_SOURCE_DIR "/conf/demo.ini", overrides,
+                        TD_ARRAY_LEN(overrides), &err));
+    OK(td_job_plan(&f->job, &err));
+    OK(td_job_open(&f->job, &err));
+    cr_assert_eq(f->job.plan.n_groups, n_cpu);
+    for (int32_t i = 0; i < n_cpu; i++) /* groups of one device each, in order */
+        cr_assert_eq(f->job.plan.groups[i].stages[0].device, i);
     free(dir);
     free(dev);
     free(batch);
 }
 
 static td_status run(fixture *f, td_run_summary *s, td_error *err) {
-    td_run_input in = {.cfg = &f->cfg,
-                       .plan = &f->plan,
-                       .weights = f->weights,
-                       .devices = f->devices,
-                       .source = f->source,
-                       .output = f->output,
-                       .faults = f->faults};
+    const td_run_input in = {.cfg = f->job.cfg,
+                             .plan = &f->job.plan,
+                             .weights = f->job.weights,
+                             .devices = f->job.devices,
+                             .source = f->job.source,
+                             .output = f->job.output,
+                             .faults = f->faults};
     return td_run(&in, s, err);
 }
 
 static void teardown(fixture *f, const td_device_ops *real) {
-    td_output_close(f->output);
-    td_source_close(f->source);
-    for (int32_t i = 0; i < MAX_DEVICES; i++)
-        if (f->devices[i] && real)
-            f->devices[i]->ops = real;
-    td_weights_close(f->weights);
-    for (int32_t i = 0; i < MAX_DEVICES; i++)
-        td_device_close(f->devices[i]);
-    td_plan_free(&f->plan);
-    td_inventory_free(&f->inv);
-    free(f->info);
-    td_tokenizer_free(f->tok);
-    td_config_free(&f->cfg);
+    for (int32_t i = 0; i < f->job.plan.inventory.n_devices; i++)
+        if (f->job.devices[i] && real)
+            f->job.devices[i]->ops = real;
+    td_job_close(&f->job);
 }
 
 /* All shards of b are those of a, byte for byte. */
@@ -189,9 +146,9 @@ Test(run, retired_group_hands_its_work_over) {
         td_run_summary s;
         td_error err = {0};
         setup(&f, "retire", "cpu*2", 2, "512");
-        td_device_ops ops = *(g_real = f.devices[1]->ops);
+        td_device_ops ops = *(g_real = f.job.devices[1]->ops);
         ops.gemm = failing_gemm;
-        f.devices[1]->ops = &ops;
+        f.job.devices[1]->ops = &ops;
         atomic_store(&g_calls_left, after[i]);
         OK(run(&f, &s, &err));
         cr_assert_eq(s.n_shards_written, 4);
@@ -218,9 +175,9 @@ Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
     td_run_summary s;
     td_error err = {0};
     setup(&f, "last", "cpu", 1, "512");
-    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    td_device_ops ops = *(g_real = f.job.devices[0]->ops);
     ops.gemm = failing_gemm;
-    f.devices[0]->ops = &ops;
+    f.job.devices[0]->ops = &ops;
     atomic_store(&g_calls_left, 60);
     cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE);
     cr_assert(strstr(err.text, "injected failure"));
@@ -242,20 +199,20 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     td_run_summary s;
     td_error err = {0};
     setup(&f, "oom", "cpu", 1, "2048");
-    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    td_device_ops ops = *(g_real = f.job.devices[0]->ops);
     ops.alloc = short_alloc;
-    f.devices[0]->ops = &ops;
+    f.job.devices[0]->ops = &ops;
     /* The gate-and-up buffer of the planned micro-batch does not fit, that of half of it does. */
-    g_alloc_limit = (size_t)f.plan.limits.max_tokens * 2 * (size_t)f.model.n_ffn * 4 - 1;
+    g_alloc_limit = (size_t)f.job.plan.limits.max_tokens * 2 * (size_t)f.job.model.n_ffn * 4 - 1;
     OK(run(&f, &s, &err));
-    cr_assert_lt(td_source_batch_tokens(f.source), 2048);
+    cr_assert_lt(td_source_batch_tokens(f.job.source), 2048);
     assert_same_shards(ref, f.dir);
     td_run_summary_free(&s);
     teardown(&f, g_real);
     remove_dir(f.dir);
 
     setup(&f, "oom2", "cpu", 1, "512");
-    f.devices[0]->ops = &ops;
+    f.job.devices[0]->ops = &ops;
     g_alloc_limit = 1000;
     cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE_OOM);
     cr_assert(strstr(err.text, "data.max_length"));
@@ -282,11 +239,11 @@ Test(run, lost_device_ends_the_run_at_once) {
     cr_assert_str_eq(s.fault.key, "cpu:1");
     cr_assert_eq(s.n_retired, 0);
     cr_assert_gt(s.fault.n_samples, 0);
-    cr_assert_leq(s.fault.n_samples, 2 * g_lost.plan.limits.max_seqs);
+    cr_assert_leq(s.fault.n_samples, 2 * g_lost.job.plan.limits.max_seqs);
     for (int32_t i = 0; i < s.fault.n_samples; i++)
         cr_assert(s.fault.samples[i].row >= 0 && s.fault.samples[i].row < 60);
     td_run_summary_free(&s);
-    td_output_close(g_lost.output);
+    td_output_close(g_lost.job.output);
     remove_dir(g_lost.dir);
     remove_dir(ref);
     /* What the other device was computing goes on in its thread, which nobody joins; the program
@@ -322,12 +279,12 @@ Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
 
     setup(&f, "suspects", "cpu*2", 2, "512");
     f.faults = &faults;
-    f.cfg.run.on_bad_sample = TD_BAD_SKIP;
+    f.job.own_cfg.run.on_bad_sample = TD_BAD_SKIP;
     OK(run(&f, &s, &err));
     cr_assert_eq(s.n_bad_samples, 1);
     td_run_summary_free(&s);
     td_output_totals t;
-    td_output_totals_get(f.output, &t);
+    td_output_totals_get(f.job.output, &t);
     cr_assert_eq(t.n_skipped, 1);
     teardown(&f, NULL);
     remove_dir(f.dir);
@@ -349,9 +306,9 @@ Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "3", 1);
     setup(&g_lost, "stuck", "cpu*2", 2, "512");
     static td_device_ops ops; /* its thread outlives this function */
-    ops = *(g_real = g_lost.devices[1]->ops);
+    ops = *(g_real = g_lost.job.devices[1]->ops);
     ops.gemm = blocking_gemm;
-    g_lost.devices[1]->ops = &ops;
+    g_lost.job.devices[1]->ops = &ops;
     atomic_store(&g_calls_left, 40);
     OK(run(&g_lost, &s, &err));
     cr_assert(s.abandoned);
@@ -360,7 +317,7 @@ Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
     cr_assert(s.groups[1].hung && strstr(s.groups[1].retired_why, "has taken no more work"));
     assert_same_shards(ref, g_lost.dir);
     td_run_summary_free(&s);
-    td_output_close(g_lost.output);
+    td_output_close(g_lost.job.output);
     remove_dir(g_lost.dir);
     remove_dir(ref);
 }
@@ -385,9 +342,9 @@ Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
         atomic_store(&g_health_calls, 0);
         g_health_answers = answers;
         setup(&g_lost, "sensors", "cpu", 1, "512");
-        ops = *(g_real = g_lost.devices[0]->ops);
+        ops = *(g_real = g_lost.job.devices[0]->ops);
         ops.health = counting_health;
-        g_lost.devices[0]->ops = &ops;
+        g_lost.job.devices[0]->ops = &ops;
         OK(run(&g_lost, &s, &err));
         cr_assert_geq(atomic_load(&g_health_calls), 2);
         cr_assert_eq(s.n_devices, 1);
@@ -396,7 +353,7 @@ Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
         assert_same_shards(ref, g_lost.dir);
         td_run_summary_free(&s);
         if (answers == 1)
-            td_output_close(g_lost.output);
+            td_output_close(g_lost.job.output);
         else
             teardown(&g_lost, g_real);
         remove_dir(g_lost.dir);
@@ -417,19 +374,19 @@ Test(run, a_sample_that_no_group_comes_back_from_is_blamed, .timeout = 120) {
     td_error err = {0};
     setenv("TDGEN_DEBUG_WATCHDOG_S", "3", 1);
     setup(&g_lost, "poison", "cpu*4", 4, "512");
-    cr_assert_eq(g_lost.plan.stats.max_tokens, 372);
+    cr_assert_eq(g_lost.job.plan.stats.max_tokens, 372);
     static td_device_ops ops;
-    ops = *(g_real = g_lost.devices[0]->ops);
+    ops = *(g_real = g_lost.job.devices[0]->ops);
     ops.embed = embed_without_the_longest;
     for (int32_t i = 0; i < 4; i++)
-        g_lost.devices[i]->ops = &ops;
+        g_lost.job.devices[i]->ops = &ops;
     cr_assert_eq(run(&g_lost, &s, &err), TD_E_MODEL, "%s", err.text);
     cr_assert(strstr(err.text, "the sample of 372 tokens") &&
                   strstr(err.text, "makes devices hang"),
               "%s", err.text);
     cr_assert_eq(s.n_hung, 3, "%d hung, %d retired", s.n_hung, s.n_retired);
     td_run_summary_free(&s);
-    td_output_close(g_lost.output);
+    td_output_close(g_lost.job.output);
     remove_dir(g_lost.dir);
 }
 
@@ -468,9 +425,9 @@ Test(run, the_only_group_goes_on_after_a_failure) {
         td_run_summary s;
         td_error err = {0};
         setup(&f, "falters", "cpu", 1, "512");
-        td_device_ops ops = *(g_real = f.devices[0]->ops);
+        td_device_ops ops = *(g_real = f.job.devices[0]->ops);
         ops.gemm = faltering_gemm;
-        f.devices[0]->ops = &ops;
+        f.job.devices[0]->ops = &ops;
         atomic_store(&g_calls_left, after[i]);
         atomic_store(&g_n_failures, 1);
         OK(run(&f, &s, &err));
@@ -505,9 +462,9 @@ Test(run, what_sessions_do_before_the_run_is_not_its_busy_time) {
     td_run_summary s;
     td_error err = {0};
     setup(&f, "busy", "cpu", 1, "512");
-    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    td_device_ops ops = *(g_real = f.job.devices[0]->ops);
     ops.copy_in = busy_copy;
-    f.devices[0]->ops = &ops;
+    f.job.devices[0]->ops = &ops;
     atomic_store(&g_calls_left, 50000);
     OK(run(&f, &s, &err));
     cr_assert_leq(atomic_load(&g_calls_left), 0);
@@ -532,11 +489,11 @@ Test(run, a_group_whose_session_cannot_be_made_is_retired) {
         td_run_summary s;
         td_error err = {0};
         setup(&f, "setup", "cpu*2", 2, "512");
-        td_device_ops ops = *(g_real = f.devices[1]->ops);
+        td_device_ops ops = *(g_real = f.job.devices[1]->ops);
         ops.copy_in = failing_copy;
-        f.devices[1]->ops = &ops;
+        f.job.devices[1]->ops = &ops;
         if (n_bad == 2)
-            f.devices[0]->ops = &ops;
+            f.job.devices[0]->ops = &ops;
         td_status rc = run(&f, &s, &err);
         cr_assert_eq(rc, n_bad == 1 ? TD_OK : TD_E_DEVICE, "%s", err.text);
         if (rc == TD_OK) {
@@ -569,10 +526,10 @@ Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
         td_run_summary s;
         td_error err = {0};
         setup(&f, "memory", n == 1 ? "cpu" : "cpu*2", n, "512");
-        td_device_ops ops = *(g_real = f.devices[0]->ops);
+        td_device_ops ops = *(g_real = f.job.devices[0]->ops);
         ops.embed = small_embed;
         for (int32_t i = 0; i < n; i++)
-            f.devices[i]->ops = &ops;
+            f.job.devices[i]->ops = &ops;
         OK(run(&f, &s, &err));
         cr_assert_eq(s.n_retired, 0);
         cr_assert_eq(s.n_failures, 0);
@@ -612,11 +569,11 @@ Test(run, a_group_that_lacked_memory_is_retired_when_its_device_breaks, .timeout
     td_run_summary s;
     td_error err = {0};
     setup(&f, "breaks", "cpu*2", 2, "512");
-    td_device_ops patient = *(g_real = f.devices[0]->ops), breaking = *g_real;
+    td_device_ops patient = *(g_real = f.job.devices[0]->ops), breaking = *g_real;
     patient.embed = patient_embed;
     breaking.embed = breaking_embed;
-    f.devices[0]->ops = &patient;
-    f.devices[1]->ops = &breaking;
+    f.job.devices[0]->ops = &patient;
+    f.job.devices[1]->ops = &breaking;
     OK(run(&f, &s, &err));
     cr_assert_eq(s.n_failures, 1);
     cr_assert_eq(s.n_retired, 1);
@@ -642,10 +599,10 @@ Test(run, numbers_that_contradict_each_other_end_the_run) {
     td_run_summary s;
     td_error err = {0};
     setup(&f, "wrong", "cpu", 1, "512");
-    f.cfg.run.on_bad_sample = TD_BAD_SKIP; /* which is not for this */
-    td_device_ops ops = *(g_real = f.devices[0]->ops);
+    f.job.own_cfg.run.on_bad_sample = TD_BAD_SKIP; /* which is not for this */
+    td_device_ops ops = *(g_real = f.job.devices[0]->ops);
     ops.capture = swapped_capture;
-    f.devices[0]->ops = &ops;
+    f.job.devices[0]->ops = &ops;
     cr_assert_eq(run(&f, &s, &err), TD_E_INTERNAL, "%s", err.text);
     cr_assert(strstr(err.text, "dataset row ") && strstr(err.text, "must not be recorded"), "%s",
               err.text);
