@@ -10,9 +10,8 @@
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define TD_PHILOX_FN static __host__ __device__ __forceinline__
-#else
+/* How these functions are declared: kernels define it before they include this. */
+#ifndef TD_PHILOX_FN
 #define TD_PHILOX_FN static inline
 #endif
 

@@ -11,6 +11,7 @@
 #define TDGEN_GPU_CAPTURE_MODES_CUH
 
 #include "gpu/capture.cuh"
+#define TD_PHILOX_FN static __host__ __device__ __forceinline__
 #include "capture/philox.h"
 
 enum { TD_CAPTURE_MAX_N_DRAWS = 1024 };

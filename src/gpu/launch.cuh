@@ -23,7 +23,7 @@
  * a kernel with commas in its template arguments is put in parentheses. Above 48 KiB of dynamic
  * shared memory the kernel's limit is raised first (per device, as CUDA keeps it). */
 #ifdef TD_PRETEND_CUDA
-#include "pretend_launch.h"
+#include <pretend_launch.h>
 #else
 #define TD_DYNAMIC_SHARED(type, name)                                                              \
     extern __shared__ __align__(128) unsigned char td_dynamic_shared[];                            \

@@ -4,10 +4,13 @@
  *
  * mma m16n8k16, row-major A [16, 16], column-major B [16, 8] (so B is read as rows of B^T [8, 16]),
  * f32 C and D [16, 8]. Lane l of a warp, g = l / 4, t = l % 4, holds (PTX ISA, "Matrix Fragments
- * for mma.m16n8k16"): a[0] = A[g][2t, 2t+1]      a[1] = A[g+8][2t, 2t+1] a[2] = A[g][2t+8, 2t+9]
- * a[3] = A[g+8][2t+8, 2t+9] b[0] = B[2t, 2t+1][g]      b[1] = B[2t+8, 2t+9][g] c[0] = C[g][2t],
- * c[1] = C[g][2t+1], c[2] = C[g+8][2t], c[3] = C[g+8][2t+1] two 16-bit elements to a register, the
- * lower index in the lower half.
+ * for mma.m16n8k16"):
+ *   a[0] = A[g][2t, 2t+1]       a[1] = A[g+8][2t, 2t+1]
+ *   a[2] = A[g][2t+8, 2t+9]     a[3] = A[g+8][2t+8, 2t+9]
+ *   b[0] = B[2t, 2t+1][g]       b[1] = B[2t+8, 2t+9][g]
+ *   c[0] = C[g][2t]             c[1] = C[g][2t+1]
+ *   c[2] = C[g+8][2t]           c[3] = C[g+8][2t+1]
+ * two 16-bit elements to a register, the lower index in the lower half.
  *
  * bf16 needs sm_80; f16 works from sm_75, there as two m16n8k8. On older chips the bodies trap: the
  * launchers never choose such a kernel there.
@@ -18,7 +21,7 @@
 #include "gpu/launch.cuh"
 
 #ifdef TD_PRETEND_CUDA
-#include "pretend_ptx.h"
+#include <pretend_ptx.h>
 #else
 
 static __device__ __forceinline__ uint32_t td_shared_address(const void *p) {
