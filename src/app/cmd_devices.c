@@ -6,7 +6,6 @@
 #include <string.h>
 #include "device/device.h"
 #include "base/log.h"
-#include "device/speed_cache.h"
 #include "base/format.h"
 #include "base/memory.h"
 

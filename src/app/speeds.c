@@ -8,8 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "device/device.h"
 #include "base/log.h"
-#include "device/speed_cache.h"
 #include "base/memory.h"
 
 static bool by_clocks(void) {

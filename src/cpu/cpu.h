@@ -14,6 +14,8 @@
  *   TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 7 hang"  never returns
  *   TDGEN_DEBUG_FAIL_TOKEN="17 lost"  so does any embed whose ids contain 17, on any device (or
  *                                  "17 fail", "17 hang"): a sample that no device survives
+ *   TDGEN_PROFILE=1                time by operation, for td_device_ops.stream_profile; read when a
+ *                                  stream is made
  */
 #ifndef TDGEN_CPU_CPU_H
 #define TDGEN_CPU_CPU_H
@@ -21,7 +23,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "cpu/kernels.h"
-#include "device/device.h"
+#include "device/backend.h"
 
 /* --- registry entry points -------------------------------------------------------------------- */
 
@@ -112,18 +114,30 @@ td_status td_cpu_stream_wait(td_stream *s, td_event *e, td_error *err);
 td_status td_cpu_event_sync(td_event *e, double timeout_s, td_error *err);
 bool td_cpu_faulted(const td_device *dev);
 
-/* A command executes with a copy of its argument struct; failure becomes the stream's. */
-typedef td_status (*td_cpu_exec_fn)(td_cpu_exec *x, const void *args, td_error *err);
-enum { TD_CPU_ARGS_MAX = 704 }; /* bytes of the largest argument struct */
-td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const void *args,
-                         size_t args_size, td_error *err);
+/* A command's arguments: the copy that it executes with. */
+typedef struct td_cpu_copy_args {
+    void *dst;
+    const void *src;
+    size_t size_bytes;
+} td_cpu_copy_args;
+#define TD_CPU_ARGS_MEMBER(name, NAME, n_rows, how) td_##name##_args name;
+typedef union td_cpu_args {
+    td_cpu_copy_args copy;
+    TD_DEVICE_OPERATIONS(TD_CPU_ARGS_MEMBER)
+} td_cpu_args;
+#undef TD_CPU_ARGS_MEMBER
+
+/* Puts an operation, whose arguments have been checked, at the end of the stream. Its failure
+ * becomes the stream's. `name` is a static string, for messages and TDGEN_DEBUG_FAIL_OP: that of
+ * `op`, or of the kind of copy. */
+td_status td_cpu_enqueue(td_stream *s, td_op op, const char *name, const td_cpu_args *args,
+                         td_error *err);
 const char *td_cpu_stream_device_name(const td_stream *s);
 
 /* cpu_gemm.c */
 td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
                                 td_dtype compute, td_weight **out, td_error *err);
 void td_cpu_weight_destroy(td_weight *w);
-td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err);
 /* Several independent products as one fork and join. first_item: [n + 1], filled here; products
  * without rows are allowed. */
 td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, int64_t *first_item,
@@ -136,16 +150,14 @@ int td_cpu_isa_level(void); /* 1: anything, 3: AVX2 + FMA, 4: AVX512 */
 td_status td_cpu_gemm_thread_create(void **out, td_error *err);
 void td_cpu_gemm_thread_destroy(void *stream);
 
-/* cpu_ops.c: the other operations, over the kernels. */
-td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_norm(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err);
-td_status td_cpu_exec_convert(td_cpu_exec *x, const void *args, td_error *err);
-/* cpu_moe.c */
-td_status td_cpu_exec_moe(td_cpu_exec *x, const void *args, td_error *err);
+/* td_cpu_exec_embed and so on, on the stream's thread: gemm in cpu_gemm.c, moe in cpu_moe.c, the
+ * others, over the kernels, in cpu_ops.c. */
+#define TD_CPU_EXEC(name, NAME, n_rows, how)                                                       \
+    td_status td_cpu_exec_##name(td_cpu_exec *x, const td_##name##_args *a, td_error *err);
+TD_DEVICE_OPERATIONS(TD_CPU_EXEC)
+#undef TD_CPU_EXEC
+/* The one of these that `op` names, or the copy. */
+td_status td_cpu_execute(td_cpu_exec *x, td_op op, const td_cpu_args *args, td_error *err);
 
 /* Runs of rows [begin, end) of an operation over the pool; row_cost is roughly nanoseconds of one
  * row, and small operations stay on the stream's thread. */
@@ -153,12 +165,5 @@ typedef void (*td_cpu_rows_fn)(td_cpu_exec *x, const void *args, int64_t begin, 
                                int32_t thread);
 void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double row_cost,
                      td_cpu_rows_fn fn);
-
-/* The capture operation's arguments with the host arrays copied in. */
-typedef struct td_cpu_capture_cmd {
-    td_capture_args a; /* its temperatures and always_ids are set when it runs */
-    float temperatures[16];
-    int32_t always_ids[64];
-} td_cpu_capture_cmd;
 
 #endif

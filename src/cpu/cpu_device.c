@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "device/check.h"
 #include "base/memory.h"
 
 enum { CPU_DOMAIN = 0, MAX_CPU_DEVICES = 1024 };
@@ -80,26 +79,11 @@ static void cpu_free(td_device *dev, void *ptr) {
     td_cpu_mem_free(ptr);
 }
 
-typedef struct copy_cmd {
-    void *dst;
-    const void *src;
-    size_t size_bytes;
-} copy_cmd;
-
-static td_status exec_copy(td_cpu_exec *x, const void *args, td_error *err) {
-    const copy_cmd *c = args;
-    (void)x;
-    (void)err;
-    memcpy(c->dst, c->src, c->size_bytes);
-    return TD_OK;
-}
-
-static td_status enqueue_copy(td_stream *s, const char *op, void *dst, const void *src,
+static td_status enqueue_copy(td_stream *s, const char *name, void *dst, const void *src,
                               size_t size_bytes, td_error *err) {
     if (!size_bytes || dst == src)
         return TD_OK;
-    const copy_cmd c = {dst, src, size_bytes};
-    return td_cpu_enqueue(s, op, exec_copy, &c, sizeof(c), err);
+    return td_cpu_enqueue(s, TD_OP_COPY, name, &(td_cpu_args){.copy = {dst, src, size_bytes}}, err);
 }
 
 static td_status cpu_copy_in(td_stream *s, void *dst, const void *src, size_t size_bytes,
@@ -118,84 +102,39 @@ static td_status cpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, cons
 
 /* --- operations: checks at the call, then into the stream ------------------------------------- */
 
-static td_status refuse(td_stream *s, const char *op, const char *why, td_error *err) {
-    return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", td_cpu_stream_device_name(s), op, why);
-}
-
 /* CPU devices compute in f32 and bf16. */
 static bool offers(td_dtype t) {
     return t == TD_F32 || t == TD_BF16;
 }
 
-static td_status cpu_embed(td_stream *s, const td_embed_args *a, td_error *err) {
-    const char *why = td_embed_check(a);
-    return why ? refuse(s, "embed", why, err)
-               : td_cpu_enqueue(s, "embed", td_cpu_exec_embed, a, sizeof(*a), err);
+/* What CPU devices cannot do of what the table allows. */
+static const char *refusal(td_op op, const td_cpu_args *a) {
+    if ((op == TD_OP_NORM && !offers(a->norm.out_dtype)) ||
+        (op == TD_OP_ACT && !offers(a->act.out_dtype)))
+        return "CPU devices write f32 and bf16";
+    if (op == TD_OP_ROPE && a->rope.out)
+        return "CPU devices turn in place";
+    if (op == TD_OP_ATTENTION &&
+        (a->attention.in_dtype != TD_F32 || !offers(a->attention.out_dtype)))
+        return "CPU devices read q, k and v in f32 and write f32 and bf16";
+    return NULL;
 }
 
-static td_status cpu_norm(td_stream *s, const td_norm_args *a, td_error *err) {
-    const char *why = td_norm_check(a);
-    if (!why && !offers(a->out_dtype))
-        why = "CPU devices write f32 and bf16";
-    return why ? refuse(s, "norm", why, err)
-               : td_cpu_enqueue(s, "norm", td_cpu_exec_norm, a, sizeof(*a), err);
-}
-
-static td_status cpu_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
-    const char *why = td_gemm_check(a);
-    return why ? refuse(s, "gemm", why, err)
-               : td_cpu_enqueue(s, "gemm", td_cpu_exec_gemm, a, sizeof(*a), err);
-}
-
-static td_status cpu_rope(td_stream *s, const td_rope_args *a, td_error *err) {
-    const char *why = td_rope_check(a);
-    if (!why && a->out)
-        why = "CPU devices turn in place";
-    return why ? refuse(s, "rope", why, err)
-               : td_cpu_enqueue(s, "rope", td_cpu_exec_rope, a, sizeof(*a), err);
-}
-
-static td_status cpu_attention(td_stream *s, const td_attention_args *a, td_error *err) {
-    const char *why = td_attention_check(a);
-    if (!why && (a->in_dtype != TD_F32 || !offers(a->out_dtype)))
-        why = "CPU devices read q, k and v in f32 and write f32 and bf16";
-    return why ? refuse(s, "attention", why, err)
-               : td_cpu_enqueue(s, "attention", td_cpu_exec_attention, a, sizeof(*a), err);
-}
-
-static td_status cpu_act(td_stream *s, const td_act_args *a, td_error *err) {
-    const char *why = td_act_check(a);
-    if (!why && !offers(a->out_dtype))
-        why = "CPU devices write f32 and bf16";
-    return why ? refuse(s, "act", why, err)
-               : td_cpu_enqueue(s, "act", td_cpu_exec_act, a, sizeof(*a), err);
-}
-
-static td_status cpu_moe(td_stream *s, const td_moe_args *a, td_error *err) {
-    const char *why = td_moe_check(a);
-    return why ? refuse(s, "moe", why, err)
-               : td_cpu_enqueue(s, "moe", td_cpu_exec_moe, a, sizeof(*a), err);
-}
-
-static td_status cpu_capture(td_stream *s, const td_capture_args *a, td_error *err) {
-    td_cpu_capture_cmd c = {.a = *a};
-    const char *why = td_capture_check(a);
+static td_status enqueue(td_stream *s, td_op op, const td_cpu_args *a, td_error *err) {
+    const char *why = td_op_check(op, a);
+    if (!why)
+        why = refusal(op, a);
     if (why)
-        return refuse(s, "capture", why, err);
-    for (int32_t i = 0; i < a->n_temperatures; i++)
-        c.temperatures[i] = a->temperatures[i];
-    for (int32_t i = 0; i < a->n_always; i++)
-        c.always_ids[i] = a->always_ids[i];
-    c.a.temperatures = NULL; /* the caller's arrays may go away */
-    c.a.always_ids = NULL;
-    return td_cpu_enqueue(s, "capture", td_cpu_exec_capture, &c, sizeof(c), err);
+        return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", td_cpu_stream_device_name(s),
+                            td_op_name(op), why);
+    return td_cpu_enqueue(s, op, td_op_name(op), a, err);
 }
 
-static td_status cpu_convert(td_stream *s, const td_convert_args *a, td_error *err) {
-    const char *why = td_convert_check(a);
-    return why ? refuse(s, "convert", why, err)
-               : td_cpu_enqueue(s, "convert", td_cpu_exec_convert, a, sizeof(*a), err);
-}
+#define ENQUEUE(name, NAME, n_rows, how)                                                           \
+    static td_status cpu_##name(td_stream *s, const td_##name##_args *a, td_error *err) {          \
+        return enqueue(s, TD_OP_##NAME, &(td_cpu_args){.name = *a}, err);                          \
+    }
+TD_DEVICE_OPERATIONS(ENQUEUE)
 
 /* --- open and close --------------------------------------------------------------------------- */
 
@@ -203,6 +142,7 @@ static void cpu_close(td_device *dev) {
     free(dev);
 }
 
+#define SLOT(name, NAME, n_rows, how) , .name = cpu_##name
 static const td_device_ops cpu_ops = {
     .backend = "cpu",
     .close = cpu_close,
@@ -221,16 +161,7 @@ static const td_device_ops cpu_ops = {
     .copy_out = cpu_copy_out,
     .copy_peer = cpu_copy_peer,
     .weight_prepare = td_cpu_weight_prepare,
-    .weight_destroy = td_cpu_weight_destroy,
-    .embed = cpu_embed,
-    .norm = cpu_norm,
-    .gemm = cpu_gemm,
-    .rope = cpu_rope,
-    .attention = cpu_attention,
-    .act = cpu_act,
-    .moe = cpu_moe,
-    .capture = cpu_capture,
-    .convert = cpu_convert,
+    .weight_destroy = td_cpu_weight_destroy TD_DEVICE_OPERATIONS(SLOT),
     .stream_busy_s = td_cpu_stream_busy_s,
     .stream_profile = td_cpu_stream_profile,
     .faulted = td_cpu_faulted,

@@ -5,7 +5,7 @@
  * each cell is one single-threaded primitive execution, our threads take cells. The grid, and so
  * the arithmetic of a row, depends on the weight's shape alone: the last tile is completed with
  * zero rows, so that the primitive always sees the same number of rows. That the position in a tile
- * does not matter either is a property of oneDNN's kernels, which test_gemm_rows checks.
+ * does not matter either is a property of oneDNN's kernels, which test_device_gemm checks.
  *
  * oneDNN reads its thread count from OpenMP's setting of the calling thread, at creation and at
  * execution: it is 1 in all threads of ours, and for the time of weight_prepare in the caller's.
@@ -403,7 +403,7 @@ td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, in
     return failed ? dnnl_fail(err, (dnnl_status_t)failed, "a matrix product") : TD_OK;
 }
 
-td_status td_cpu_exec_gemm(td_cpu_exec *x, const void *args, td_error *err) {
+td_status td_cpu_exec_gemm(td_cpu_exec *x, const td_gemm_args *a, td_error *err) {
     int64_t first_item[2];
-    return td_cpu_gemm_batch(x, args, 1, first_item, err);
+    return td_cpu_gemm_batch(x, a, 1, first_item, err);
 }

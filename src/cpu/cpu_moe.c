@@ -2,14 +2,15 @@
  *
  *   route    router product, then per token its experts (ascending) and their weights
  *   group    count the (token, expert) pairs of each expert; a pair's slot is its place among the
- *            pairs sorted by expert, then token                          (the stream's thread
- * alone) gather   x[slot] = in[token of slot] experts  gate_up products of all experts as one run
- * of cells, activation, down products combine  out[t] += scale * sum over its pairs, by the thread
- * that owns the row
+ *            pairs sorted by expert, then token (the stream's thread alone)
+ *   gather   x[slot] = in[token of slot]
+ *   experts  gate_up products of all experts as one run of cells, activation, down products
+ *   combine  out[t] += scale * sum over its pairs, by the thread that owns the row
  *
  * The products are those of cpu_gemm.c, so a row's bits do not depend on where in its expert's
  * group it sits. The layout in td_moe_args.scratch is drawn in scratch_layout; what the stream
- * needs besides (arguments of E products) is in its own shared scratch, which stays. */
+ * needs besides (arguments of E products) is in its own shared scratch, which stays.
+ */
 #include <string.h>
 
 #include "cpu/cpu.h"
@@ -118,8 +119,7 @@ static td_status run_experts(td_cpu_exec *x, const moe_run *r, const td_weight *
     return td_cpu_gemm_batch(x, gemm, n, first_item, err);
 }
 
-td_status td_cpu_exec_moe(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_moe_args *a = args;
+td_status td_cpu_exec_moe(td_cpu_exec *x, const td_moe_args *a, td_error *err) {
     if (a->n_tokens <= 0)
         return TD_OK;
     const moe_run r = scratch_layout(a);

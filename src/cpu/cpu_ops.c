@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
-#include "base/convert.h"
 #include "base/memory.h"
 
 typedef struct rows_run {
@@ -35,86 +34,53 @@ void td_cpu_run_rows(td_cpu_exec *x, const void *args, int64_t n_rows, double ro
     td_cpu_pool_run(x->pool, n_items, n_items < 3 ? 1 : x->n_threads, rows_item, &r);
 }
 
-static void embed_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
-                       int32_t thread) {
-    (void)thread;
-    x->dev->kernels->embed(args, begin, end);
+/* --- operations by rows ----------------------------------------------------------------------- */
+
+/* Roughly nanoseconds of a row, by which rows are put together to items. */
+static double embed_row_ns(const td_embed_args *a) {
+    return 0.5 * a->n_cols;
 }
-td_status td_cpu_exec_embed(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_embed_args *a = args;
-    (void)err;
-    td_cpu_run_rows(x, a, a->n_tokens, a->n_cols * 0.5, embed_rows);
-    return TD_OK;
+static double norm_row_ns(const td_norm_args *a) {
+    return 0.5 * a->n_cols * TD_MAX(a->n_inner, 1);
+}
+static double rope_row_ns(const td_rope_args *a) {
+    return 0.5 * a->n_heads * a->rotary_dim;
+}
+static double act_row_ns(const td_act_args *a) {
+    return 1.5 * a->n_cols;
+}
+static double convert_row_ns(const td_convert_args *a) {
+    (void)a;
+    return 0.5;
 }
 
-static void norm_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
-                      int32_t thread) {
-    (void)thread;
-    x->dev->kernels->norm(args, begin, end);
-}
-td_status td_cpu_exec_norm(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_norm_args *a = args;
-    (void)err;
-    td_cpu_run_rows(x, a, a->n_rows, 0.5 * a->n_cols * TD_MAX(a->n_inner, 1), norm_rows);
-    return TD_OK;
-}
+#define EXEC_ROWS(name, n_rows)                                                                    \
+    static void name##_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,          \
+                            int32_t thread) {                                                      \
+        (void)thread;                                                                              \
+        x->dev->kernels->name(args, begin, end);                                                   \
+    }                                                                                              \
+    td_status td_cpu_exec_##name(td_cpu_exec *x, const td_##name##_args *a, td_error *err) {       \
+        (void)err;                                                                                 \
+        td_cpu_run_rows(x, a, a->n_rows, name##_row_ns(a), name##_rows);                           \
+        return TD_OK;                                                                              \
+    }
+#define EXEC_WHOLE(name, n_rows) /* written out, here or in a file of its own */
+#define EXEC(name, NAME, n_rows, how) EXEC_##how(name, n_rows)
+TD_DEVICE_OPERATIONS(EXEC)
 
-static void rope_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
-                      int32_t thread) {
-    (void)thread;
-    x->dev->kernels->rope(args, begin, end);
-}
-td_status td_cpu_exec_rope(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_rope_args *a = args;
-    (void)err;
-    td_cpu_run_rows(x, a, a->n_tokens, 0.5 * a->n_heads * a->rotary_dim, rope_rows);
-    return TD_OK;
-}
-
-static void act_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end, int32_t thread) {
-    (void)thread;
-    x->dev->kernels->act(args, begin, end);
-}
-td_status td_cpu_exec_act(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_act_args *a = args;
-    (void)err;
-    td_cpu_run_rows(x, a, a->n_tokens, 1.5 * a->n_cols, act_rows);
-    return TD_OK;
-}
+/* --- capture ---------------------------------------------------------------------------------- */
 
 static void capture_rows(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
                          int32_t thread) {
-    const td_cpu_capture_cmd *c = args;
     for (int64_t i = begin; i < end; i++)
-        x->dev->kernels->capture(&c->a, i, x->scratch[thread].data);
+        x->dev->kernels->capture(args, i, x->scratch[thread].data);
 }
-td_status td_cpu_exec_capture(td_cpu_exec *x, const void *args, td_error *err) {
-    td_cpu_capture_cmd c = *(const td_cpu_capture_cmd *)args;
-    c.a.temperatures = c.temperatures;
-    c.a.always_ids = c.always_ids;
-    td_status st = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(&c.a), err);
-    if (st)
-        return st;
-    td_cpu_run_rows(x, &c, c.a.n_rows, 3.0 * c.a.n_valid, capture_rows);
-    return TD_OK;
-}
-
-enum { CONVERT_CHUNK = 4096 };
-
-static void convert_chunks(td_cpu_exec *x, const void *args, int64_t begin, int64_t end,
-                           int32_t thread) {
-    const td_convert_args *a = args;
-    const int64_t at = begin * CONVERT_CHUNK, stop = TD_MIN(end * CONVERT_CHUNK, a->n);
-    (void)x, (void)thread;
-    td_convert((const char *)a->in + at * (int64_t)td_dtype_size(a->in_dtype), a->in_dtype,
-               (char *)a->out + at * (int64_t)td_dtype_size(a->out_dtype), a->out_dtype,
-               (size_t)(stop - at));
-}
-td_status td_cpu_exec_convert(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_convert_args *a = args;
-    (void)err;
-    td_cpu_run_rows(x, a, (a->n + CONVERT_CHUNK - 1) / CONVERT_CHUNK, CONVERT_CHUNK / 2.0,
-                    convert_chunks);
+td_status td_cpu_exec_capture(td_cpu_exec *x, const td_capture_args *a, td_error *err) {
+    td_status rc = td_cpu_scratch_need_all(x, td_cpu_capture_scratch_bytes(a), err);
+    if (rc != TD_OK)
+        return rc;
+    td_cpu_run_rows(x, a, a->n_rows, 3.0 * a->n_valid, capture_rows);
     return TD_OK;
 }
 
@@ -147,16 +113,15 @@ static void attention_item(void *ctx, int64_t item, int32_t thread) {
                                   r->x->scratch[thread].data);
 }
 
-td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err) {
-    const td_attention_args *a = args;
+td_status td_cpu_exec_attention(td_cpu_exec *x, const td_attention_args *a, td_error *err) {
     if (a->n_seqs <= 0)
         return TD_OK;
-    td_status st =
+    td_status rc =
         td_cpu_scratch_need(x, &x->shared, ((size_t)a->n_seqs + 1) * sizeof(int32_t), err);
-    if (!st)
-        st = td_cpu_scratch_need_all(x, td_cpu_attention_scratch_bytes(a->head_dim), err);
-    if (st)
-        return st;
+    if (rc == TD_OK)
+        rc = td_cpu_scratch_need_all(x, td_cpu_attention_scratch_bytes(a->head_dim), err);
+    if (rc != TD_OK)
+        return rc;
     attention_run r = {a, x, x->shared.data};
     r.first_block[0] = 0;
     double work = 0;
@@ -169,4 +134,21 @@ td_status td_cpu_exec_attention(td_cpu_exec *x, const void *args, td_error *err)
     td_cpu_pool_run(x->pool, (int64_t)r.first_block[a->n_seqs] * a->n_heads,
                     work < 1e6 ? 1 : x->n_threads, attention_item, &r);
     return TD_OK;
+}
+
+/* --- the operation of a command --------------------------------------------------------------- */
+
+td_status td_cpu_execute(td_cpu_exec *x, td_op op, const td_cpu_args *args, td_error *err) {
+    switch (op) {
+    case TD_OP_COPY:
+        memcpy(args->copy.dst, args->copy.src, args->copy.size_bytes);
+        return TD_OK;
+#define EXECUTE(name, NAME, n_rows, how)                                                           \
+    case TD_OP_##NAME:                                                                             \
+        return td_cpu_exec_##name(x, &args->name, err);
+        TD_DEVICE_OPERATIONS(EXECUTE)
+    case TD_OP_COUNT:
+        break;
+    }
+    return td_error_set(err, TD_E_INTERNAL, "operation %d is not in the table", (int)op);
 }

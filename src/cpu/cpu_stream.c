@@ -43,11 +43,14 @@ typedef enum cmd_kind { CMD_OP, CMD_RECORD, CMD_WAIT } cmd_kind;
 
 typedef struct command {
     cmd_kind kind;
-    const char *op; /* static string */
-    td_cpu_exec_fn fn;
+    td_op op;
+    const char *name; /* static string */
     td_event *event;
     uint64_t number; /* of the event's record */
-    _Alignas(16) unsigned char args[TD_CPU_ARGS_MAX];
+    td_cpu_args args;
+    /* What host arrays of the arguments are copied to: the caller's may go away. */
+    float temperatures[TD_CAPTURE_MAX_TEMPERATURES];
+    int32_t always_ids[TD_CAPTURE_MAX_ALWAYS];
 } command;
 
 struct td_stream {
@@ -175,22 +178,16 @@ static td_status inject(td_cpu_device *d, enum td_cpu_fail_kind kind, const char
 }
 
 static td_status injected_failure(td_cpu_device *d, const command *c, td_error *err) {
-    if (d->fail_op[0] && !strcmp(d->fail_op, c->op) && atomic_fetch_sub(&d->fail_countdown, 1) == 1)
+    if (d->fail_op[0] && !strcmp(d->fail_op, c->name) &&
+        atomic_fetch_sub(&d->fail_countdown, 1) == 1)
         return inject(d, d->fail_kind, "TDGEN_DEBUG_FAIL_OP", err);
-    if (d->fail_token < 0 || strcmp(c->op, "embed"))
+    if (d->fail_token < 0 || c->op != TD_OP_EMBED)
         return TD_OK;
-    const td_embed_args *a = (const void *)c->args;
+    const td_embed_args *a = &c->args.embed;
     for (int32_t i = 0; i < a->n_tokens && !a->accumulate; i++) /* accumulate: ids are positions */
         if (a->ids[i] == d->fail_token)
             return inject(d, d->fail_token_kind, "TDGEN_DEBUG_FAIL_TOKEN", err);
     return TD_OK;
-}
-
-static td_op op_of(const command *c) {
-    for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
-        if (!strcmp(c->op, td_op_name(op)))
-            return op;
-    return TD_OP_COPY; /* copy_in, copy_out, copy_peer */
 }
 
 /* Of the stream's thread, time on its core. */
@@ -250,20 +247,20 @@ static void execute(td_stream *s, command *c) {
     if (s->failure.code)
         return;
     const double t0 = td_time_s(), core0 = core_s();
-    td_status st = injected_failure(s->x.dev, c, &err);
-    if (!st)
-        st = c->fn(&s->x, c->args, &err);
-    if (st) {
-        err.code = st;
+    td_status rc = injected_failure(s->x.dev, c, &err);
+    if (rc == TD_OK)
+        rc = td_cpu_execute(&s->x, c->op, &c->args, &err);
+    if (rc != TD_OK) {
+        err.code = rc;
         s->failure = err;
-        td_error_prefix(&s->failure, "%s: %s", name, c->op);
+        td_error_prefix(&s->failure, "%s: %s", name, c->name);
     }
     const double core = core_s() - core0;
     const uint64_t ns = (uint64_t)((td_time_s() - t0) * 1e9);
     atomic_fetch_add_explicit(&s->busy_ns, ns, memory_order_relaxed);
     if (s->profile)
-        atomic_fetch_add_explicit(&s->op_ns[op_of(c)], ns, memory_order_relaxed);
-    if (!st)
+        atomic_fetch_add_explicit(&s->op_ns[c->op], ns, memory_order_relaxed);
+    if (rc == TD_OK)
         rest(s, td_cpu_rest_ns(s->x.n_threads > 1 ? ns : (uint64_t)(1e9 * TD_MAX(core, 0.0)),
                                s->x.dev->base.info.speed_share));
 }
@@ -303,19 +300,31 @@ static void ring_publish(td_stream *s) {
     pthread_mutex_unlock(&s->lock);
 }
 
-td_status td_cpu_enqueue(td_stream *s, const char *op, td_cpu_exec_fn fn, const void *args,
-                         size_t args_size, td_error *err) {
-    if (args_size > TD_CPU_ARGS_MAX)
-        return td_error_set(err, TD_E_INTERNAL, "%s: arguments of %s do not fit a command",
-                            s->x.dev->base.info.name, op);
+/* Points the arguments at copies of their host arrays. The ring does not move and the command's
+ * place is not used again before it has run. */
+static void keep_host_arrays(command *c) {
+    if (c->op != TD_OP_CAPTURE)
+        return;
+    td_capture_args *a = &c->args.capture;
+    for (int32_t i = 0; i < a->n_temperatures; i++)
+        c->temperatures[i] = a->temperatures[i];
+    for (int32_t i = 0; i < a->n_always; i++)
+        c->always_ids[i] = a->always_ids[i];
+    a->temperatures = c->temperatures;
+    a->always_ids = c->always_ids;
+}
+
+td_status td_cpu_enqueue(td_stream *s, td_op op, const char *name, const td_cpu_args *args,
+                         td_error *err) {
     if (atomic_load(&g_lost))
         return lost_error(s->x.dev->base.info.name, err);
     command *c = ring_claim(s);
     c->kind = CMD_OP;
     c->op = op;
-    c->fn = fn;
+    c->name = name;
     c->event = NULL;
-    memcpy(c->args, args, args_size);
+    c->args = *args;
+    keep_host_arrays(c);
     ring_publish(s);
     return TD_OK;
 }

@@ -1,9 +1,10 @@
-/* kernels.c - embedding, rotation, the way out of a GEMM, and the table of one level. */
+/* kernels.c - embedding, rotation, conversion, the way out of a GEMM; the table of one level. */
 #include "cpu/kernels_level.h"
 #include "cpu/vec.h"
+#include "base/convert.h"
 #include "base/memory.h"
 
-static void embed(const td_embed_args *a, int64_t begin, int64_t end) {
+void TD_LEVEL_NAME(embed)(const td_embed_args *a, int64_t begin, int64_t end) {
     const int64_t c = a->n_cols;
     const float scale = a->scale;
     for (int64_t t = begin; t < end; t++) {
@@ -36,7 +37,7 @@ static void embed(const td_embed_args *a, int64_t begin, int64_t end) {
     }
 }
 
-static void rope(const td_rope_args *a, int64_t begin, int64_t end) {
+void TD_LEVEL_NAME(rope)(const td_rope_args *a, int64_t begin, int64_t end) {
     const int64_t half = a->rotary_dim / 2;
     for (int64_t t = begin; t < end; t++) {
         const float *restrict c = a->cos_table + a->positions[t] * half;
@@ -51,6 +52,12 @@ static void rope(const td_rope_args *a, int64_t begin, int64_t end) {
             }
         }
     }
+}
+
+void TD_LEVEL_NAME(convert)(const td_convert_args *a, int64_t begin, int64_t end) {
+    (void)td_convert((const char *)a->in + begin * (int64_t)td_dtype_size(a->in_dtype), a->in_dtype,
+                     (char *)a->out + begin * (int64_t)td_dtype_size(a->out_dtype), a->out_dtype,
+                     (size_t)(end - begin));
 }
 
 static void tile_out(float *dst, int64_t dst_stride, const float *src, int64_t src_stride,
@@ -94,12 +101,11 @@ static void tanh_array(const float *x, float *y, int64_t n) {
     }
 }
 
+#define SLOT_ROWS(name) , .name = TD_LEVEL_NAME(name)
+#define SLOT_WHOLE(name)
+#define SLOT(name, NAME, n_rows, how) SLOT_##how(name)
 const td_cpu_kernels TD_LEVEL_NAME(kernels) = {
-    .level = TD_KERNEL_LEVEL,
-    .embed = embed,
-    .norm = TD_LEVEL_NAME(norm),
-    .rope = rope,
-    .act = TD_LEVEL_NAME(act),
+    .level = TD_KERNEL_LEVEL TD_DEVICE_OPERATIONS(SLOT),
     .route = TD_LEVEL_NAME(route),
     .combine = TD_LEVEL_NAME(combine),
     .attention = TD_LEVEL_NAME(attention),

@@ -18,10 +18,15 @@ enum { TD_ATT_QUERIES = 32, TD_ATT_KEYS = 64 };
 
 typedef struct td_cpu_kernels {
     int level;
-    void (*embed)(const td_embed_args *a, int64_t begin, int64_t end);
-    void (*norm)(const td_norm_args *a, int64_t begin, int64_t end);
-    void (*rope)(const td_rope_args *a, int64_t begin, int64_t end);
-    void (*act)(const td_act_args *a, int64_t begin, int64_t end);
+    /* void (*embed)(const td_embed_args *a, int64_t begin, int64_t end), and so on for the other
+     * operations by rows: rows [begin, end). */
+#define TD_CPU_KERNEL_ROWS(name) void (*name)(const td_##name##_args *, int64_t, int64_t);
+#define TD_CPU_KERNEL_WHOLE(name)
+#define TD_CPU_KERNEL(name, NAME, n_rows, how) TD_CPU_KERNEL_##how(name)
+    TD_DEVICE_OPERATIONS(TD_CPU_KERNEL)
+#undef TD_CPU_KERNEL
+#undef TD_CPU_KERNEL_WHOLE
+#undef TD_CPU_KERNEL_ROWS
     /* Rows [q0, min(q0 + TD_ATT_QUERIES, len)) of one head of one sequence that starts at token
      * `start`. scratch: td_cpu_attention_scratch_bytes. q0 is a multiple of TD_ATT_QUERIES. */
     void (*attention)(const td_attention_args *a, int32_t start, int32_t len, int32_t head,

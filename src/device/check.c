@@ -1,5 +1,5 @@
-/* check.c - see device/check.h. */
-#include "device/check.h"
+/* check.c - what every backend refuses in the arguments of an operation: see device/backend.h. */
+#include "device/backend.h"
 
 #include <math.h>
 
@@ -16,7 +16,7 @@ static bool is_act(td_act act) {
     return act >= TD_ACT_SILU && act <= TD_ACT_GELU_TANH;
 }
 
-const char *td_embed_check(const td_embed_args *a) {
+static const char *check_embed(const td_embed_args *a) {
     if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->table_dtype))
         return "bad shape or table type";
     if (!is_factor(a->scale))
@@ -24,7 +24,7 @@ const char *td_embed_check(const td_embed_args *a) {
     return NULL;
 }
 
-const char *td_norm_check(const td_norm_args *a) {
+static const char *check_norm(const td_norm_args *a) {
     if (a->n_rows < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || a->kind < TD_NORM_RMS ||
         a->kind > TD_NORM_NONE)
         return "bad shape, kind or result type";
@@ -37,13 +37,13 @@ const char *td_norm_check(const td_norm_args *a) {
     return NULL;
 }
 
-const char *td_gemm_check(const td_gemm_args *a) {
+static const char *check_gemm(const td_gemm_args *a) {
     if (a->n_rows < 0 || !a->weight || !is_factor(a->scale))
         return "no weight, or scale is 0 or not finite (1 = none)";
     return NULL;
 }
 
-const char *td_rope_check(const td_rope_args *a) {
+static const char *check_rope(const td_rope_args *a) {
     if (a->n_tokens < 0 || a->n_heads < 1 || a->rotary_dim < 0 || a->rotary_dim % 2 ||
         a->rotary_dim > a->head_dim)
         return "bad shape";
@@ -54,7 +54,7 @@ const char *td_rope_check(const td_rope_args *a) {
     return NULL;
 }
 
-const char *td_attention_check(const td_attention_args *a) {
+static const char *check_attention(const td_attention_args *a) {
     if (a->n_seqs < 0 || a->n_heads < 1 || a->n_kv_heads < 1 || a->n_heads % a->n_kv_heads ||
         a->head_dim < 1 || a->window < 0 || !(a->softcap >= 0) || !is_activation(a->out_dtype))
         return "bad shape or result type";
@@ -63,7 +63,7 @@ const char *td_attention_check(const td_attention_args *a) {
     return NULL;
 }
 
-const char *td_act_check(const td_act_args *a) {
+static const char *check_act(const td_act_args *a) {
     if (a->n_tokens < 0 || a->n_cols < 1 || !is_activation(a->out_dtype) || !is_act(a->act))
         return "bad shape, function or result type";
     return NULL;
@@ -73,7 +73,7 @@ static bool is_shape(const td_weight *w, int64_t n, int64_t k, td_dtype compute)
     return w && w->n_rows == n && w->n_cols == k && w->compute == compute;
 }
 
-const char *td_moe_check(const td_moe_args *a) {
+static const char *check_moe(const td_moe_args *a) {
     const int32_t n_ffn = a->n_ffn, c = a->n_cols;
     if (a->n_tokens < 0 || c < 1 || n_ffn < 1 || n_ffn > INT32_MAX / 2 || a->n_experts < 1 ||
         a->top_k < 1 || a->top_k > a->n_experts || a->n_tokens > INT32_MAX / a->top_k)
@@ -89,7 +89,7 @@ const char *td_moe_check(const td_moe_args *a) {
     return NULL;
 }
 
-const char *td_capture_check(const td_capture_args *a) {
+static const char *check_capture(const td_capture_args *a) {
     if (a->n_rows < 0 || a->n_vocab < 1 || a->top_k < 0 || a->n_temperatures < 0 ||
         a->n_temperatures > TD_CAPTURE_MAX_TEMPERATURES)
         return "bad shape, or more than 16 temperatures";
@@ -115,9 +115,23 @@ const char *td_capture_check(const td_capture_args *a) {
     return NULL;
 }
 
-const char *td_convert_check(const td_convert_args *a) {
+static const char *check_convert(const td_convert_args *a) {
     if (a->n < 0 || !is_activation(a->in_dtype) || !is_activation(a->out_dtype) ||
         (a->n > 0 && a->in == a->out))
         return "bad size or type, or in place";
+    return NULL;
+}
+
+const char *td_op_check(td_op op, const void *args) {
+    switch (op) {
+    case TD_OP_COPY:
+    case TD_OP_COUNT:
+        break;
+#define CHECK(name, NAME, n_rows, how)                                                             \
+    case TD_OP_##NAME:                                                                             \
+        return check_##name(args);
+        TD_DEVICE_OPERATIONS(CHECK)
+#undef CHECK
+    }
     return NULL;
 }

@@ -168,9 +168,10 @@ typedef struct td_attention_args {
 
 typedef enum td_act { TD_ACT_SILU, TD_ACT_GELU, TD_ACT_GELU_TANH } td_act;
 
-/* Gated: out[t, f] = act(in[t, f]) * in[t, F + f], in [T, 2F]. Not gated: out[t, f] = act(in[t,
- * f]), in [T, F]. GELU is the exact one (erf); GELU_TANH is 0.5 x (1 + tanh(sqrt(2/pi)(x + 0.044715
- * x^3))), HF's gelu_new and gelu_pytorch_tanh. */
+/* Gated:     out[t, f] = act(in[t, f]) * in[t, F + f], in [T, 2F]
+ * Not gated: out[t, f] = act(in[t, f]), in [T, F]
+ * GELU is the exact one (erf); GELU_TANH is HF's gelu_new and gelu_pytorch_tanh:
+ *   0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
 typedef struct td_act_args {
     td_act act;
     bool gated;
@@ -233,13 +234,15 @@ static inline uint64_t td_moe_scratch_bytes(int32_t n_tokens, int32_t n_cols, in
  *              Places behind the n_kept first are free; tail_mass counts what is not kept
  *   draws      n_draws ids, with replacement, from q(v) ~ exp(t (z[v] - m)), t = proposal_power, by
  *              inversion: the first id v with sum of q over the ids up to v above td_draw_uniform
- *              (philox.h); f32 weights, summed in f64 in an order of the device kind's. An id of
- * probability 0 is never drawn. Stored as the different ids, ascending, and how often each came;
- * places behind the n_unique first hold id -1, count 0, logprob -inf. proposal_logsumexp = f32 of
- * log sum_v p(v)^t: log q(v) = t log p(v) - it. Without a top-k, tail_mass is that of the ids that
- * were not drawn always     logprob of the given ids; -inf for one that is not below n_valid dense
- * z itself (-inf from n_valid on), in dense_dtype. A row whose largest z overflows there is marked
- * like one with an infinite logit. tail_mass is 0 without a top-k */
+ *              (capture/philox.h); f32 weights, summed in f64 in an order of the device kind's. An
+ *              id of probability 0 is never drawn. Stored as the different ids, ascending, and how
+ *              often each came; places behind the n_unique first hold id -1, count 0, logprob -inf.
+ *              proposal_logsumexp = f32 of log sum_v p(v)^t: log q(v) = t log p(v) - it.
+ *              Without a top-k, tail_mass is that of the ids that were not drawn
+ *   always     logprob of the given ids; -inf for one that is not below n_valid
+ *   dense      z itself (-inf from n_valid on), in dense_dtype. A row whose largest z overflows
+ *              there is marked like one with an infinite logit. tail_mass is 0 without a top-k
+ */
 typedef struct td_capture_args {
     const float *logits;    /* device F32 [n_rows, V], dense */
     const int32_t *targets; /* device I32 [n_rows] */
@@ -288,25 +291,37 @@ typedef struct td_convert_args {
     int64_t n;
 } td_convert_args;
 
-/* What a profile distinguishes. */
-typedef enum td_op {
-    TD_OP_COPY,
-    TD_OP_EMBED,
-    TD_OP_NORM,
-    TD_OP_GEMM,
-    TD_OP_ROPE,
-    TD_OP_ATTENTION,
-    TD_OP_ACT,
-    TD_OP_MOE,
-    TD_OP_CAPTURE,
-    TD_OP_COUNT
-} td_op;
+/* --- the operations --------------------------------------------------------------------------- */
 
-static inline const char *td_op_name(td_op op) {
-    static const char *const name[TD_OP_COUNT] = {"copy",      "embed", "norm", "gemm",   "rope",
-                                                  "attention", "act",   "moe",  "capture"};
-    return name[op];
-}
+/* Every operation, once: X(name, NAME, n_rows, how). Of a line are made TD_OP_NAME, its name in
+ * messages, profiles and TDGEN_DEBUG_FAIL_OP, the slot `name` of the table, which takes a
+ * td_name_args, and in each backend what stands between that slot and the computation.
+ *
+ *   n_rows  the member of the arguments that says how much there is to do; 0 is allowed: nothing
+ *   how     ROWS: a row of the result needs nothing of its neighbours, so a backend has one
+ *           function that computes rows, and cuts where it likes (of convert, a row is an element).
+ *           WHOLE: each backend has a way of its own to divide the work
+ *
+ * To add one: its arguments above and a line here, its check in device/check.c, its computation in
+ * cpu/ and gpu/ (the compiler names what is missing), its tests. */
+#define TD_DEVICE_OPERATIONS(X)                                                                    \
+    X(embed, EMBED, n_tokens, ROWS)                                                                \
+    X(norm, NORM, n_rows, ROWS)                                                                    \
+    X(gemm, GEMM, n_rows, WHOLE)                                                                   \
+    X(rope, ROPE, n_tokens, ROWS)                                                                  \
+    X(attention, ATTENTION, n_seqs, WHOLE)                                                         \
+    X(act, ACT, n_tokens, ROWS)                                                                    \
+    X(moe, MOE, n_tokens, WHOLE)                                                                   \
+    X(capture, CAPTURE, n_rows, WHOLE)                                                             \
+    X(convert, CONVERT, n, ROWS)
+
+/* What a profile distinguishes; TD_OP_COPY is copy_in, copy_out and copy_peer. */
+#define TD_OP_ENUM(name, NAME, n_rows, how) TD_OP_##NAME,
+typedef enum td_op { TD_OP_COPY, TD_DEVICE_OPERATIONS(TD_OP_ENUM) TD_OP_COUNT } td_op;
+#undef TD_OP_ENUM
+
+/* "copy", "embed", ...; op < TD_OP_COUNT. */
+const char *td_op_name(td_op op);
 
 /* Sensors of a GPU, from NVML; a value that the card does not tell is -1. */
 typedef struct td_device_health {
@@ -370,15 +385,13 @@ typedef struct td_device_ops {
                                td_weight **out, void **data, td_error *err);
     void (*weight_destroy)(td_weight *w);
 
-    td_status (*embed)(td_stream *s, const td_embed_args *a, td_error *err);
-    td_status (*norm)(td_stream *s, const td_norm_args *a, td_error *err);
-    td_status (*gemm)(td_stream *s, const td_gemm_args *a, td_error *err);
-    td_status (*rope)(td_stream *s, const td_rope_args *a, td_error *err);
-    td_status (*attention)(td_stream *s, const td_attention_args *a, td_error *err);
-    td_status (*act)(td_stream *s, const td_act_args *a, td_error *err);
-    td_status (*moe)(td_stream *s, const td_moe_args *a, td_error *err);
-    td_status (*capture)(td_stream *s, const td_capture_args *a, td_error *err);
-    td_status (*convert)(td_stream *s, const td_convert_args *a, td_error *err);
+    /* td_status (*embed)(td_stream *s, const td_embed_args *a, td_error *err), and so on: one slot
+     * for each operation. Arguments that cannot be right, or that this kind of device cannot do,
+     * are TD_E_INTERNAL at the call. */
+#define TD_OP_SLOT(name, NAME, n_rows, how)                                                        \
+    td_status (*name)(td_stream *, const td_##name##_args *, td_error *);
+    TD_DEVICE_OPERATIONS(TD_OP_SLOT)
+#undef TD_OP_SLOT
 
     /* Seconds the stream has spent executing operations since it was made (for busy shares). */
     double (*stream_busy_s)(const td_stream *s);
@@ -404,7 +417,7 @@ struct td_weight {
     size_t size_bytes; /* device memory held */
 };
 
-/* --- the registry (device.c): the only place that asks which backends are compiled in --------- */
+/* --- the registry (backends.c, the only file that asks which backends are compiled in) -------- */
 
 /* The machine's devices of a backend. "cpu": `n_cpu_devices` devices that split the cores (0 = 1).
  * "cuda": as CUDA numbers them; none when there is no driver (not an error). Creates no context.
@@ -414,6 +427,10 @@ td_status td_device_enumerate(const char *backend, int32_t n_cpu_devices, td_dev
 /* Opens the device that an enumeration described. */
 td_status td_device_open(const td_device_info *info, td_device **out, td_error *err);
 void td_device_close(td_device *dev); /* NULL allowed */
+/* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
+const char *td_device_backends(void);
+
+/* --- speeds, measured (speed.c) --------------------------------------------------------------- */
 
 typedef struct td_device_speed {
     double tflops;  /* dense products in the given compute mode */
@@ -437,8 +454,36 @@ typedef struct td_device_op_speed {
 td_status td_device_measure_ops(td_device *dev, td_dtype compute, td_device_op_speed *out,
                                 td_error *err);
 
-/* "cpu" or "cpu cuda-13.0": the kinds this build can run. */
-const char *td_device_backends(void);
+/* --- and kept between runs (speed_cache.c) ---------------------------------------------------- */
+
+/* Of a card, which is found again by its UUID, and only while its kind (model and version of the
+ * library that computes) is the same. */
+typedef struct td_speed_entry {
+    char uuid[48];
+    char kind[160];
+    char date[11];         /* of the measurement, "2026-03-01" */
+    double f32, bf16, f16; /* TFLOP/s of products; 0 = the card does not offer the mode */
+    double mem_gbs;        /* 1e9 bytes/s */
+} td_speed_entry;
+
+typedef struct td_speed_cache {
+    td_speed_entry *entries;
+    int32_t n_entries;
+} td_speed_cache;
+
+/* $XDG_CACHE_HOME/tdgen/device-speeds.json or ~/.cache/tdgen/device-speeds.json, to be freed; NULL
+ * when neither variable is set (absolute). */
+char *td_speed_cache_path(void);
+/* Entries that make no sense are left out. No file, or a damaged one: *out is empty. Processes may
+ * load and store at the same time. */
+void td_speed_cache_load(const char *path, td_speed_cache *out);
+void td_speed_cache_free(td_speed_cache *c);
+/* NULL when the card was not measured, or with another library. Lives as long as the cache. */
+const td_speed_entry *td_speed_cache_find(const td_speed_cache *c, const char *uuid,
+                                          const char *kind);
+/* Adds these to what the file holds now, or replaces them by UUID. Makes the folder. */
+td_status td_speed_cache_store(const char *path, const td_speed_entry *entries, int32_t n,
+                               td_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
-/* A short measurement of what a device reaches, through the device table like everything else. */
+/* speed.c - a short measurement of what a device reaches, through the device table like everything
+ * else. */
 #include <stdlib.h>
 #include <string.h>
 

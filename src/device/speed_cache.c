@@ -1,4 +1,15 @@
-#include "device/speed_cache.h"
+/* speed_cache.c - measured device speeds, kept between runs.
+ *
+ * A small JSON file:
+ *   {"format": 1, "devices": {"GPU-8f2e...": {"kind": "NVIDIA A100 sm_80 cublaslt-13.0.0",
+ *    "date": "2026-03-01", "f32": 17.1, "bf16": 231.0, "f16": 228.4, "mem_gbs": 1710.5}}}
+ * with TFLOP/s by compute mode.
+ *
+ * It is a cache: whatever is wrong with it, it reads as empty, is written anew, and costs a
+ * measurement. Processes may read and write at the same time: a file is replaced as a whole, and
+ * writers take turns.
+ */
+#include "device/device.h"
 
 #include <fcntl.h>
 #include <jansson.h>

@@ -23,7 +23,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "gpu/kernels.h"
-#include "device/device.h"
+#include "device/backend.h"
 
 /* --- registry entry points -------------------------------------------------------------------- */
 
@@ -144,8 +144,6 @@ td_status td_gpu_weight_create(td_device *dev, int64_t n_rows, int64_t n_cols, t
 td_status td_gpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
                                 td_dtype compute, td_weight **out, td_error *err);
 void td_gpu_weight_destroy(td_weight *w);
-/* Enqueues the product between a td_gpu_begin and what follows. */
-td_status td_gpu_gemm_enqueue(td_stream *s, const td_gemm_args *a, td_error *err);
 /* A stream's own part: workspace and layouts. */
 td_status td_gpu_stream_blas_open(td_stream *s, td_error *err);
 void td_gpu_stream_blas_close(td_stream *s);
@@ -157,15 +155,13 @@ const char *td_gpu_blas_version(void);
 
 /* --- operations (gpu_ops.c) ------------------------------------------------------------------- */
 
-td_status td_gpu_op_embed(td_stream *s, const td_embed_args *a, td_error *err);
-td_status td_gpu_op_norm(td_stream *s, const td_norm_args *a, td_error *err);
-td_status td_gpu_op_gemm(td_stream *s, const td_gemm_args *a, td_error *err);
-td_status td_gpu_op_rope(td_stream *s, const td_rope_args *a, td_error *err);
-td_status td_gpu_op_attention(td_stream *s, const td_attention_args *a, td_error *err);
-td_status td_gpu_op_act(td_stream *s, const td_act_args *a, td_error *err);
-td_status td_gpu_op_moe(td_stream *s, const td_moe_args *a, td_error *err);
-td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *err);
-td_status td_gpu_op_convert(td_stream *s, const td_convert_args *a, td_error *err);
+/* td_gpu_op_embed and so on: the slots of the table. */
+#define TD_GPU_OP(name, NAME, n_rows, how)                                                         \
+    td_status td_gpu_op_##name(td_stream *s, const td_##name##_args *a, td_error *err);
+TD_DEVICE_OPERATIONS(TD_GPU_OP)
+#undef TD_GPU_OP
+/* gpu_gemm.c: enqueues the product between a td_gpu_begin and what follows. */
+td_status td_gpu_enqueue_gemm(td_stream *s, const td_gemm_args *a, td_error *err);
 td_status td_gpu_copy_in(td_stream *s, void *dst, const void *src, size_t n, td_error *err);
 td_status td_gpu_copy_out(td_stream *s, void *dst, const void *src, size_t n, td_error *err);
 td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t n,

@@ -213,6 +213,7 @@ static void gpu_close(td_device *dev) {
     free(d);
 }
 
+#define SLOT(name, NAME, n_rows, how) , .name = td_gpu_op_##name
 static const td_device_ops gpu_ops = {
     .backend = "cuda",
     .close = gpu_close,
@@ -233,16 +234,7 @@ static const td_device_ops gpu_ops = {
     .copy_peer = td_gpu_copy_peer,
     .weight_prepare = td_gpu_weight_prepare,
     .weight_create = td_gpu_weight_create,
-    .weight_destroy = td_gpu_weight_destroy,
-    .embed = td_gpu_op_embed,
-    .norm = td_gpu_op_norm,
-    .gemm = td_gpu_op_gemm,
-    .rope = td_gpu_op_rope,
-    .attention = td_gpu_op_attention,
-    .act = td_gpu_op_act,
-    .moe = td_gpu_op_moe,
-    .capture = td_gpu_op_capture,
-    .convert = td_gpu_op_convert,
+    .weight_destroy = td_gpu_weight_destroy TD_DEVICE_OPERATIONS(SLOT),
     .stream_busy_s = td_gpu_stream_busy_s,
     .stream_profile = td_gpu_stream_profile,
     .faulted = td_gpu_faulted,

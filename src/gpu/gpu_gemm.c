@@ -299,7 +299,7 @@ static td_status find_plan(const td_gpu_blas *blas, td_stream *s, const td_gemm_
 
 /* --- products --------------------------------------------------------------------------------- */
 
-td_status td_gpu_gemm_enqueue(td_stream *s, const td_gemm_args *a, td_error *err) {
+td_status td_gpu_enqueue_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
     const td_gpu_blas *blas = td_gpu_blas_load(err);
     const td_device_info *info = &s->dev->base.info;
     const td_gpu_weight *w = (const td_gpu_weight *)a->weight;

@@ -2,104 +2,45 @@
 #include <stdlib.h>
 
 #include "gpu/gpu.h"
-#include "device/check.h"
 #include "base/memory.h"
 
 enum { MAX_EXPERTS = 512, HOP_BYTES = 4 << 20 };
 
-/* `why` is NULL or what is wrong with the arguments; then the stream is made ready. */
-static td_status begin(td_stream *s, td_op op, const char *name, const char *why, td_error *err) {
-    if (why)
-        return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", s->dev->base.info.name, name, why);
-    return td_gpu_begin(s, op, err);
-}
+/* --- what is more than a kernel --------------------------------------------------------------- */
 
-td_status td_gpu_op_embed(td_stream *s, const td_embed_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_EMBED, "embed", td_embed_check(a), err);
-    if (st != TD_OK || a->n_tokens == 0)
-        return st;
-    return td_gpu_end(s, td_gpu_embed(a, s->cuda), "embed", err);
-}
-
-td_status td_gpu_op_norm(td_stream *s, const td_norm_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_NORM, "norm", td_norm_check(a), err);
-    if (st != TD_OK || a->n_rows == 0)
-        return st;
-    td_norm_args n = *a;
-    n.n_inner = TD_MAX(n.n_inner, 1);
-    return td_gpu_end(s, td_gpu_norm(&n, s->cuda), "norm", err);
-}
-
-td_status td_gpu_op_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_GEMM, "gemm", td_gemm_check(a), err);
-    if (st != TD_OK || a->n_rows == 0)
-        return st;
-    return td_gpu_gemm_enqueue(s, a, err);
-}
-
-td_status td_gpu_op_rope(td_stream *s, const td_rope_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_ROPE, "rope", td_rope_check(a), err);
-    if (st != TD_OK || a->n_tokens == 0 || (a->rotary_dim == 0 && !a->out))
-        return st;
-    return td_gpu_end(s, td_gpu_rope(a, s->cuda), "rope", err);
-}
-
-td_status td_gpu_op_attention(td_stream *s, const td_attention_args *a, td_error *err) {
-    const char *why = td_attention_check(a);
-    if (!why && a->head_dim > 256)
-        why = "head_dim above 256";
-    if (!why && a->in_dtype == TD_F32 && a->out_dtype != TD_F32)
-        why = "a 16-bit result needs q, k and v in that type";
-    if (!why && ((a->in_dtype == TD_BF16 && !s->dev->base.info.has_bf16) ||
-                 (a->in_dtype == TD_F16 && !s->dev->base.info.has_f16)))
-        why = "the chip has no products of this type";
-    td_status st = begin(s, TD_OP_ATTENTION, "attention", why, err);
-    if (st != TD_OK || a->n_seqs == 0 || a->seq_offsets_host[a->n_seqs] == 0)
-        return st;
+static td_status enqueue_attention(td_stream *s, const td_attention_args *a, td_error *err) {
+    if (a->seq_offsets_host[a->n_seqs] == 0)
+        return TD_OK;
     return td_gpu_end(s, td_gpu_attention(a, &s->dev->chip, s->cuda), "attention", err);
 }
 
-td_status td_gpu_op_act(td_stream *s, const td_act_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_ACT, "act", td_act_check(a), err);
-    if (st != TD_OK || a->n_tokens == 0)
-        return st;
-    return td_gpu_end(s, td_gpu_act(a, s->cuda), "act", err);
-}
-
 /* The router's product puts its logits where td_gpu_moe expects them: at the start of scratch. */
-td_status td_gpu_op_moe(td_stream *s, const td_moe_args *a, td_error *err) {
+static td_status enqueue_moe(td_stream *s, const td_moe_args *a, td_error *err) {
     const void *gate_up[MAX_EXPERTS], *down[MAX_EXPERTS];
-    const char *why = td_moe_check(a);
-    if (!why && a->n_experts > MAX_EXPERTS)
-        why = "more than 512 experts";
-    td_status st = begin(s, TD_OP_MOE, "moe", why, err);
-    if (st != TD_OK || a->n_tokens == 0)
-        return st;
     for (int32_t e = 0; e < a->n_experts; e++) {
         gate_up[e] = ((const td_gpu_weight *)a->gate_up[e])->data;
         down[e] = ((const td_gpu_weight *)a->down[e])->data;
     }
     const td_gemm_args router = {
         .weight = a->router, .in = a->in, .out = a->scratch, .n_rows = a->n_tokens, .scale = 1};
-    if ((st = td_gpu_gemm_enqueue(s, &router, err)) != TD_OK)
-        return st;
+    td_status rc = td_gpu_enqueue_gemm(s, &router, err);
+    if (rc != TD_OK)
+        return rc;
     return td_gpu_end(s, td_gpu_moe(a, a->router->compute, gate_up, down, &s->dev->chip, s->cuda),
                       "moe", err);
 }
 
-td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_CAPTURE, "capture", td_capture_check(a), err);
-    if (st != TD_OK || a->n_rows == 0)
-        return st;
+static td_status enqueue_capture(td_stream *s, const td_capture_args *a, td_error *err) {
     /* The first chunk is the largest: this happens once. */
     const size_t need = td_gpu_capture_scratch_bytes(a, &s->dev->chip);
     if (need > s->capture_scratch_bytes) {
+        td_status rc = TD_OK;
         void *p = NULL;
-        if (s->capture_scratch && (st = td_gpu_end(s, cudaStreamSynchronize(s->cuda),
+        if (s->capture_scratch && (rc = td_gpu_end(s, cudaStreamSynchronize(s->cuda),
                                                    "cudaStreamSynchronize", err)) != TD_OK)
-            return st;
-        if ((st = td_gpu_end(s, cudaMalloc(&p, need), "cudaMalloc", err)) != TD_OK)
-            return st;
+            return rc;
+        if ((rc = td_gpu_end(s, cudaMalloc(&p, need), "cudaMalloc", err)) != TD_OK)
+            return rc;
         (void)cudaFree(s->capture_scratch);
         s->capture_scratch = p;
         s->capture_scratch_bytes = need;
@@ -108,12 +49,49 @@ td_status td_gpu_op_capture(td_stream *s, const td_capture_args *a, td_error *er
                       err);
 }
 
-td_status td_gpu_op_convert(td_stream *s, const td_convert_args *a, td_error *err) {
-    td_status st = begin(s, TD_OP_NORM, "convert", td_convert_check(a), err);
-    if (st != TD_OK || a->n == 0)
-        return st;
-    return td_gpu_end(s, td_gpu_convert(a, s->cuda), "convert", err);
+static td_status enqueue_gemm(td_stream *s, const td_gemm_args *a, td_error *err) {
+    return td_gpu_enqueue_gemm(s, a, err);
 }
+
+/* --- the slots of the table ------------------------------------------------------------------- */
+
+static const char *attention_refusal(const td_device_info *info, const td_attention_args *a) {
+    if (a->head_dim > 256)
+        return "head_dim above 256";
+    if (a->in_dtype == TD_F32 && a->out_dtype != TD_F32)
+        return "a 16-bit result needs q, k and v in that type";
+    if ((a->in_dtype == TD_BF16 && !info->has_bf16) || (a->in_dtype == TD_F16 && !info->has_f16))
+        return "the chip has no products of this type";
+    return NULL;
+}
+
+/* What these devices cannot do of what the table allows. */
+static const char *refusal(const td_device_info *info, td_op op, const void *args) {
+    if (op == TD_OP_ATTENTION)
+        return attention_refusal(info, args);
+    if (op == TD_OP_MOE && ((const td_moe_args *)args)->n_experts > MAX_EXPERTS)
+        return "more than 512 experts";
+    return NULL;
+}
+
+static td_status begin(td_stream *s, td_op op, const void *args, td_error *err) {
+    const td_device_info *info = &s->dev->base.info;
+    const char *why = td_op_check(op, args);
+    if (!why)
+        why = refusal(info, op, args);
+    if (why)
+        return td_error_set(err, TD_E_INTERNAL, "%s: %s: %s", info->name, td_op_name(op), why);
+    return td_gpu_begin(s, op, err);
+}
+
+#define ENQUEUE_ROWS(name) td_gpu_end(s, td_gpu_##name(a, s->cuda), #name, err)
+#define ENQUEUE_WHOLE(name) enqueue_##name(s, a, err)
+#define OPERATION(name, NAME, n_rows, how)                                                         \
+    td_status td_gpu_op_##name(td_stream *s, const td_##name##_args *a, td_error *err) {           \
+        const td_status rc = begin(s, TD_OP_##NAME, a, err);                                       \
+        return rc != TD_OK || a->n_rows == 0 ? rc : ENQUEUE_##how(name);                           \
+    }
+TD_DEVICE_OPERATIONS(OPERATION)
 
 /* --- copies ----------------------------------------------------------------------------------- */
 

@@ -2,8 +2,8 @@
  *
  * Each enqueues on `stream` of the calling thread's current device and returns the launch's error;
  * nothing blocks, nothing is allocated. Arguments are those of device/device.h, checked by
- * gpu_ops.c before they come here, with n_rows / n_tokens / n_seqs > 0. Every kernel keeps the row
- * contract: the bits of a row depend on nothing but that row's inputs.
+ * gpu_ops.c before they come here, with at least one row. Every kernel keeps the row contract: the
+ * bits of a row depend on nothing but that row's inputs.
  */
 #ifndef TDGEN_GPU_KERNELS_H
 #define TDGEN_GPU_KERNELS_H
@@ -22,11 +22,16 @@ typedef struct td_gpu_chip {
     int32_t max_shared_bytes; /* of a block, opted in */
 } td_gpu_chip;
 
-cudaError_t td_gpu_embed(const td_embed_args *a, cudaStream_t stream);
-cudaError_t td_gpu_norm(const td_norm_args *a, cudaStream_t stream);
-cudaError_t td_gpu_rope(const td_rope_args *a, cudaStream_t stream);
-cudaError_t td_gpu_act(const td_act_args *a, cudaStream_t stream);
-cudaError_t td_gpu_convert(const td_convert_args *a, cudaStream_t stream);
+/* td_gpu_embed and so on: the operations by rows, each in a file of its name. */
+#define TD_GPU_KERNEL_ROWS(name)                                                                   \
+    cudaError_t td_gpu_##name(const td_##name##_args *a, cudaStream_t stream);
+#define TD_GPU_KERNEL_WHOLE(name)
+#define TD_GPU_KERNEL(name, NAME, n_rows, how) TD_GPU_KERNEL_##how(name)
+TD_DEVICE_OPERATIONS(TD_GPU_KERNEL)
+#undef TD_GPU_KERNEL
+#undef TD_GPU_KERNEL_WHOLE
+#undef TD_GPU_KERNEL_ROWS
+
 /* out[m, n] (+)= scale * (in[m, n] + bias[n]) with in == out or not: the cases that cuBLASLt's
  * epilogues do not cover; in may be NULL for zeros. */
 cudaError_t td_gpu_bias(float *out, const float *in, const float *bias, int32_t n_rows,

@@ -138,13 +138,16 @@ template <class T> static cudaError_t launch_norm(const td_norm_args *a, cudaStr
 }
 
 cudaError_t td_gpu_norm(const td_norm_args *a, cudaStream_t stream) {
+    td_norm_args n = *a;
+    if (n.n_inner < 1)
+        n.n_inner = 1;
     switch (a->out_dtype) {
     case TD_BF16:
-        return launch_norm<__nv_bfloat16>(a, stream);
+        return launch_norm<__nv_bfloat16>(&n, stream);
     case TD_F16:
-        return launch_norm<__half>(a, stream);
+        return launch_norm<__half>(&n, stream);
     default:
-        return launch_norm<float>(a, stream);
+        return launch_norm<float>(&n, stream);
     }
 }
 #endif

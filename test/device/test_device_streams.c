@@ -178,6 +178,32 @@ Test(device_streams, bad_arguments_are_refused_at_the_call) {
     fixture_close(&f);
 }
 
+/* A conversion is neither a copy nor a norm. */
+Test(device_streams, a_profile_keeps_operations_apart) {
+    enum { N = 1 << 20 };
+    td_error err = {0};
+    double seconds[TD_OP_COUNT], rest = 0;
+    setenv("TDGEN_PROFILE", "1", 1);
+    fixture f = fixture_open(1);
+    unsetenv("TDGEN_PROFILE");
+    float *in = td_calloc(N, sizeof *in);
+    uint16_t *out = td_calloc(N, sizeof *out);
+    cr_assert(in && out);
+    const td_convert_args a = {
+        .in = in, .out = out, .in_dtype = TD_F32, .out_dtype = TD_BF16, .n = N};
+    MUST(f.ops->convert(f.s, &a, &err));
+    fixture_sync(&f);
+    f.ops->stream_profile(f.s, seconds);
+    for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
+        rest += op == TD_OP_CONVERT ? 0 : seconds[op];
+    cr_assert(seconds[TD_OP_CONVERT] > 0, "convert took no time");
+    cr_assert(rest == 0, "%g s of other operations", rest);
+    cr_assert_str_eq(td_op_name(TD_OP_CONVERT), "convert");
+    cr_assert_str_eq(td_op_name(TD_OP_COPY), "copy");
+    free(in), free(out);
+    fixture_close(&f);
+}
+
 /* Operations with nothing to do are valid everywhere. */
 Test(device_streams, empty_operations) {
     td_error err = {0};
@@ -195,6 +221,7 @@ Test(device_streams, empty_operations) {
     MUST(f.ops->act(f.s, &(td_act_args){.n_cols = 3}, &err));
     MUST(f.ops->capture(
         f.s, &(td_capture_args){.n_vocab = 3, .top_k = 1, .n_valid = 3, .divisor = 1}, &err));
+    MUST(f.ops->convert(f.s, &(td_convert_args){.out = w}, &err));
     MUST(f.ops->copy_in(f.s, w, w, 0, &err));
     fixture_sync(&f);
     f.ops->weight_destroy(weight);

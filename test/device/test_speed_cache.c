@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "plan/plan.h"
-#include "device/speed_cache.h"
+#include "device/device.h"
 #include "base/file.h"
 #include "base/strbuf.h"
 

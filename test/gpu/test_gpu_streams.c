@@ -329,6 +329,9 @@ static void case_profile(void) {
         GT_MUST(s.ops->gemm(s.s, &a, &gt_err));
         const td_act_args b = {.in = y, .out = x, .n_tokens = N, .n_cols = N};
         GT_MUST(s.ops->act(s.s, &b, &gt_err));
+        const td_convert_args c = {
+            .in = x, .out = y, .in_dtype = TD_F32, .out_dtype = TD_BF16, .n = N * N};
+        GT_MUST(s.ops->convert(s.s, &c, &gt_err));
     }
     gt_sync(&s);
     s.ops->stream_profile(s.s, seconds);
@@ -336,6 +339,8 @@ static void case_profile(void) {
         sum += seconds[i];
     GT_CHECK(seconds[TD_OP_GEMM] > 0 && seconds[TD_OP_ACT] > 0, "gemm %g s, act %g s",
              seconds[TD_OP_GEMM], seconds[TD_OP_ACT]);
+    GT_CHECK(seconds[TD_OP_CONVERT] > 0 && seconds[TD_OP_NORM] == 0, "convert %g s, norm %g s",
+             seconds[TD_OP_CONVERT], seconds[TD_OP_NORM]);
     GT_CHECK(seconds[TD_OP_CAPTURE] == 0 && fabs(sum - s.ops->stream_busy_s(s.s)) < 1e-6 + sum / 2,
              "sum %g s, busy %g s", sum, s.ops->stream_busy_s(s.s));
     gt_release();
