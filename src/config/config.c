@@ -150,7 +150,7 @@ static td_status check_row_fields(const td_config_load_state *st, td_error *err)
         return refuse(st, KEY("data", "separator"),
                       "needs [data] prompt_field and completion_field: it stands between them",
                       err);
-    bool tokenised = given(st, ids) || c->data.format == TD_FORMAT_TOKENS;
+    bool tokenised = given(st, ids) || !td_data_format_serves(c->data.format, TD_DATA_TEXT);
     if (tokenised && given(st, KEY("data", "add_special_tokens")))
         note(st, KEY("data", "add_special_tokens"),
              "has no effect: the rows are already tokenised");
@@ -162,10 +162,9 @@ static td_status check_format(const td_config_load_state *st, td_error *err) {
                                              "mask_field", "id_field"};
     const td_config *c = &st->cfg;
     int unit = KEY("data", "text_unit"), text = KEY("data", "text_field");
-    bool plain = c->data.format == TD_FORMAT_TEXT || c->data.format == TD_FORMAT_TOKENS;
     char why[160];
 
-    if (plain) {
+    if (!td_data_format_serves(c->data.format, TD_DATA_FIELDS)) {
         snprintf(why, sizeof why,
                  "contradicts [data] format = %s: only the objects of format = jsonl have fields",
                  td_data_format_name(c->data.format));
@@ -178,8 +177,7 @@ static td_status check_format(const td_config_load_state *st, td_error *err) {
             note(st, text, why);
         }
     }
-    if (given(st, unit) &&
-        (c->data.format == TD_FORMAT_JSONL || c->data.format == TD_FORMAT_TOKENS)) {
+    if (given(st, unit) && !td_data_format_serves(c->data.format, TD_DATA_TEXT_UNIT)) {
         snprintf(why, sizeof why, "contradicts [data] format = %s: it is for format = text",
                  td_data_format_name(c->data.format));
         return refuse(st, unit, why, err);
@@ -411,6 +409,13 @@ const char *td_compute_name(td_compute c) {
 
 const char *td_data_format_name(td_data_format f) {
     return choice_name("data", "format", (int)f);
+}
+
+bool td_data_format_serves(td_data_format f, int keys) {
+#define FORMAT_KEYS(name, NAME, served) [TD_FORMAT_##NAME] = (served),
+    static const int served[] = {[TD_FORMAT_AUTO] = ~0, TD_DATA_FORMATS(FORMAT_KEYS)};
+#undef FORMAT_KEYS
+    return (served[f] & keys) == keys;
 }
 
 const char *td_overflow_name(td_overflow o) {

@@ -30,12 +30,24 @@ typedef enum td_compute {
     TD_COMPUTE_BF16,
     TD_COMPUTE_F16
 } td_compute;
-typedef enum td_data_format {
-    TD_FORMAT_AUTO,
-    TD_FORMAT_JSONL,
-    TD_FORMAT_TEXT,
-    TD_FORMAT_TOKENS
-} td_data_format;
+
+/* Keys of [data] that not every format serves. */
+enum {
+    TD_DATA_FIELDS = 1,    /* rows have fields: text_field, prompt_field, ids_field, id_field ... */
+    TD_DATA_TEXT = 2,      /* rows are text, or may be: add_special_tokens; needs a tokenizer */
+    TD_DATA_TEXT_UNIT = 4, /* text_unit */
+    TD_DATA_RAW_IDS = 8    /* token_dtype, document_eos */
+};
+/* The dataset formats: name in data.format, constant, keys it serves. How each is read:
+ * data/format.h. */
+#define TD_DATA_FORMATS(X)                                                                         \
+    X(jsonl, JSONL, TD_DATA_FIELDS | TD_DATA_TEXT)                                                 \
+    X(text, TEXT, TD_DATA_TEXT | TD_DATA_TEXT_UNIT)                                                \
+    X(tokens, TOKENS, TD_DATA_RAW_IDS)
+#define TD_FORMAT_CONSTANT(name, NAME, keys) TD_FORMAT_##NAME,
+typedef enum td_data_format { TD_FORMAT_AUTO, TD_DATA_FORMATS(TD_FORMAT_CONSTANT) } td_data_format;
+#undef TD_FORMAT_CONSTANT
+
 typedef enum td_text_unit { TD_TEXT_LINE, TD_TEXT_FILE } td_text_unit;
 typedef enum td_token_dtype { TD_TOKEN_AUTO, TD_TOKEN_U16, TD_TOKEN_U32 } td_token_dtype;
 typedef enum td_overflow { TD_OVERFLOW_TRUNCATE, TD_OVERFLOW_SPLIT, TD_OVERFLOW_SKIP } td_overflow;
@@ -143,6 +155,8 @@ void td_config_print_keys(FILE *out);
 /* Names as written in the INI file, for messages and the manifest. */
 const char *td_compute_name(td_compute c);
 const char *td_data_format_name(td_data_format f);
+/* Does the format serve these keys (TD_DATA_...)? auto may turn out to. */
+bool td_data_format_serves(td_data_format f, int keys);
 const char *td_overflow_name(td_overflow o);
 const char *td_on_bad_sample_name(td_on_bad_sample b);
 const char *td_token_dtype_name(td_token_dtype t);

@@ -15,11 +15,14 @@ static const td_key_choice compute_choices[] = {{"auto", TD_COMPUTE_AUTO},
                                                 {"bf16", TD_COMPUTE_BF16},
                                                 {"f16", TD_COMPUTE_F16},
                                                 {NULL, 0}};
-static const td_key_choice format_choices[] = {{"auto", TD_FORMAT_AUTO},
-                                               {"jsonl", TD_FORMAT_JSONL},
-                                               {"text", TD_FORMAT_TEXT},
-                                               {"tokens", TD_FORMAT_TOKENS},
-                                               {NULL, 0}};
+/* clang-format off */
+#define FORMAT_CHOICE(name, NAME, keys) {#name, TD_FORMAT_##NAME},
+static const td_key_choice format_choices[] = {
+    {"auto", TD_FORMAT_AUTO},
+    TD_DATA_FORMATS(FORMAT_CHOICE)
+    {NULL, 0}};
+#undef FORMAT_CHOICE
+/* clang-format on */
 static const td_key_choice text_unit_choices[] = {
     {"line", TD_TEXT_LINE}, {"file", TD_TEXT_FILE}, {NULL, 0}};
 static const td_key_choice token_dtype_choices[] = {

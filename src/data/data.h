@@ -13,8 +13,9 @@
  *           loss_mask U8/BOOL [N]). Shards that tdgen wrote and what tools/prepare makes are such
  *           files; one whose metadata names another tokenizer_hash than the model's tokenizer.json
  *           has is refused. Or a raw .bin file: nanoGPT's stream of u16 or u32, in rows of
- * max_length ids or ended by document_eos; Megatron's .bin + .idx, a row for each document
- *           (src/data/tokens_layout.h draws them).
+ *           max_length ids or ended by document_eos; Megatron's .bin + .idx, a row for each
+ *           document (tokens_raw.c draws them).
+ * Each is one file behind format.h; the list is TD_DATA_FORMATS (config/config.h).
  * jsonl and text may be compressed with gzip or zstd, whatever they are called; a name ends in .gz
  * or .zst behind the extension that tells the format. A UTF-8 byte order mark at the start of a
  * jsonl or text file is skipped. Text may hold any byte; JSON must be valid (UTF-8 included), else

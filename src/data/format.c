@@ -1,22 +1,29 @@
+/* format.c - which format a dataset file has: by data.format, by keys and name, by its suffix, by its
+ * first bytes, in this order; what cannot be read is refused by name before anything else is done.
+ */
 #include "data/format.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/memory.h"
+#include "base/strbuf.h"
 #include "data/unpack.h"
 
-typedef struct {
-    unsigned char bytes[4096]; /* the first ones, of the plain text where the file is compressed */
-    size_t n;
-    uint64_t size_bytes; /* of the file */
-    td_packing packing;
-} file_head;
+/* clang-format off */
+#define TD_FORMAT_ENTRY(name, NAME, keys) &td_format_##name,
+static const td_row_format *const formats[] = {
+    TD_DATA_FORMATS(TD_FORMAT_ENTRY)
+    &td_format_raw_tokens, /* behind `tokens`: data.format = tokens alone means safetensors */
+};
+#undef TD_FORMAT_ENTRY
+/* clang-format on */
 
-static td_status unpack_head(int fd, const char *path, file_head *h, td_error *err) {
+static td_status unpack_head(int fd, const char *path, td_file_head *h, td_error *err) {
     td_unpack *u;
     td_status rc = td_unpack_open(fd, path, h->size_bytes, h->packing, &u, err);
     if (rc != TD_OK)
@@ -29,7 +36,7 @@ static td_status unpack_head(int fd, const char *path, file_head *h, td_error *e
 }
 
 /* The head of a regular, readable file. */
-static td_status read_head(const char *path, file_head *h, td_error *err) {
+static td_status read_head(const char *path, td_file_head *h, td_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us here */
     if (fd < 0)
         return td_error_errno(err, TD_E_DATA, errno, "data.path: cannot open %s", path);
@@ -68,7 +75,7 @@ static bool has_suffix_n(const char *path, size_t n, const char *suffix) {
     return n > k && strncasecmp(path + n - k, suffix, k) == 0;
 }
 
-static bool has_suffix(const char *path, const char *suffix) {
+bool td_path_has_suffix(const char *path, const char *suffix) {
     return has_suffix_n(path, strlen(path), suffix);
 }
 
@@ -76,12 +83,8 @@ static bool has_suffix(const char *path, const char *suffix) {
 static size_t inner_length(const char *path, td_packing packing) {
     size_t n = strlen(path);
     if (packing != TD_PACK_NONE)
-        n -= has_suffix(path, ".gz") ? 3 : has_suffix(path, ".zst") ? 4 : 0;
+        n -= td_path_has_suffix(path, ".gz") ? 3 : td_path_has_suffix(path, ".zst") ? 4 : 0;
     return n;
-}
-
-bool td_format_is_raw(const td_config *cfg) {
-    return has_suffix(cfg->data.path, ".bin") || cfg->data.token_dtype != TD_TOKEN_AUTO;
 }
 
 static td_status refuse_containers(const char *path, const unsigned char *head, size_t n,
@@ -118,103 +121,100 @@ static td_status refuse_by_extension(const char *path, td_packing packing, td_er
     static const char *const packed[] = {".xz", ".bz2", ".zip"}, *const tables[] = {".parquet",
                                                                                     ".arrow"};
     for (size_t i = 0; i < TD_ARRAY_LEN(packed); i++)
-        if (has_suffix(path, packed[i]))
+        if (td_path_has_suffix(path, packed[i]))
             return td_error_set(err, TD_E_DATA,
                                 "data.path: %s: %s files are not read directly (.gz and .zst are); "
                                 "decompress it first (or set data.format if the name misleads)",
                                 path, packed[i]);
     for (size_t i = 0; i < TD_ARRAY_LEN(tables); i++)
-        if (has_suffix(path, tables[i]))
+        if (td_path_has_suffix(path, tables[i]))
             return td_error_set(err, TD_E_DATA,
                                 "data.path: %s: %s files are not read directly; make a token file "
                                 "of it with tools/prepare (or set data.format if the name "
                                 "misleads)",
                                 path, tables[i]);
-    if (has_suffix(path, ".idx"))
+    if (td_path_has_suffix(path, ".idx"))
         return td_error_set(err, TD_E_DATA,
                             "data.path: %s looks like the index of a Megatron dataset; name the "
                             ".bin file beside it",
                             path);
-    if (packing == TD_PACK_NONE && (has_suffix(path, ".gz") || has_suffix(path, ".zst")))
+    if (packing == TD_PACK_NONE &&
+        (td_path_has_suffix(path, ".gz") || td_path_has_suffix(path, ".zst")))
         return td_error_set(err, TD_E_DATA,
                             "data.path: %s does not begin as a %s file does; set data.format if "
                             "the name misleads",
-                            path, has_suffix(path, ".gz") ? "gzip" : "zstd");
+                            path, td_path_has_suffix(path, ".gz") ? "gzip" : "zstd");
     return TD_OK;
 }
 
-static td_status detect(const char *path, const file_head *h, td_data_format *out, td_error *err) {
-    const unsigned char *head = h->bytes;
-    size_t n = h->n;
+/* "jsonl, text or tokens". */
+static void list_names(td_strbuf *out) {
+#define FORMAT_NAME(name, NAME, keys) #name,
+    static const char *const names[] = {TD_DATA_FORMATS(FORMAT_NAME)};
+#undef FORMAT_NAME
+    const size_t n = TD_ARRAY_LEN(names);
+    for (size_t i = 0; i < n; i++)
+        td_strbuf_printf(out, "%s%s", i == 0 ? "" : i + 1 == n ? " or " : ", ", names[i]);
+}
+
+static const td_row_format *by_suffix(const char *path, td_packing packing) {
+    size_t n = inner_length(path, packing);
+    for (size_t i = 0; i < TD_ARRAY_LEN(formats); i++)
+        for (const char *const *suffix = formats[i]->suffixes; *suffix; suffix++)
+            if (has_suffix_n(path, n, *suffix))
+                return formats[i];
+    return NULL;
+}
+
+static td_status detect(const char *path, const td_file_head *h, const td_row_format **out,
+                        td_error *err) {
     td_status rc = refuse_by_extension(path, h->packing, err);
     if (rc != TD_OK)
         return rc;
-    static const struct {
-        const char *suffix;
-        td_data_format format;
-    } known[] = {{".jsonl", TD_FORMAT_JSONL}, {".ndjson", TD_FORMAT_JSONL},
-                 {".json", TD_FORMAT_JSONL},  {".txt", TD_FORMAT_TEXT},
-                 {".text", TD_FORMAT_TEXT},   {".safetensors", TD_FORMAT_TOKENS},
-                 {".bin", TD_FORMAT_TOKENS}};
-    size_t name_n = inner_length(path, h->packing);
-    for (size_t i = 0; i < TD_ARRAY_LEN(known); i++)
-        if (has_suffix_n(path, name_n, known[i].suffix)) {
-            *out = known[i].format;
-            return TD_OK;
-        }
-
-    /* safetensors: u64 length of the header, which is JSON. */
-    uint64_t header = 0;
-    for (size_t i = 0; i < 8 && i < n; i++)
-        header |= (uint64_t)head[i] << (8 * i);
-    if (n > 8 && head[8] == '{' && header >= 2 && h->packing == TD_PACK_NONE &&
-        header <= h->size_bytes - 8) {
-        *out = TD_FORMAT_TOKENS;
+    *out = by_suffix(path, h->packing);
+    if (*out)
         return TD_OK;
+    td_sniff best = TD_SNIFF_NO;
+    for (size_t i = 0; i < TD_ARRAY_LEN(formats); i++) {
+        td_sniff sniff = formats[i]->sniff ? formats[i]->sniff(h) : TD_SNIFF_NO;
+        if (sniff > best) {
+            best = sniff;
+            *out = formats[i];
+        }
     }
-    if (memchr(head, 0, n))
-        return td_error_set(err, TD_E_DATA,
-                            "data.path: %s looks like binary data; if it is not, set data.format "
-                            "(jsonl, text or tokens; raw token ids also need data.token_dtype)",
-                            path);
-    size_t i = n >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
-    while (i < n && strchr(" \t\r\n", head[i]))
-        i++;
-    *out = i < n && head[i] == '{' ? TD_FORMAT_JSONL : TD_FORMAT_TEXT;
-    return TD_OK;
-}
-
-/* Keys of raw token files. */
-static td_status check_token_keys(const td_config *cfg, td_data_format f, td_error *err) {
-    bool dtype = cfg->data.token_dtype != TD_TOKEN_AUTO, eos = cfg->data.document_eos >= 0;
-    const char *key = dtype ? "token_dtype" : "document_eos";
-    if ((dtype || eos) && f != TD_FORMAT_TOKENS)
-        return td_error_set(err, TD_E_CONFIG,
-                            "data.%s is for raw token files (.bin), but %s is read as format %s; "
-                            "take the key out or set data.format = tokens",
-                            key, cfg->data.path, td_data_format_name(f));
-    if ((dtype || eos) && (has_suffix(cfg->data.path, ".safetensors") || !td_format_is_raw(cfg)))
-        return td_error_set(err, TD_E_CONFIG,
-                            "data.%s is for raw token files (.bin), but %s is read as safetensors, "
-                            "which says these things itself; take the key out%s",
-                            key, cfg->data.path,
-                            dtype ? "" : " (or set data.token_dtype for a raw file)");
-    return TD_OK;
+    if (*out)
+        return TD_OK;
+    td_strbuf names = {0};
+    list_names(&names);
+    rc = td_error_set(err, TD_E_DATA,
+                      "data.path: %s looks like binary data; if it is not, set data.format "
+                      "(%s; raw token ids also need data.token_dtype)",
+                      path, names.oom ? "see --help" : names.data);
+    td_strbuf_free(&names);
+    return rc;
 }
 
 /* What config.c cannot know while format is auto. */
-static td_status check_keys(const td_config *cfg, td_data_format f, td_error *err) {
-    td_status rc = check_token_keys(cfg, f, err);
+static td_status check_keys(const td_config *cfg, const td_row_format *f, td_error *err) {
+    const char *path = cfg->data.path, *name = td_data_format_name(f->format);
+    bool dtype = cfg->data.token_dtype != TD_TOKEN_AUTO, eos = cfg->data.document_eos >= 0;
+    if ((dtype || eos) && !td_data_format_serves(f->format, TD_DATA_RAW_IDS))
+        return td_error_set(err, TD_E_CONFIG,
+                            "data.%s is for raw token files (.bin), but %s is read as format %s; "
+                            "take the key out or set data.format = tokens",
+                            dtype ? "token_dtype" : "document_eos", path, name);
+    td_status rc = f->check_keys ? f->check_keys(cfg, err) : TD_OK;
     if (rc != TD_OK)
         return rc;
-    if (f == TD_FORMAT_JSONL) {
-        if (cfg->data.text_unit == TD_TEXT_FILE)
-            return td_error_set(err, TD_E_CONFIG,
-                                "data.text_unit = file is for format text, but %s is jsonl (set "
-                                "data.format = text to read it as plain text)",
-                                cfg->data.path);
+    /* Of token ids it says nothing, and is let pass. */
+    if (cfg->data.text_unit == TD_TEXT_FILE && td_data_format_serves(f->format, TD_DATA_TEXT) &&
+        !td_data_format_serves(f->format, TD_DATA_TEXT_UNIT))
+        return td_error_set(err, TD_E_CONFIG,
+                            "data.text_unit = file is for format text, but %s is %s (set "
+                            "data.format = text to read it as plain text)",
+                            path, name);
+    if (td_data_format_serves(f->format, TD_DATA_FIELDS))
         return TD_OK;
-    }
     const struct {
         const char *key, *value;
     } fields[] = {{"prompt_field", cfg->data.prompt_field},
@@ -227,27 +227,30 @@ static td_status check_keys(const td_config *cfg, td_data_format f, td_error *er
             return td_error_set(err, TD_E_CONFIG,
                                 "data.%s = %s needs rows with fields (jsonl), but %s is read as "
                                 "format %s; take the key out or set data.format = jsonl",
-                                fields[i].key, fields[i].value, cfg->data.path,
-                                f == TD_FORMAT_TEXT ? "text" : "tokens");
+                                fields[i].key, fields[i].value, path, name);
     return TD_OK;
 }
 
-td_status td_format_resolve(const td_config *cfg, td_data_format *out, td_error *err) {
+td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_error *err) {
     const char *path = cfg->data.path;
-    file_head h = {0};
-    td_data_format f = cfg->data.format;
-    if (f == TD_FORMAT_AUTO && cfg->data.token_dtype != TD_TOKEN_AUTO)
-        f = TD_FORMAT_TOKENS; /* the key speaks of nothing else; then a name needs no .bin */
+    const td_row_format *f = NULL;
+    td_file_head h = {0};
+    for (size_t i = 0; !f && i < TD_ARRAY_LEN(formats); i++)
+        if ((cfg->data.format == TD_FORMAT_AUTO || cfg->data.format == formats[i]->format) &&
+            formats[i]->claims && formats[i]->claims(cfg))
+            f = formats[i];
+    bool claimed = f != NULL;
+    for (size_t i = 0; !f && i < TD_ARRAY_LEN(formats); i++)
+        if (cfg->data.format == formats[i]->format)
+            f = formats[i];
     td_status rc = read_head(path, &h, err);
-    /* Raw token ids may begin with any bytes. */
-    bool raw = td_format_is_raw(cfg) && (f == TD_FORMAT_AUTO || f == TD_FORMAT_TOKENS);
-    if (rc == TD_OK && !raw)
+    if (rc == TD_OK && !claimed)
         rc = refuse_containers(path, h.bytes, h.n, err);
-    if (rc == TD_OK && f == TD_FORMAT_AUTO)
+    if (rc == TD_OK && !f)
         rc = detect(path, &h, &f, err);
     if (rc == TD_OK)
         rc = check_keys(cfg, f, err);
-    if (rc == TD_OK && f == TD_FORMAT_TOKENS && h.packing != TD_PACK_NONE && !raw)
+    if (rc == TD_OK && h.packing != TD_PACK_NONE && !f->packed && !claimed)
         rc = td_error_set(err, TD_E_DATA,
                           "data.path: %s is a compressed token file; rows of token files are read "
                           "by their offset, so decompress it first: %s -d -k FILE",
@@ -255,4 +258,13 @@ td_status td_format_resolve(const td_config *cfg, td_data_format *out, td_error 
     if (rc == TD_OK)
         *out = f;
     return rc;
+}
+
+bool td_format_needs_tokenizer(const td_config *cfg, td_data_format format) {
+    return td_data_format_serves(format, TD_DATA_TEXT) && !cfg->data.ids_field;
+}
+
+double td_rows_spread(int i) {
+    double x = 0.5 + 0.6180339887498949 * i;
+    return x - floor(x);
 }

@@ -1,3 +1,6 @@
+/* lines.c - the buffer behind td_lines: refilled from the file or its decompressor, searched for line
+ * ends, grown when a line does not fit.
+ */
 #include "data/lines.h"
 
 #include <errno.h>

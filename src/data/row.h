@@ -1,7 +1,6 @@
 /* row.h - one dataset row to token ids, targets and id text.
  *
- * A td_row_maker holds the buffers of one row and is used by one thread. Each td_row_from_*
- * replaces the row. TD_E_DATA means that this row is bad (on_bad_sample decides what follows); any
+ * A td_row_maker holds the buffers of one row and is used by one thread. TD_E_DATA means that this row is bad (on_bad_sample decides what follows); any
  * other failure is not the row's.
  */
 #ifndef TDGEN_DATA_ROW_H
@@ -32,14 +31,31 @@ td_status td_row_maker_init(td_row_maker *m, const td_config *cfg, const td_toke
                             const td_source_limits *lim, td_error *err);
 void td_row_maker_free(td_row_maker *m); /* a zeroed one is allowed */
 
-/* A JSONL line; `where` ("file:line") goes in front of messages. */
-td_status td_row_from_json(td_row_maker *m, const char *line, size_t n_bytes, const char *where,
-                           td_error *err);
-/* Are the configured fields there, with the right types? Tokenises nothing. */
-td_status td_row_check_json(const td_config *cfg, const char *line, size_t n_bytes,
-                            const char *where, td_error *err);
+/* --- a row of texts: begin, encode its parts, end, check_range --- */
+
+/* Empties the row. */
+void td_row_begin(td_row_maker *m);
+/* Appends the tokens of a part. special: with the tokenizer's special tokens; target: they are
+ * training targets. */
+td_status td_row_encode(td_row_maker *m, const char *text, size_t n_bytes, bool special,
+                        bool target, td_error *err);
+/* What append_eos asks for. `own`: where the ids of the row's own last part begin; behind them a second end-of-sequence is
+ * not added. The BOS of an empty text is not such an end, though some models use one id for both.
+ */
+td_status td_row_end(td_row_maker *m, size_t own, td_error *err);
+/* The model has to know what the tokenizer says. `where` ("file:line") goes in front of messages,
+ * as in all below. */
+td_status td_row_check_range(const td_row_maker *m, const char *where, td_error *err);
+/* All of these: a row that is one text. */
 td_status td_row_from_text(td_row_maker *m, const char *text, size_t n_bytes, const char *where,
                            td_error *err);
+
+/* --- a row of ids: begin, reserve, write ids and mask, set ids.n, end --- */
+
+/* Room for `need` ids and mask bytes, at least one, so that an empty row has valid pointers. */
+td_status td_row_reserve(td_row_maker *m, size_t need, td_error *err);
+/* The largest id that is allowed. */
+int64_t td_row_max_id(const td_row_maker *m);
 
 /* Integer elements of a tokens file. */
 typedef enum td_int_kind {

@@ -1,3 +1,4 @@
+/* shard.c - collects the samples of a shard and packs them into micro-batches. */
 #include "data/shard.h"
 
 #include <stdlib.h>

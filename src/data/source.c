@@ -1,19 +1,17 @@
-/* A td_source walks the dataset once, front to back. Lines and token rows give "raw rows"; whether
- * a row is then parsed or not, the same bytes are counted and hashed, so a scanned shard has the
- * row range and source_hash of a tokenised one.
+/* source.c - walks the dataset once, front to back, through the rows of its format. Whether a row is
+ * then parsed or not, the same bytes are counted and hashed, so a scanned shard has the row range
+ * and source_hash of a tokenised one.
  *
  * Threads: everything belongs to the caller's one thread but the two progress counters, which are
  * atomics that any thread reads. They order nothing, so relaxed is enough.
  */
 #include "data/source.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 #include "data/format.h"
 #include "data/lines.h"
@@ -22,109 +20,36 @@
 #include "base/log.h"
 #include "base/hash.h"
 #include "base/memory.h"
-#include "data/tokens.h"
 
-enum { FIRST_ROWS = 100, BAD_ROWS_LISTED = 10, FINGERPRINT_BYTES = 1 << 20 };
+enum { BAD_ROWS_LISTED = 10, FINGERPRINT_BYTES = 1 << 20 };
 
 struct td_source {
     const td_config *cfg; /* borrowed */
     td_data_format format;
-    bool whole_file, silent, at_end, failed;
-    td_lines lines;    /* jsonl, text; fd -1 otherwise */
-    td_tokens *tokens; /* tokens, else NULL */
+    bool silent, at_end, failed;
+    td_rows *rows;
     td_row_maker maker;
     XXH3_state_t *hash;
-    char *where; /* "path:line" of the row in hand */
+    char *where; /* of the row in hand, for messages */
     size_t where_cap;
     int32_t batch_tokens; /* of a micro-batch */
     int64_t next_row, row_limit, next_number;
     int64_t n_bad_rows;
-    uint64_t payload_read; /* tokens */
-    /* Where the last shard began, for td_source_step_back; offset < 0: nothing to go back to. */
+    /* Where the last shard began, for td_source_step_back. */
     struct {
-        int64_t offset, line_no, row;
-        uint64_t payload_read;
+        bool set;
+        td_rows_place place;
+        int64_t row;
     } mark;
     _Atomic uint64_t bytes_read, bytes_total;
 };
 
-/* One row as it lies in the file. */
-typedef struct {
-    const char *line; /* jsonl, text */
-    size_t n_bytes;
-    td_tokens_row tokens;
-} raw_row;
-
-bool td_format_needs_tokenizer(const td_config *cfg, td_data_format format) {
-    return format == TD_FORMAT_TEXT || (format == TD_FORMAT_JSONL && !cfg->data.ids_field);
-}
-
 td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *err) {
-    td_data_format format;
+    const td_row_format *format;
     td_status rc = td_format_resolve(cfg, &format, err);
     if (rc == TD_OK)
-        *out = td_format_needs_tokenizer(cfg, format);
+        *out = td_format_needs_tokenizer(cfg, format->format);
     return rc;
-}
-
-static void set_where(td_source *s) {
-    if (s->tokens)
-        snprintf(s->where, s->where_cap, "%s: row %" PRId64, s->cfg->data.path, s->next_row);
-    else if (s->whole_file)
-        snprintf(s->where, s->where_cap, "%s", s->cfg->data.path);
-    else
-        snprintf(s->where, s->where_cap, "%s:%" PRId64, s->cfg->data.path, s->lines.line_no);
-}
-
-/* `*end` at the end of the file. Failures here are the file's, not a row's. */
-static td_status next_raw(td_source *s, raw_row *r, bool *end, td_error *err) {
-    *end = false;
-    if (s->tokens)
-        return td_tokens_row_read(s->tokens, s->next_row, &r->tokens, end, err);
-    do {
-        td_status rc = td_lines_next(&s->lines, &r->line, &r->n_bytes, err);
-        if (rc != TD_OK)
-            return rc;
-        if (!r->line) {
-            *end = true;
-            return TD_OK;
-        }
-    } while (s->format == TD_FORMAT_JSONL && td_line_is_blank(r->line, r->n_bytes));
-    return TD_OK;
-}
-
-static void hash_raw(td_source *s, const raw_row *r) {
-    if (s->tokens) {
-        uint64_t n = r->tokens.n;
-        XXH3_64bits_update(s->hash, &n, sizeof n);
-        XXH3_64bits_update(s->hash, r->tokens.ids, r->tokens.ids_bytes);
-        if (r->tokens.mask)
-            XXH3_64bits_update(s->hash, r->tokens.mask, r->tokens.n);
-        s->payload_read += r->tokens.ids_bytes + (r->tokens.mask ? r->tokens.n : 0);
-        return;
-    }
-    XXH3_64bits_update(s->hash, r->line, r->n_bytes);
-    /* A last line hashes the same with and without its LF: it is the same row. */
-    if (!s->whole_file && (r->n_bytes == 0 || r->line[r->n_bytes - 1] != '\n'))
-        XXH3_64bits_update(s->hash, "\n", 1);
-}
-
-static td_status make_row(td_source *s, const raw_row *r, td_error *err) {
-    set_where(s);
-    switch (s->format) {
-    case TD_FORMAT_JSONL:
-        return td_row_from_json(&s->maker, r->line, r->n_bytes, s->where, err);
-    case TD_FORMAT_TEXT:
-        return td_row_from_text(&s->maker, r->line,
-                                s->whole_file ? r->n_bytes : td_line_content(r->line, r->n_bytes),
-                                s->where, err);
-    case TD_FORMAT_TOKENS:
-        return td_row_from_ids(&s->maker, r->tokens.ids, r->tokens.kind, r->tokens.mask,
-                               r->tokens.n, s->where, err);
-    case TD_FORMAT_AUTO:
-        break;
-    }
-    return td_error_set(err, TD_E_INTERNAL, "%s: data.format was not resolved", s->where);
 }
 
 static void count_bad_row(td_source *s, td_shard *shard, const td_error *e) {
@@ -142,23 +67,24 @@ static void count_bad_row(td_source *s, td_shard *shard, const td_error *e) {
 }
 
 static uint64_t position(const td_source *s) {
-    return s->tokens ? s->payload_read : td_lines_file_offset(&s->lines);
+    return s->rows->ops->position(s->rows);
 }
 
 static td_status read_shard(td_source *s, bool tokenise, int64_t row_stop, td_shard_builder *b,
                             td_error *err) {
+    td_rows *rows = s->rows;
     XXH3_64bits_reset(s->hash);
     while (s->next_row < row_stop) {
-        raw_row r = {0};
-        td_status rc = next_raw(s, &r, &s->at_end, err);
+        td_status rc = rows->ops->next(rows, &s->at_end, err);
         if (rc != TD_OK)
             return rc;
         if (s->at_end)
             break;
-        hash_raw(s, &r);
+        rows->ops->hash(rows, s->hash);
         if (tokenise) {
             td_error e;
-            rc = make_row(s, &r, &e);
+            rows->ops->where(rows, s->where, s->where_cap);
+            rc = rows->ops->make(rows, &s->maker, s->where, &e);
             if (rc == TD_OK)
                 rc = td_shard_builder_add(b, &s->maker, s->next_row, &e);
             else if (rc == TD_E_DATA && s->cfg->run.on_bad_sample == TD_BAD_SKIP) {
@@ -189,10 +115,9 @@ td_status td_source_next(td_source *s, bool tokenise, td_shard **out, td_error *
     if (s->at_end || s->next_row >= row_stop)
         goto end_of_data;
 
-    s->mark.offset = s->tokens ? 0 : (int64_t)td_lines_offset(&s->lines);
-    s->mark.line_no = s->lines.line_no;
+    s->mark.set = true;
+    s->mark.place = s->rows->ops->tell(s->rows);
     s->mark.row = s->next_row;
-    s->mark.payload_read = s->payload_read;
     td_shard_builder b;
     td_shard *shard = NULL;
     td_status rc =
@@ -232,20 +157,15 @@ fail:
 }
 
 td_status td_source_step_back(td_source *s, td_error *err) {
-    if (s->mark.offset < 0)
+    if (!s->mark.set)
         return td_error_set(err, TD_E_INTERNAL, "%s: no shard to go back to", s->cfg->data.path);
-    if (!s->tokens) {
-        td_status rc = td_lines_seek(&s->lines, (uint64_t)s->mark.offset, err);
-        if (rc != TD_OK)
-            return rc;
-        s->lines.line_no = s->mark.line_no;
-        s->lines.given_whole = false;
-    }
+    td_status rc = s->rows->ops->seek(s->rows, &s->mark.place, err);
+    if (rc != TD_OK)
+        return rc;
     s->next_row = s->mark.row;
-    s->payload_read = s->mark.payload_read;
     s->next_number--;
     s->at_end = false;
-    s->mark.offset = -1;
+    s->mark.set = false;
     return TD_OK;
 }
 
@@ -253,12 +173,8 @@ int64_t td_source_next_number(const td_source *s) {
     return s->next_number;
 }
 
-bool td_source_is_sequential(const td_source *s) {
-    return s->tokens ? td_tokens_n_rows(s->tokens) < 0 : s->lines.unpack != NULL;
-}
-
-uint64_t td_source_plain_bytes(const td_source *s) {
-    return s->tokens ? s->payload_read : td_lines_offset(&s->lines);
+td_rows *td_source_rows(const td_source *s) {
+    return s->rows;
 }
 
 void td_source_set_batch_tokens(td_source *s, int32_t n) {
@@ -280,8 +196,8 @@ void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *byte
 
 td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash,
                                 td_error *err) {
-    int fd = s->tokens ? td_tokens_fd(s->tokens) : s->lines.fd;
-    uint64_t size = s->tokens ? td_tokens_size_bytes(s->tokens) : s->lines.size_bytes;
+    int fd = s->rows->fd;
+    uint64_t size = s->rows->size_bytes;
     size_t head = (size_t)TD_MIN(size, (uint64_t)FINGERPRINT_BYTES);
     size_t tail = (size_t)TD_MIN(size - head, (uint64_t)FINGERPRINT_BYTES);
     char *buf = malloc(2 * FINGERPRINT_BYTES);
@@ -295,69 +211,6 @@ td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64
         *hash = td_hash64(buf, head + tail);
     }
     free(buf);
-    return rc;
-}
-
-/* A hint for the commonest wrong .json files, or "". */
-static const char *document_hint(const char *line, size_t n_bytes) {
-    size_t i = 0, n = n_bytes;
-    while (i < n && strchr(" \t\r\n", line[i]))
-        i++;
-    while (n > i && strchr(" \t\r\n", line[n - 1]))
-        n--;
-    if (i < n && line[i] == '[')
-        return "; the file looks like one JSON array, but one object a line is expected: convert "
-               "it "
-               "with jq -c '.[]' FILE";
-    if (n == i + 1 && line[i] == '{')
-        return "; the file looks like one JSON document over several lines, but one object a line "
-               "is expected: convert it with jq -c . FILE";
-    return "";
-}
-
-/* Are there rows, and have they the configured fields? With on_bad_sample = skip one good row among
- * the first suffices. */
-static td_status check_first_rows(const td_source *s, td_error *err) {
-    td_lines l;
-    td_status rc = td_lines_open(&l, s->cfg->data.path, s->whole_file, err);
-    if (rc != TD_OK)
-        return rc;
-    int want = s->cfg->run.on_bad_sample == TD_BAD_SKIP ? FIRST_ROWS : 1, n = 0;
-    td_error first = {0};
-    while (n < want) {
-        const char *line;
-        size_t n_bytes;
-        rc = td_lines_next(&l, &line, &n_bytes, err);
-        if (rc != TD_OK)
-            goto done;
-        if (!line)
-            break;
-        if (s->format == TD_FORMAT_JSONL) {
-            if (td_line_is_blank(line, n_bytes))
-                continue;
-            td_error e;
-            snprintf(s->where, s->where_cap, "%s:%" PRId64, s->cfg->data.path, l.line_no);
-            rc = td_row_check_json(s->cfg, line, n_bytes, s->where, &e);
-            if (rc != TD_OK && n == 0) {
-                first = e;
-                size_t len = strlen(first.text);
-                snprintf(first.text + len, sizeof first.text - len, "%s",
-                         document_hint(line, n_bytes));
-            }
-        }
-        n++;
-        if (rc == TD_OK)
-            goto done;
-    }
-    if (n == 0) {
-        rc = td_error_set(err, TD_E_DATA, "data.path: %s has no rows", s->cfg->data.path);
-    } else {
-        rc = first.code;
-        if (err)
-            *err = first;
-    }
-done:
-    td_lines_close(&l);
     return rc;
 }
 
@@ -390,10 +243,13 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
         return td_error_set(err, TD_E_CONFIG,
                             "data.max_length and output.shard_samples must be at least 1, "
                             "data.max_samples at least 0");
-    td_data_format format;
-    td_status rc = td_format_resolve(cfg, &format, err);
+    const td_row_format *reader;
+    td_status rc = td_format_resolve(cfg, &reader, err);
+    if (rc != TD_OK)
+        return rc;
+    td_data_format format = reader->format;
     /* A plan may be made without the tokenizer that knows these things. */
-    if (rc == TD_OK && (!estimating || tok || !td_format_needs_tokenizer(cfg, format)))
+    if (!estimating || tok || !td_format_needs_tokenizer(cfg, format))
         rc = check_limits(cfg, tok, lim, format, err);
     if (rc != TD_OK)
         return rc;
@@ -409,9 +265,6 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     s->format = format;
     s->silent = estimating;
     s->batch_tokens = lim->batch_tokens;
-    s->whole_file = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
-    s->lines.fd = -1;
-    s->mark.offset = -1;
     s->row_limit = cfg->data.max_samples ? cfg->data.max_samples : INT64_MAX;
     s->where_cap = strlen(cfg->data.path) + 64;
     s->where = td_calloc(s->where_cap, 1);
@@ -422,23 +275,13 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     }
     rc = td_row_maker_init(&s->maker, cfg, td_format_needs_tokenizer(cfg, format) ? tok : NULL, lim,
                            err);
+    if (rc == TD_OK)
+        rc = reader->open(cfg, lim->n_vocab, &s->rows, err);
+    if (rc == TD_OK)
+        rc = s->rows->ops->check(s->rows, err);
     if (rc != TD_OK)
         goto fail;
-    if (format == TD_FORMAT_TOKENS) {
-        rc = td_tokens_open(cfg, lim->n_vocab, &s->tokens, err);
-        if (rc == TD_OK)
-            rc = td_tokens_check_tokenizer(s->tokens, cfg->model.path, err);
-        if (rc != TD_OK)
-            goto fail;
-        s->bytes_total = td_tokens_payload_bytes(s->tokens);
-    } else {
-        rc = check_first_rows(s, err);
-        if (rc == TD_OK)
-            rc = td_lines_open(&s->lines, cfg->data.path, s->whole_file, err);
-        if (rc != TD_OK)
-            goto fail;
-        s->bytes_total = s->lines.size_bytes;
-    }
+    s->bytes_total = s->rows->total_bytes;
     *out = s;
     return TD_OK;
 fail:
@@ -457,8 +300,8 @@ td_status td_source_open(const td_config *cfg, const td_tokenizer *tok, const td
 void td_source_close(td_source *s) {
     if (!s)
         return;
-    td_lines_close(&s->lines);
-    td_tokens_close(s->tokens);
+    if (s->rows)
+        s->rows->ops->close(s->rows);
     td_row_maker_free(&s->maker);
     XXH3_freeState(s->hash);
     free(s->where);

@@ -1,16 +1,11 @@
-/* Dataset statistics for the planner: exact for small inputs, sampled for large ones. */
+/* stats.c - dataset statistics for the planner: exact for small inputs, sampled for large ones. */
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "data/format.h"
-#include "data/lines.h"
 #include "data/row.h"
 #include "data/shard.h"
 #include "data/source.h"
 #include "base/memory.h"
-#include "data/tokens.h"
 
 enum {
     SMALL_FILE_BYTES = 16 << 20,
@@ -18,18 +13,8 @@ enum {
     SAMPLED_BYTES = 16 << 20, /* enough rows or enough bytes, whatever comes first */
     FRONT_ROWS = 64,
     FRONT_BYTES = 4 << 20,
-    SMALL_PACKED_BYTES = 1 << 20,
-    SEEK_READ_BYTES = 16 << 10,
-    RATIO_BYTES = 16 << 20,
-    PIECES = 32,
-    PIECE_BYTES = 64 << 10
+    SMALL_PACKED_BYTES = 1 << 20
 };
-
-/* i-th of n places, in an order that is evenly spread wherever it is stopped. */
-static double place(int i) {
-    double x = 0.5 + 0.6180339887498949 * i;
-    return x - floor(x);
-}
 
 /* Pairs of a sample; those of the whole whose parts are scaled up are scaled with them. */
 static void add_pairs(td_dataset_stats *st, int32_t n_tokens, double times,
@@ -82,7 +67,7 @@ static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
             goto done; /* at the end: these are the numbers */
         count(shard, lim, st);
         td_shard_free(shard);
-        plain = td_source_plain_bytes(s);
+        plain = td_source_rows(s)->ops->plain_bytes(td_source_rows(s));
     }
     td_source_progress(s, &at, &total);
     double f = at ? (double)total / (double)at : 1;
@@ -126,164 +111,76 @@ static td_status take(td_shard_builder *b, td_row_maker *m, td_status made, td_e
     return made == TD_E_DATA ? TD_OK : made;
 }
 
-static td_status sample_lines(const td_config *cfg, td_data_format format,
-                              const td_source_limits *lim, td_row_maker *m, td_shard_builder *b,
-                              td_dataset_stats *st, td_error *err) {
-    td_lines l;
-    td_status rc = td_lines_open(&l, cfg->data.path, false, err);
-    if (rc != TD_OK)
-        return rc;
-    l.read_bytes = SEEK_READ_BYTES;
-    bool jsonl = format == TD_FORMAT_JSONL;
-    double bytes = 0;
+/* Rows at places spread over the file, scaled to all of it. */
+static td_status sample_rows(const td_config *cfg, td_rows *r, const td_source_limits *lim,
+                             td_row_maker *m, td_shard_builder *b, td_dataset_stats *st,
+                             td_error *err) {
+    double bytes = 0, n_rows;
     int64_t seen = 0;
     for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
-        const char *line;
-        size_t n;
-        uint64_t at = l.start + (uint64_t)(place(i) * (double)(l.size_bytes - l.start));
-        rc = td_lines_seek(&l, at, err);
+        bool none;
+        td_status rc = r->ops->pick(r, td_rows_spread(i), &none, err);
         if (rc != TD_OK)
-            goto done;
-        uint64_t begin;
-        do {
-            begin = td_lines_offset(&l);
-            rc = td_lines_next(&l, &line, &n, err);
-        } while (rc == TD_OK && line && jsonl && td_line_is_blank(line, n));
-        if (rc != TD_OK)
-            goto done;
-        if (!line)
+            return rc;
+        if (none)
             continue; /* behind the start of the last row */
-        uint64_t end = td_lines_offset(&l);
         seen++;
         td_error e;
-        rc = take(b, m,
-                  jsonl ? td_row_from_json(m, line, n, cfg->data.path, &e)
-                        : td_row_from_text(m, line, td_line_content(line, n), cfg->data.path, &e),
-                  &e);
+        rc = take(b, m, r->ops->make(r, m, cfg->data.path, &e), &e);
         if (rc != TD_OK) {
             if (err)
                 *err = e;
-            goto done;
+            return rc;
         }
-        /* Blank lines count with the row before them: then the chance of a row to be met depends on
-         * its predecessor's bytes alone, and the mean is unbiased. */
-        while (jsonl) {
-            rc = td_lines_next(&l, &line, &n, err);
-            if (rc != TD_OK)
-                goto done;
-            if (!line || !td_line_is_blank(line, n))
-                break;
-            end = td_lines_offset(&l);
-        }
-        bytes += (double)(end - begin);
-    }
-    /* No line start was met but the first: a few giant rows. */
-    double n_rows = seen ? (double)(l.size_bytes - l.start) / (bytes / (double)seen) : 1;
-    if (!seen) {
-        double n_tokens = (double)l.size_bytes / 4;
-        *st = (td_dataset_stats){.n_dataset_rows = 1,
-                                 .n_samples = 1,
-                                 .n_tokens = llround(fmin(n_tokens, cfg->data.max_length)),
-                                 .max_tokens = cfg->data.max_length,
-                                 .tokens_from_bytes = true,
-                                 .estimated = true};
-        st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
-        add_pairs(st, (int32_t)st->n_tokens, 1, lim);
-    } else {
-        scale(st, lim, b->shard, seen, cut_rows(cfg, n_rows));
-    }
-done:
-    td_lines_close(&l);
-    return rc;
-}
-
-static td_status sample_tokens(const td_config *cfg, const td_source_limits *lim, td_row_maker *m,
-                               td_shard_builder *b, td_dataset_stats *st, td_error *err) {
-    td_tokens *t = NULL;
-    td_status rc = td_tokens_open(cfg, lim ? lim->n_vocab : 0, &t, err);
-    if (rc != TD_OK)
-        return rc;
-    double n_rows = cut_rows(cfg, (double)td_tokens_n_rows(t)), bytes = 0;
-    int64_t seen = 0;
-    for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
-        td_tokens_row r;
-        bool end;
-        rc = td_tokens_row_read(t, (int64_t)(place(i) * n_rows), &r, &end, err);
+        double n_bytes;
+        rc = r->ops->extent(r, &n_bytes, err);
         if (rc != TD_OK)
-            goto done;
-        bytes += (double)(r.ids_bytes + 1);
-        seen++;
-        td_error e;
-        rc = take(b, m, td_row_from_ids(m, r.ids, r.kind, r.mask, r.n, cfg->data.path, &e), &e);
-        if (rc != TD_OK) {
-            if (err)
-                *err = e;
-            goto done;
-        }
+            return rc;
+        bytes += n_bytes;
     }
-    scale(st, lim, b->shard, seen, n_rows);
-done:
-    td_tokens_close(t);
-    return rc;
+    if (seen) {
+        n_rows = r->n_rows >= 0
+                     ? (double)r->n_rows
+                     : (double)(r->total_bytes - r->begin_bytes) / (bytes / (double)seen);
+        scale(st, lim, b->shard, seen, cut_rows(cfg, n_rows));
+        return TD_OK;
+    }
+    /* No row's start was met but the first: a few giant rows. */
+    double n_tokens = (double)r->total_bytes / 4;
+    *st = (td_dataset_stats){.n_dataset_rows = 1,
+                             .n_samples = 1,
+                             .n_tokens = llround(fmin(n_tokens, cfg->data.max_length)),
+                             .max_tokens = cfg->data.max_length,
+                             .tokens_from_bytes = true,
+                             .estimated = true};
+    st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
+    add_pairs(st, (int32_t)st->n_tokens, 1, lim);
+    return TD_OK;
 }
 
-/* A large text that is one row: tokens per byte of pieces, then what overflow makes of the sum. */
-static td_status sample_whole_file(const td_config *cfg, const td_source_limits *lim,
-                                   td_row_maker *m, td_dataset_stats *st, td_error *err) {
-    td_lines l;
-    td_status rc = td_lines_open(&l, cfg->data.path, true, err);
+/* A large file that is one row: an estimate of its tokens, then what overflow makes of them. */
+static td_status sample_one_row(const td_config *cfg, td_rows *r, const td_source_limits *lim,
+                                td_row_maker *m, td_dataset_stats *st, td_error *err) {
+    double all = 0, max = cfg->data.max_length, n_samples = 1;
+    td_status rc = r->ops->count_tokens(r, m, &all, err);
     if (rc != TD_OK)
         return rc;
-    char *buf = malloc(PIECE_BYTES);
-    double n_tokens = 0;
-    if (!buf)
-        rc = td_error_nomem(err, "a piece of the dataset", PIECE_BYTES);
-    if (rc == TD_OK && l.unpack)
-        rc = td_unpack_seek(l.unpack, 0, err);
-    double size = (double)l.size_bytes, n_bytes = 0;
-    for (int i = 0; i < PIECES && rc == TD_OK; i++) {
-        size_t n = PIECE_BYTES;
-        if (l.unpack)
-            rc = td_unpack_read(l.unpack, buf, PIECE_BYTES, &n, err);
-        else
-            rc = td_dataset_pread(l.fd, buf, PIECE_BYTES,
-                                  (uint64_t)(place(i) * (size - PIECE_BYTES)), cfg->data.path, err);
-        if (rc == TD_OK && n == 0)
-            break;
-        n_bytes += (double)n;
-        if (rc == TD_OK)
-            rc = td_row_from_text(m, buf, n, cfg->data.path, err);
-        if (rc == TD_OK)
-            n_tokens += (double)m->ids.n;
-    }
-    /* The plain size, if it is packed alike to the end. A decoder takes its input in blocks: their
-     * border counts less in a longer piece. */
-    for (size_t n = 1; rc == TD_OK && l.unpack && n && td_unpack_plain_pos(l.unpack) < RATIO_BYTES;)
-        rc = td_unpack_read(l.unpack, buf, PIECE_BYTES, &n, err);
-    if (rc == TD_OK && l.unpack)
-        size *= (double)td_unpack_plain_pos(l.unpack) / (double)td_unpack_packed_pos(l.unpack);
-    if (rc == TD_OK) {
-        double all = n_bytes > 0 ? n_tokens * size / n_bytes : 0;
-        double max = cfg->data.max_length, n_samples = 1;
-        if (all > max && cfg->data.overflow == TD_OVERFLOW_SKIP)
-            all = n_samples = 0;
-        else if (all > max && cfg->data.overflow == TD_OVERFLOW_TRUNCATE)
-            all = max;
-        else
-            n_samples = ceil(all / max);
-        *st = (td_dataset_stats){.n_dataset_rows = 1,
-                                 .n_samples = llround(n_samples),
-                                 .n_tokens = llround(all),
-                                 .n_record_rows = llround(fmax(all - n_samples, 0)),
-                                 .max_tokens = (int32_t)fmin(all, max),
-                                 .estimated = true};
-        double whole = floor(all / max);
-        add_pairs(st, (int32_t)max, whole, lim);
-        add_pairs(st, (int32_t)(all - whole * max), 1, lim);
-    }
-    free(buf);
-    td_lines_close(&l);
-    return rc;
+    if (all > max && cfg->data.overflow == TD_OVERFLOW_SKIP)
+        all = n_samples = 0;
+    else if (all > max && cfg->data.overflow == TD_OVERFLOW_TRUNCATE)
+        all = max;
+    else
+        n_samples = ceil(all / max);
+    *st = (td_dataset_stats){.n_dataset_rows = 1,
+                             .n_samples = llround(n_samples),
+                             .n_tokens = llround(all),
+                             .n_record_rows = llround(fmax(all - n_samples, 0)),
+                             .max_tokens = (int32_t)fmin(all, max),
+                             .estimated = true};
+    double whole = floor(all / max);
+    add_pairs(st, (int32_t)max, whole, lim);
+    add_pairs(st, (int32_t)(all - whole * max), 1, lim);
+    return TD_OK;
 }
 
 td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
@@ -298,17 +195,14 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     td_status rc = td_source_open_for(cfg, tok, lim, true, &s, err);
     if (rc != TD_OK)
         return rc;
-    td_data_format format = td_source_format(s);
-    bool needs_tok = td_format_needs_tokenizer(cfg, format);
-    bool whole = format == TD_FORMAT_TEXT && cfg->data.text_unit == TD_TEXT_FILE;
-    uint64_t read, total;
-    td_source_progress(s, &read, &total);
-    if (td_source_is_sequential(s) && !whole) {
+    td_rows *rows = td_source_rows(s);
+    bool needs_tok = td_format_needs_tokenizer(cfg, td_source_format(s));
+    if (rows->sequential && !rows->one_row) {
         rc = sample_front(cfg, tok, lim, &st, err);
         goto done;
     }
-    if (total <= (td_source_is_sequential(s) ? SMALL_PACKED_BYTES : SMALL_FILE_BYTES) ||
-        (!whole && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
+    if (rows->total_bytes <= (rows->sequential ? SMALL_PACKED_BYTES : SMALL_FILE_BYTES) ||
+        (!rows->one_row && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
         rc = count_all(s, lim, &st, err);
         goto done;
     }
@@ -317,12 +211,8 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
         rc = td_shard_builder_init(&b, 0, 0, false, err);
     if (rc != TD_OK)
         goto done;
-    if (format == TD_FORMAT_TOKENS)
-        rc = sample_tokens(cfg, lim, &m, &b, &st, err);
-    else if (whole)
-        rc = sample_whole_file(cfg, lim, &m, &st, err);
-    else
-        rc = sample_lines(cfg, format, lim, &m, &b, &st, err);
+    rc = rows->one_row ? sample_one_row(cfg, rows, lim, &m, &st, err)
+                       : sample_rows(cfg, rows, lim, &m, &b, &st, err);
 done:
     if (rc == TD_OK) {
         st.tokens_from_bytes |= needs_tok && !tok;

@@ -1,43 +1,50 @@
-/* tokens.h - rows of an already tokenised dataset: a safetensors file, or raw ids.
+/* tokens.h - what the formats of token ids share: rows are stretches of one array of integers in the
+ * file, with or without a mask beside it. tokens_safetensors.c and tokens_raw.c say where each row
+ * lies.
  *
- * safetensors: the header is checked by its reader; rows are then read with pread, not through its
- * mapping, so that resident memory does not grow with the file and a file that is cut meanwhile is
- * an error instead of a signal. Raw: see tokens_layout.h.
+ * Rows are read with pread, not through a mapping, so that resident memory does not grow with the
+ * file and a file that is cut meanwhile is an error instead of a signal.
  */
 #ifndef TDGEN_DATA_TOKENS_H
 #define TDGEN_DATA_TOKENS_H
 
-#include <stdbool.h>
-#include <stdint.h>
-#include "data/row.h"
-#include "base/status.h"
+#include "data/format.h"
 
 typedef struct td_tokens td_tokens;
 
-/* n_vocab: of the model, 0 = unknown; it decides between u16 and u32 where nothing else does. */
-td_status td_tokens_open(const td_config *cfg, int32_t n_vocab, td_tokens **out, td_error *err);
-void td_tokens_close(td_tokens *t); /* NULL allowed */
+typedef struct td_token_kind {
+    /* Elements [*a, *b) of row `row`, which is below n_rows where that is known; or *end. Rows may
+     * be asked for in any order; one behind another is fastest. */
+    td_status (*range)(td_tokens *t, int64_t row, int64_t *a, int64_t *b, bool *end, td_error *err);
+    /* td_rows_ops.check; NULL: nothing to check. */
+    td_status (*check)(const td_tokens *t, td_error *err);
+    void (*free_own)(td_tokens *t); /* what the kind holds; t itself is freed after */
+} td_token_kind;
 
-/* Refuses (TD_E_DATA) a file that says it was made with another tokenizer.json than model_dir's.
- * Nothing to check, and TD_OK, when either is absent. */
-td_status td_tokens_check_tokenizer(const td_tokens *t, const char *model_dir, td_error *err);
+/* A kind puts it first in its own struct. */
+struct td_tokens {
+    td_rows rows;
+    const td_token_kind *kind;
+    const char *path; /* borrowed */
+    int64_t n_tokens;
+    td_int_kind ids_kind;
+    size_t ids_elem_bytes;
+    uint64_t ids_pos, mask_pos; /* in the file; mask_pos 0 = no mask */
+    int64_t next_row;
+    uint64_t payload_read; /* bytes of ids and masks */
+    /* The row in hand: ids, then mask. */
+    unsigned char *buf;
+    size_t cap, n, ids_bytes;
+};
 
-/* -1: not known before the end, the rows end at an id. */
-int64_t td_tokens_n_rows(const td_tokens *t);
-int td_tokens_fd(const td_tokens *t);              /* for pread; owned by t */
-uint64_t td_tokens_size_bytes(const td_tokens *t); /* of the file */
-/* Bytes of ids and mask: what progress counts. */
-uint64_t td_tokens_payload_bytes(const td_tokens *t);
-
-typedef struct td_tokens_row {
-    const void *ids; /* [n] elements of `kind`, unaligned; valid until the next call */
-    td_int_kind kind;
-    size_t n, ids_bytes;
-    const uint8_t *mask; /* [n] or NULL */
-} td_tokens_row;
-/* *end instead of a row behind the last one. Rows may be read in any order; one behind another is
- * fastest. */
-td_status td_tokens_row_read(td_tokens *t, int64_t row, td_tokens_row *out, bool *end,
-                             td_error *err);
+/* Opens the file and fills in `rows` but n_rows, total_bytes and sequential; `t` is zeroed, allocated
+ * by the caller with the kind's own size. Whatever comes of it, td_tokens_close frees it. */
+td_status td_tokens_begin(td_tokens *t, const td_token_kind *kind, const td_config *cfg,
+                          td_error *err);
+/* When n_tokens, ids_* and mask_pos are known. n_rows -1: the rows end at an id. */
+void td_tokens_ready(td_tokens *t, int64_t n_rows);
+void td_tokens_close(td_tokens *t);
+/* Bytes of the file. */
+td_status td_tokens_read_at(td_tokens *t, void *data, size_t n_bytes, uint64_t pos, td_error *err);
 
 #endif

@@ -1,3 +1,6 @@
+/* unpack.c - gzip and zstd behind one stream: members and frames are begun one after another, and
+ * where the current one began is kept, so that going back a little need not start at the beginning.
+ */
 #include "data/unpack.h"
 
 #include <errno.h>

@@ -59,7 +59,7 @@ static bool put_revision(json_t *o, int32_t revision) {
 }
 
 static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *id) {
-    bool ids = cfg->data.ids_field || id->format == TD_FORMAT_TOKENS;
+    bool ids = cfg->data.ids_field || !td_data_format_serves(id->format, TD_DATA_TEXT);
     bool ok = put(o, "data.size_bytes", u64_value(id->dataset_size_bytes)) &&
               put(o, "data.hash", hash_value(id->dataset_hash)) &&
               put(o, "data.format", json_string(td_data_format_name(id->format))) &&
@@ -70,17 +70,17 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
     /* Keys that this kind of row does not use are left out: changing them changes nothing. */
     if (ok && id->append_eos)
         ok = put(o, "data.eos_id", json_integer(id->eos_id));
-    if (ok && id->format == TD_FORMAT_TEXT)
+    if (ok && td_data_format_serves(id->format, TD_DATA_TEXT_UNIT))
         ok = put(o, "data.text_unit", json_string(td_text_unit_name(cfg->data.text_unit)));
     if (ok && ids)
         ok = put(o, "data.ids_field", text_value(cfg->data.ids_field)) &&
              put(o, "data.mask_field", text_value(cfg->data.mask_field));
-    if (ok && id->format == TD_FORMAT_TOKENS)
+    if (ok && td_data_format_serves(id->format, TD_DATA_RAW_IDS))
         ok = put(o, "data.token_dtype", json_string(td_token_dtype_name(cfg->data.token_dtype))) &&
              put(o, "data.document_eos", json_integer(cfg->data.document_eos));
     if (ok && !ids)
         ok = put(o, "data.add_special_tokens", json_boolean(cfg->data.add_special_tokens));
-    if (ok && !ids && id->format == TD_FORMAT_JSONL) {
+    if (ok && !ids && td_data_format_serves(id->format, TD_DATA_FIELDS)) {
         if (cfg->data.prompt_field)
             ok = put(o, "data.prompt_field", text_value(cfg->data.prompt_field)) &&
                  put(o, "data.completion_field", text_value(cfg->data.completion_field)) &&
