@@ -1,4 +1,4 @@
-/* restart.c - see app/restart.h and run/faults.h. */
+/* restart.c - see app/restart.h and run/run.h. */
 #include "app/restart.h"
 
 #include <dirent.h>

@@ -17,7 +17,6 @@
 #define TDGEN_CMD_RECOVER_H
 
 #include "device/device.h"
-#include "run/faults.h"
 #include "plan/plan.h"
 #include "record/record.h"
 #include "run/run.h"

@@ -1,4 +1,4 @@
-/* See claims.h for the policy.
+/* claims.c - how much a group claims; the policy is in queue.h.
  *
  * Memory orders: every atomic of this file is relaxed. They are estimates that steer who asks the
  * queue for how much; what an item holds, and who owns it, is ordered by the queue. A sum that is
@@ -6,7 +6,7 @@
  * moment, which costs a claim of another size. Progress needs only that stores become visible in
  * the end, which C11 asks of all of them (7.17.3).
  */
-#include "queue/claims.h"
+#include "queue/queue.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -20,8 +20,8 @@
 #define TIE 1e-6           /* relative: a peer that is faster by less than this is not faster */
 static const double NAP_MIN_S = 5e-4, NAP_MAX_S = 0.05;
 
-/* What a group says of itself. Written by its thread (the last two also by td_claim_board_retire).
- */
+/* What a group says of itself. Written by its thread; n_claimed, claimed_kflop and live also by
+ * td_claim_board_retire. */
 typedef struct peer {
     _Atomic int64_t rate; /* kFLOP/s; 0: unknown, or not taking work */
     _Atomic double free_s, depth;
@@ -334,8 +334,8 @@ double td_claimer_nap_s(const td_claimer *c) {
     double rate = own_rate(c);
     if (!c->left || rate <= 0)
         return NAP_MIN_S;
-    /* A small part of its own time for a micro-batch: as much is lost when it is needed after all.
-     */
+    /* A small part of its own time for a micro-batch: that much is lost if it is needed after
+     * all. */
     double item = fmax(c->seen_kflop * (1 - FORGET), 1);
     return fmin(fmax(0.02 * item / rate, NAP_MIN_S), NAP_MAX_S);
 }

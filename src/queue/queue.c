@@ -1,4 +1,4 @@
-/* See queue.h for the protocol. Memory orders are argued at each atomic operation. */
+/* queue.c - the protocol is in queue.h. Memory orders are argued at each atomic operation. */
 #include "queue/queue.h"
 
 #include <assert.h>

@@ -1,4 +1,4 @@
-/* See faults.h for the rules. The file:
+/* faults.c - what is remembered of lost devices; the rules are in run.h. The file:
  *
  *   {"version": 1, "pid": 4711, "reexecutions": 1, "compute": "bf16",
  *    "machine": ["GPU-8f2e...", ...],
@@ -6,7 +6,7 @@
  *    "suspects": [{"row": 17, "start": 0, "tries": 1, "blamed": false,
  *                  "devices": [{"device": "GPU-8f2e...", "name": "cuda:1"}]}]}
  */
-#include "run/faults.h"
+#include "run/run.h"
 
 #include <ctype.h>
 #include <stdlib.h>

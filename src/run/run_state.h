@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include "run/blame.h"
-#include "queue/claims.h"
+#include "queue/queue.h"
 #include "queue/queue.h"
 #include "run/timeline.h"
 #include "run/run.h"

@@ -1,4 +1,4 @@
-/* The work of a simulated run: lengths of a stated job or of the real dataset, packed by the data
+/* load.c - the work of a simulated run: lengths of a stated job or of the real dataset, packed by the data
  * room into the micro-batches that a run would publish. */
 #include <math.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* What a simulated run shows: text, and an SVG picture of the same timeline. */
+/* print.c - what a simulated run shows: text, and an SVG picture of the same timeline. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
-/* sim_random.h - random numbers by counter: each is a function of (seed, use, index), so it does
+/* random.h - random numbers by counter: each is a function of (seed, use, index), so it does
  * not depend on the order in which things happen. SplitMix64's finaliser (Steele, Lea, Flood 2014).
  */
-#ifndef TDGEN_SCHED_SIM_RANDOM_H
-#define TDGEN_SCHED_SIM_RANDOM_H
+#ifndef TDGEN_SIM_RANDOM_H
+#define TDGEN_SIM_RANDOM_H
 
 #include <stdint.h>
 

@@ -1,4 +1,4 @@
-/* The event loop of a simulated run. The decisions are those of the real code: td_claimer_next and
+/* sim.c - the event loop of a simulated run. The decisions are those of the real code: td_claimer_next and
  * the queue; what is simulated is what takes time.
  *
  * A pipeline is in order, so when a micro-batch is submitted the times at which its stages begin
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "queue/claims.h"
+#include "queue/queue.h"
 #include "sim/random.h"
 #include "sim/sim.h"
 #include "base/memory.h"

@@ -1,4 +1,4 @@
-/* simulate.h - a run in virtual time: the plan, the work queue and the claim code of a real run,
+/* sim.h - a run in virtual time: the plan, the work queue and the claim code of a real run,
  * driven by an event loop in place of threads and devices.
  *
  *   td_sim_stats      (a stated job) what the planner wants to know of its lengths
@@ -16,12 +16,11 @@
  * Deterministic: one thread, and every random number is a function of (seed, what it is for,
  * index).
  */
-#ifndef TDGEN_SIMULATE_H
-#define TDGEN_SIMULATE_H
+#ifndef TDGEN_SIM_H
+#define TDGEN_SIM_H
 
 #include <stdint.h>
 #include <stdio.h>
-#include "config/config.h"
 #include "data/data.h"
 #include "plan/plan.h"
 #include "base/status.h"
@@ -53,8 +52,8 @@ typedef struct td_sim_load {
 /* Packs with plan->batch_tokens and output.shard_samples. On failure *out is freed. */
 td_status td_sim_load_make(const td_config *cfg, const td_plan *plan, td_sim_load *out,
                            td_error *err);
-/* Reads a source that packs already (td_source_limits.batch_tokens) to its end; only this worker's
- * shards. */
+/* Reads a source that packs already (td_source_limits.batch_tokens) to its end, and keeps
+ * this worker's shards. */
 td_status td_sim_load_from_source(td_source *src, const td_config *cfg, const td_plan *plan,
                                   td_sim_load *out, td_error *err);
 void td_sim_load_free(td_sim_load *l);

@@ -10,7 +10,6 @@
 
 #include "app/restart.h"
 #include "data/data.h"
-#include "run/faults.h"
 #include "run/run.h"
 #include "base/file.h"
 #include "base/memory.h"

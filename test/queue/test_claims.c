@@ -1,10 +1,10 @@
-/* The claim policy: limits of a claim, the tail, and that never all groups leave. The reference for
+/* test_claims.c - the claim policy: limits of a claim, the tail, and that never all groups leave. The reference for
  * the tail is a plain search over time for the moment when the peers are done. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
 
-#include "queue/claims.h"
+#include "queue/queue.h"
 
 enum { MAX_GROUPS = 12, MAX_ITEMS = 4096 };
 

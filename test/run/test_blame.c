@@ -1,4 +1,4 @@
-/* Who is to blame: each rule by itself, then whole runs at random against what must hold whatever
+/* test_blame.c - who is to blame: each rule by itself, then whole runs at random against what must hold whatever
  * fails, and in whatever order. */
 #include <criterion/criterion.h>
 #include <stdlib.h>

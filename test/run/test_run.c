@@ -1,4 +1,4 @@
-/* Runs with devices that fail: a group that retires hands its work over, memory that is short makes
+/* test_run.c - runs with devices that fail: a group that retires hands its work over, memory that is short makes
  * smaller micro-batches, and the output is byte-identical all the same. */
 #include <criterion/criterion.h>
 #include <dirent.h>

@@ -1,4 +1,4 @@
-/* The timeline of a run: bounded however long it gets, nothing lost but the resolution. */
+/* test_timeline.c - the timeline of a run: bounded however long it gets, nothing lost but the resolution. */
 #include <criterion/criterion.h>
 #include <jansson.h>
 #include <stdlib.h>

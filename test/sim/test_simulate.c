@@ -1,4 +1,4 @@
-/* Simulated runs: times that can be worked out by hand, the balance that is required, failures,
+/* test_simulate.c - simulated runs: times that can be worked out by hand, the balance that is required, failures,
  * determinism, and what is refused. */
 #include <criterion/criterion.h>
 #include <math.h>
@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "test/plan/plan_fixture.h"
-#include "queue/claims.h"
+#include "queue/queue.h"
 #include "sim/sim.h"
 #include "base/file.h"
 #include "base/memory.h"
