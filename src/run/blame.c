@@ -1,4 +1,4 @@
-/* See blame.h for the rules. Failures are rare, so records are searched one by one. */
+/* blame.c - the rules are in blame.h. Failures are rare, so records are searched one by one. */
 #include "run/blame.h"
 
 #include <assert.h>

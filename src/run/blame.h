@@ -1,7 +1,7 @@
 /* blame.h - who is to blame when a group fails: its device, the work, or one sample of it.
  *
- * A pure state machine: no clock, no thread, no device. group.c and the watch in run.c tell it what
- * happened and do what it says; they hold run->lock around every call.
+ * A pure state machine: no clock, no thread, no device. recover.c and watch.c tell it what happened
+ * and do what it says. They reach it by td_verdict_blame, which asserts that they hold run->lock.
  *
  * A work is a micro-batch, named by its number in the queue; its tries:
  *   1st  as it was packed, with others in flight. A failure suspends the group over everything that
@@ -22,12 +22,12 @@
  * anybody else's word and anything completed in between. With all groups OUT the run ends. What a
  * group said before it failed its probe does not count against works and samples.
  *
- * So (test/sched/test_blame.c plays it out at random): a run ends; with devices that fail only over
+ * So (test/run/test_blame.c plays it out at random): a run ends; with devices that fail only over
  * bad samples no healthy sample is blamed and no group is out; a device that fails its probe never
  * gets a sample blamed; a sample fails at most 3 times on groups that were not proved broken.
  */
-#ifndef TDGEN_SCHED_BLAME_H
-#define TDGEN_SCHED_BLAME_H
+#ifndef TDGEN_RUN_BLAME_H
+#define TDGEN_RUN_BLAME_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,6 +1,6 @@
-/* The feeder reads ahead of the groups: at most max_open shards are open at a time (see
- * td_claims_max_open), which bounds memory and holds the reader back. The writer closes them. */
-#include "run/run_state.h"
+/* feeder.c - the feeder's thread reads ahead of the groups: at most td_claims_max_open shards are
+ * open at a time, which bounds memory and holds the reader back. The writer closes them. */
+#include "run/state.h"
 
 #include <stdlib.h>
 #include <time.h>
@@ -20,32 +20,12 @@ static void nap(void) {
 
 /* A free place for a shard, or NULL when the run stops. */
 static td_open_shard *acquire_place(td_run_state *run) {
-    td_open_shard *o = NULL;
-    pthread_mutex_lock(&run->lock);
-    while (run->n_open == run->max_open && !td_run_stopping(run))
-        pthread_cond_wait(&run->changed, &run->lock);
-    if (!td_run_stopping(run)) {
-        for (int32_t i = 0; i < run->max_open && !o; i++)
-            if (!run->open[i].in_use)
-                o = &run->open[i];
-        o->in_use = true;
-        run->n_open++;
-    }
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    while (td_open_shards_full(run->open) && !td_run_stopping(run))
+        td_lock_wait(&run->lock);
+    td_open_shard *o = td_run_stopping(run) ? NULL : td_open_shards_take(run->open);
+    td_lock_release(&run->lock);
     return o;
-}
-
-static void release_place(td_run_state *run, td_open_shard *o) {
-    td_shard_free(o->shard);
-    free(o->work);
-    pthread_mutex_lock(&run->lock);
-    o->shard = NULL;
-    o->work = NULL;
-    o->writer = NULL;
-    o->in_use = false;
-    run->n_open--;
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
 }
 
 /* Is the next shard one that need not be computed? Then it is passed over. */
@@ -70,9 +50,9 @@ static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end
         rc = td_output_shard_done(in->output, scanned->number, scanned->row_begin, scanned->row_end,
                                   scanned->source_hash, &done, &totals, err);
         if (rc == TD_OK && done) {
-            atomic_fetch_add(&run->n_shards_kept, 1);
-            atomic_fetch_add(&run->n_tokens_kept, totals.n_tokens);
-            atomic_fetch_add(&run->n_samples_kept, totals.n_samples);
+            atomic_fetch_add(&run->counters.n_shards_kept, 1);
+            atomic_fetch_add(&run->counters.n_tokens_kept, totals.n_tokens);
+            atomic_fetch_add(&run->counters.n_samples_kept, totals.n_samples);
         }
     }
     td_shard_free(scanned);
@@ -86,8 +66,8 @@ static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end
 static void count_idle(td_run_state *run, const td_shard *shard) {
     for (int32_t i = 0; i < shard->n_samples; i++)
         if (shard->samples[i].n_rows == 0) {
-            atomic_fetch_add(&run->n_samples_idle, 1);
-            atomic_fetch_add(&run->n_tokens_idle, shard->samples[i].n_tokens);
+            atomic_fetch_add(&run->counters.n_samples_idle, 1);
+            atomic_fetch_add(&run->counters.n_tokens_idle, shard->samples[i].n_tokens);
         }
 }
 
@@ -119,7 +99,7 @@ static td_status skip_blamed(td_run_state *run, const td_open_shard *o, const ui
         if (marks[i] == TD_PACK_OUT) {
             td_log_warn("dataset row %lld: computing it made devices fail, the sample is skipped",
                         (long long)o->shard->samples[i].row);
-            atomic_fetch_add(&run->n_bad, 1);
+            atomic_fetch_add(&run->counters.n_bad, 1);
             rc = td_shard_writer_skip(o->writer, i, err);
         }
     return rc;
@@ -182,7 +162,7 @@ static td_status open_and_publish(td_run_state *run, td_feeder *f, td_open_shard
     estimate_unread(run, f, o);
     atomic_store(&o->n_left, n);
     if (n == 0)
-        td_run_shard_complete(run, o);
+        td_open_shards_complete(run->open, o);
     for (int32_t i = 0; i < n; i++) {
         td_claim_board_add(run->board, &o->work[i].item);
         while (!td_queue_publish(run->queue, &o->work[i])) {
@@ -198,7 +178,7 @@ fail:
 }
 
 static void note_end(td_run_state *run) {
-    atomic_store(&run->n_data_shards, td_source_next_number(run->in->source));
+    atomic_store(&run->counters.n_data_shards, td_source_next_number(run->in->source));
 }
 
 void *td_feeder_main(void *arg) {
@@ -224,11 +204,11 @@ void *td_feeder_main(void *arg) {
         if (rc != TD_OK || !o->shard) {
             if (rc == TD_OK)
                 note_end(run);
-            release_place(run, o);
+            td_open_shards_release(run->open, o);
             break;
         }
-        atomic_fetch_add(&run->n_bad, o->shard->n_bad_rows);
-        atomic_fetch_add(&run->n_overflow_rows, o->shard->n_overflow_rows);
+        atomic_fetch_add(&run->counters.n_bad, o->shard->n_bad_rows);
+        atomic_fetch_add(&run->counters.n_overflow_rows, o->shard->n_overflow_rows);
         count_idle(run, o->shard);
         rc = open_and_publish(run, &f, o, &err);
         if (rc != TD_OK)
@@ -238,69 +218,9 @@ void *td_feeder_main(void *arg) {
         td_run_fail(run, &err);
     td_claim_board_set_unread(run->board, 0);
     td_queue_close(run->queue);
-    pthread_mutex_lock(&run->lock);
-    run->feeder_ended = true;
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-    return NULL;
-}
-
-void td_run_shard_complete(td_run_state *run, td_open_shard *o) {
-    pthread_mutex_lock(&run->lock);
-    o->next = NULL;
-    if (run->commit_tail)
-        run->commit_tail->next = o;
-    else
-        run->commit_head = o;
-    run->commit_tail = o;
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-}
-
-void td_run_drop_open(td_run_state *run) {
-    for (int32_t i = 0; i < run->max_open; i++)
-        if (run->open[i].in_use) {
-            td_shard_writer_abort(run->open[i].writer);
-            release_place(run, &run->open[i]);
-        }
-}
-
-/* Ends when every opened shard is committed, or, when the run stops, as soon as no group can
- * complete another one; then it drops what is incomplete. After the loss of a device it ends at
- * once and leaves what is open, complete or not, to the thread that asks what was in flight. */
-void *td_writer_main(void *arg) {
-    td_run_state *run = arg;
-    for (;;) {
-        pthread_mutex_lock(&run->lock);
-        while (!td_run_is_lost(run) && !run->commit_head &&
-               !(run->feeder_ended && run->n_open == 0) &&
-               !(td_run_stopping(run) && run->feeder_ended && run->n_groups_ended == run->n_groups))
-            pthread_cond_wait(&run->changed, &run->lock);
-        td_open_shard *o = td_run_is_lost(run) ? NULL : run->commit_head;
-        if (o) {
-            run->commit_head = o->next;
-            if (!run->commit_head)
-                run->commit_tail = NULL;
-        }
-        pthread_mutex_unlock(&run->lock);
-        if (!o)
-            break;
-        td_error err = {0};
-        td_status rc = td_shard_writer_commit(o->writer, &err);
-        if (rc == TD_OK)
-            atomic_fetch_add(&run->n_shards_written, 1);
-        else
-            td_run_fail(run, &err);
-        release_place(run, o);
-    }
-    if (!td_run_is_lost(run))
-        td_run_drop_open(run);
-    pthread_mutex_lock(&run->lock);
-    run->writer_ended = true;
-    bool hung = run->n_hung > 0;
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-    if (hung) /* all is saved; the main thread may be held by the driver that hangs */
-        td_run_arm_watchdog();
+    td_lock_acquire(&run->lock);
+    td_verdict_feeder_ended(run->verdict);
+    td_lock_notify(&run->lock);
+    td_lock_release(&run->lock);
     return NULL;
 }

@@ -1,5 +1,5 @@
-/* See health.h. The lock protects what the thread writes and others read; it is never held while
- * the driver is asked. */
+/* health.c - see health.h. The lock protects what the thread writes and others read; it is never
+ * held while the driver is asked. */
 #include "run/health.h"
 
 #include <pthread.h>

@@ -2,8 +2,8 @@
  * report. Devices without sensors do not appear. A thread of its own asks them: a driver that does
  * not answer must not hold up the main thread, which watches for devices that hang. All functions
  * are the main thread's; those that tell something tell it of the latest sample and do not wait. */
-#ifndef TDGEN_SCHED_HEALTH_H
-#define TDGEN_SCHED_HEALTH_H
+#ifndef TDGEN_RUN_HEALTH_H
+#define TDGEN_RUN_HEALTH_H
 
 #include <jansson.h>
 #include <stdbool.h>

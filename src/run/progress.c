@@ -1,8 +1,7 @@
-/* What a person watching sees: a live line on a terminal, a plain line in the log every half
- * minute, status.json every second. All from counters that the threads bump; nothing here holds
- * them up. */
-#include "run/health.h"
-#include "run/run_state.h"
+/* progress.c - what a person watching sees: a live line on a terminal, a plain line in the log
+ * every half minute, status.json every second. All from counters that the threads bump; nothing
+ * here holds them up. */
+#include "run/progress.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -10,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "run/health.h"
 #include "base/log.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -69,12 +69,12 @@ static view look(td_progress *p, double now) {
     view v = {.elapsed_s = now - run->start_s,
               .fraction = -1,
               .eta_s = -1,
-              .n_tokens = atomic_load(&run->n_tokens_idle),
-              .n_samples = atomic_load(&run->n_samples_idle)};
+              .n_tokens = atomic_load(&run->counters.n_tokens_idle),
+              .n_samples = atomic_load(&run->counters.n_samples_idle)};
     for (int32_t g = 0; g < run->n_groups; g++) {
-        v.n_tokens += atomic_load(&run->groups[g].n_tokens);
-        v.n_samples += atomic_load(&run->groups[g].n_samples);
-        v.n_rows += atomic_load(&run->groups[g].n_rows);
+        v.n_tokens += atomic_load(&run->groups[g].counters.n_tokens);
+        v.n_samples += atomic_load(&run->groups[g].counters.n_samples);
+        v.n_rows += atomic_load(&run->groups[g].counters.n_rows);
     }
     if (now - p->mark_s[1] > RATE_WINDOW_S) {
         p->mark_s[0] = p->mark_s[1];
@@ -84,8 +84,8 @@ static view look(td_progress *p, double now) {
     }
     double dt = now - p->mark_s[0];
     v.rate = dt > 0.05 ? (double)(v.n_tokens - p->mark_tokens[0]) / dt : 0;
-    v.n_all_tokens = v.n_tokens + atomic_load(&run->n_tokens_kept);
-    v.n_all_samples = v.n_samples + atomic_load(&run->n_samples_kept);
+    v.n_all_tokens = v.n_tokens + atomic_load(&run->counters.n_tokens_kept);
+    v.n_all_samples = v.n_samples + atomic_load(&run->counters.n_samples_kept);
     double total = (double)run->in->plan->stats.n_tokens / run->in->cfg->run.total_workers;
     if (total > 0) {
         v.fraction = TD_MIN(0.999, (double)v.n_all_tokens / total);
@@ -103,9 +103,9 @@ static void group_shares(const td_run_state *run, int64_t total, char *buf, size
         return;
     at += (size_t)snprintf(buf, n, " · groups");
     for (int32_t g = 0; g < TD_MIN(run->n_groups, SHOWN) && at < n; g++)
-        at +=
-            (size_t)snprintf(buf + at, n - at, "%c%.0f%%", g ? '/' : ' ',
-                             100.0 * (double)atomic_load(&run->groups[g].n_tokens) / (double)total);
+        at += (size_t)snprintf(buf + at, n - at, "%c%.0f%%", g ? '/' : ' ',
+                               100.0 * (double)atomic_load(&run->groups[g].counters.n_tokens) /
+                                   (double)total);
     if (run->n_groups > SHOWN && at < n)
         snprintf(buf + at, n - at, "/..");
 }
@@ -128,7 +128,8 @@ static void compose_line(const td_progress *p, const view *v, bool final, char *
     /* The group shares last: they are what a narrow terminal cuts. */
     snprintf(line, n, "%s%s samples · %s tokens · %s tokens/s · %lld shards%s%s%s", percent,
              samples, tokens, rate,
-             (long long)(atomic_load(&run->n_shards_written) + atomic_load(&run->n_shards_kept)),
+             (long long)(atomic_load(&run->counters.n_shards_written) +
+                         atomic_load(&run->counters.n_shards_kept)),
              eta, gpus, shares);
 }
 
@@ -138,27 +139,28 @@ static void stamp(time_t t, char *buf, size_t n) {
     strftime(buf, n, "%Y-%m-%dT%H:%M:%SZ", &tm);
 }
 
-static json_t *group_json(const td_group *g, double elapsed_s) {
+static json_t *group_json(const td_group *g, bool retired, double elapsed_s) {
     json_t *busy = json_array(); /* share of the time that each of its devices computed */
     for (int32_t i = 0; i < g->plan->n_stages; i++)
         json_array_append_new(
-            busy, json_real(elapsed_s > 0 ? TD_MIN(1.0, 1e-6 * (double)atomic_load(&g->busy_us[i]) /
-                                                            elapsed_s)
-                                          : 0.0));
-    int64_t tokens = atomic_load(&g->n_tokens);
-    double wait_s = 1e-6 * (double)atomic_load(&g->wait_us);
-    double seen_s = 1e-6 * (double)atomic_load(&g->observed_us);
-    double planned_s = 1e-6 * (double)atomic_load(&g->predicted_us);
+            busy, json_real(elapsed_s > 0
+                                ? TD_MIN(1.0, 1e-6 * (double)atomic_load(&g->counters.busy_us[i]) /
+                                                  elapsed_s)
+                                : 0.0));
+    int64_t tokens = atomic_load(&g->counters.n_tokens);
+    double wait_s = 1e-6 * (double)atomic_load(&g->counters.wait_us);
+    double seen_s = 1e-6 * (double)atomic_load(&g->counters.observed_us);
+    double planned_s = 1e-6 * (double)atomic_load(&g->counters.predicted_us);
     /* Idle: nothing to claim. Observed and planned: tokens/s while it had work; 0 = not known. */
     return json_pack(
         "{s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:f, s:f, s:f, s:b}", "group", (int)g->id,
-        "tokens", (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->n_samples),
-        "micro_batches", (json_int_t)atomic_load(&g->n_batches), "tokens_per_s",
+        "tokens", (json_int_t)tokens, "samples", (json_int_t)atomic_load(&g->counters.n_samples),
+        "micro_batches", (json_int_t)atomic_load(&g->counters.n_batches), "tokens_per_s",
         elapsed_s > 0 ? (double)tokens / elapsed_s : 0.0, "waiting_s", wait_s, "idle_share",
         elapsed_s > 0 ? TD_MIN(1.0, wait_s / elapsed_s) : 0.0, "busy_shares", busy,
         "observed_tokens_per_s", seen_s > 0 ? (double)tokens / seen_s : 0.0, "planned_tokens_per_s",
         planned_s > 0 ? (double)tokens / planned_s : 0.0, "last_done_s",
-        1e-6 * (double)atomic_load(&g->last_done_us), "retired", g->retired);
+        1e-6 * (double)atomic_load(&g->counters.last_done_us), "retired", retired);
 }
 
 /* What truncation loses so far (td_coverage), NULL when no row was recorded. */
@@ -188,18 +190,18 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     stamp(p->started, started, sizeof started);
     stamp(time(NULL), updated, sizeof updated);
     json_t *groups = json_array();
-    pthread_mutex_lock(&run->lock);
-    for (int32_t g = 0; g < run->n_groups; g++)
-        json_array_append_new(groups, group_json(&run->groups[g], v->elapsed_s));
-    pthread_mutex_unlock(&run->lock);
-    json_t *j =
-        json_pack("{s:s, s:s, s:s, s:i, s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "state",
-                  state, "started", started, "updated", updated, "pid", (int)getpid(), "elapsed_s",
-                  v->elapsed_s, "samples", (json_int_t)v->n_all_samples, "tokens",
-                  (json_int_t)v->n_all_tokens, "rows", (json_int_t)v->n_rows, "tokens_per_s",
-                  v->rate, "shards_written", (json_int_t)atomic_load(&run->n_shards_written),
-                  "shards_kept", (json_int_t)atomic_load(&run->n_shards_kept), "skipped_samples",
-                  (json_int_t)atomic_load(&run->n_bad), "groups", groups);
+    for (int32_t g = 0; g < run->n_groups; g++) {
+        bool retired = td_run_group_verdict(run, &run->groups[g]).retired;
+        json_array_append_new(groups, group_json(&run->groups[g], retired, v->elapsed_s));
+    }
+    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:o}",
+                          "state", state, "started", started, "updated", updated, "pid",
+                          (int)getpid(), "elapsed_s", v->elapsed_s, "samples",
+                          (json_int_t)v->n_all_samples, "tokens", (json_int_t)v->n_all_tokens,
+                          "rows", (json_int_t)v->n_rows, "tokens_per_s", v->rate, "shards_written",
+                          (json_int_t)atomic_load(&run->counters.n_shards_written), "shards_kept",
+                          (json_int_t)atomic_load(&run->counters.n_shards_kept), "skipped_samples",
+                          (json_int_t)atomic_load(&run->counters.n_bad), "groups", groups);
     if (!j)
         return;
     const td_faults *f = run->in->faults;
@@ -216,7 +218,7 @@ static void write_status(td_progress *p, const view *v, const char *state) {
         json_object_set_new(j, "truncation", coverage);
     json_object_set_new(j, "worker_id", json_integer(run->in->cfg->run.worker_id));
     json_object_set_new(j, "total_workers", json_integer(run->in->cfg->run.total_workers));
-    int64_t n_data_shards = atomic_load(&run->n_data_shards);
+    int64_t n_data_shards = atomic_load(&run->counters.n_data_shards);
     if (n_data_shards >= 0)
         json_object_set_new(j, "shards_in_data", json_integer((json_int_t)n_data_shards));
     json_t *devices = td_health_json(p->health);
@@ -237,13 +239,11 @@ static void write_status(td_progress *p, const view *v, const char *state) {
 
 /* A driver that hangs can keep whoever asks it: then nothing is asked any more. */
 static bool sensors_answer(td_run_state *run) {
-    pthread_mutex_lock(&run->lock);
-    bool ok = run->n_hung == 0;
-    pthread_mutex_unlock(&run->lock);
-    return ok && !td_run_is_lost(run);
+    return td_run_n_hung(run) == 0 && !td_run_is_lost(run);
 }
 
 void td_progress_tick(td_progress *p, const char *state, bool final) {
+    td_run_assert_main(p->run);
     double now = td_time_s();
     bool line_due = now >= p->next_line_s && td_log_is_live();
     bool status_due = now >= p->next_status_s, log_due = now >= p->next_log_s;

@@ -1,15 +1,14 @@
-/* What a group's thread does when its device fails: tells blame.c, gives its work back, waits for
- * the verdict, makes a new session and probes it, computes a work sample by sample.
+/* recover.c - what a group's thread does when its device fails: tells blame.c, gives its work back,
+ * waits for the verdict, makes a new session and probes it, computes a work sample by sample.
  *
  * Who may write a sample: a work that is split is written while it is CLAIMED, sample by sample,
  * and begins to commit when all of it is there. Nobody takes it from the claimer meanwhile: the
- * thread itself gives it back only between two samples, and the watch (give_up_stuck) takes it only
- * while the thread is between td_group_enter and td_group_leave, where it writes nothing; the
- * thread then fails to leave and touches nothing any more. So no two threads ever write the same
- * sample, and what is done is remembered (blame.c) under run->lock, which the next claimer takes,
- * too.
+ * thread itself gives it back only between two samples, and the watch (watch.c) takes it only while
+ * the thread is between td_group_enter and td_group_leave, where it writes nothing; the thread then
+ * fails to leave and touches nothing any more. So no two threads ever write the same sample, and
+ * what is done is remembered (blame.c) under run->lock, which the next claimer takes, too.
  */
-#include "run/group.h"
+#include "run/recover.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +33,7 @@ static void give_back(td_loop *l) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     for (int32_t i = 0; i < l->n_slots; i++)
-        atomic_store(&g->in_flight[i], NULL); /* soon somebody else's */
+        atomic_store(&g->signs.in_flight[i], NULL); /* soon somebody else's */
     for (int32_t i = 0; i < l->n_in_flight; i++) {
         const td_claim *c = &l->slots[(l->head + i) % l->n_slots].claim;
         td_work *w = c->item;
@@ -81,9 +80,9 @@ static void out_for_good(td_loop *l, bool hung, bool told, const td_error *why) 
 /* What the session measured would be lost with it. */
 static void keep_times(td_loop *l) {
     td_group *g = l->g;
-    for (int32_t i = 0; i < TD_MIN(g->plan->n_stages, (int32_t)TD_ARRAY_LEN(g->busy_s)); i++)
-        g->busy_s[i] += td_session_stage_busy_s(g->session, i);
-    td_session_profile(g->session, g->op_s);
+    for (int32_t i = 0; i < TD_MIN(g->plan->n_stages, (int32_t)TD_ARRAY_LEN(g->own.busy_s)); i++)
+        g->own.busy_s[i] += td_session_stage_busy_s(g->own.session, i);
+    td_session_profile(g->own.session, g->own.op_s);
     l->full_since_s = l->full_until_s = 0; /* the steady shares are those of the last session */
 }
 
@@ -106,22 +105,21 @@ static td_status probe(td_loop *l, bool *hung, td_error *err) {
                             .row_dataset_row = &zero,
                             .row_position = &zero};
     const double patience = PROBE_PATIENCE * td_run_patience_s();
-    atomic_store(&g->patience_ms, (int64_t)(1e3 * patience));
+    atomic_store(&g->signs.patience_ms, (int64_t)(1e3 * patience));
     int64_t ticket = td_group_enter(g);
-    if (g->session)
+    if (g->own.session)
         keep_times(l);
-    td_session_destroy(g->session);
-    g->session = NULL;
-    td_status rc =
-        td_session_create(run->in->weights, g->stages, g->plan->n_stages, lim,
-                          &run->in->plan->capture, &g->session, err);
+    td_session_destroy(g->own.session);
+    g->own.session = NULL;
+    td_status rc = td_session_create(run->in->weights, g->stages, g->plan->n_stages, lim,
+                                     &run->in->plan->capture, &g->own.session, err);
     if (rc == TD_OK)
-        rc = td_session_submit(g->session, 0, &batch, err);
+        rc = td_session_submit(g->own.session, 0, &batch, err);
     l->gone = !td_group_leave(g, ticket);
     for (double waited = 0; rc == TD_OK && !l->gone && !td_run_is_lost(run);) {
         td_captured cap;
         double t0 = td_time_s();
-        rc = td_session_wait(g->session, 0, 0.5, &cap, err);
+        rc = td_session_wait(g->own.session, 0, 0.5, &cap, err);
         double dt = td_time_s() - t0;
         if (rc != TD_E_DEVICE || dt < 0.45)
             break;
@@ -144,12 +142,12 @@ static bool try_again(td_loop *l) {
         td_run_lost(run, l->g, &err);
     if (td_run_is_lost(run))
         return false;
-    pthread_mutex_lock(&run->lock);
-    td_blame_probed(run->blame, l->g->id, rc == TD_OK);
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_blame_probed(td_verdict_blame(run->verdict), l->g->id, rc == TD_OK);
+    td_lock_notify(&run->lock);
+    td_lock_release(&run->lock);
     if (rc == TD_OK) {
-        atomic_fetch_add(&l->g->n_reinstated, 1);
+        atomic_fetch_add(&l->g->counters.n_reinstated, 1);
         td_log_info("group %u: a new session on its devices works, the group goes on", l->g->id);
         return true;
     }
@@ -159,21 +157,20 @@ static bool try_again(td_loop *l) {
     return false;
 }
 
-td_status td_group_create(td_group *g, td_error *err) {
+td_status td_recover_create(td_group *g, td_error *err) {
     td_run_state *run = g->run;
-    if (g->retired) /* when it was tried with larger micro-batches */
+    if (td_run_group_verdict(run, g).retired) /* when it was tried with larger micro-batches */
         return TD_OK;
     td_status rc = td_session_create(run->in->weights, g->stages, g->plan->n_stages, &run->limits,
-                                     &run->in->plan->capture,
-                                     &g->session, err);
+                                     &run->in->plan->capture, &g->own.session, err);
     if (rc == TD_OK)
         return TD_OK;
     td_error_prefix(err, "group %u", g->id);
     if (rc != TD_E_DEVICE)
         return rc;
-    pthread_mutex_lock(&run->lock);
-    td_blame_probed(run->blame, g->id, false);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_blame_probed(td_verdict_blame(run->verdict), g->id, false);
+    td_lock_release(&run->lock);
     td_queue_retire(run->queue, g->id);
     td_claim_board_retire(run->board, (int32_t)g->id);
     if (td_run_retire(run, g, false, err))
@@ -184,13 +181,13 @@ td_status td_group_create(td_group *g, td_error *err) {
 
 /* --- verdict ---------------------------------------------------------------------------------- */
 
-td_care td_group_care(td_loop *l, const td_claim *claim) {
+td_care td_recover_care(td_loop *l, const td_claim *claim) {
     if (claim->tries == 0)
         return TD_CARE_NONE;
     td_run_state *run = l->g->run;
-    pthread_mutex_lock(&run->lock);
-    td_care care = td_blame_care(run->blame, claim->number);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_care care = td_blame_care(td_verdict_blame(run->verdict), claim->number);
+    td_lock_release(&run->lock);
     return care;
 }
 
@@ -200,11 +197,11 @@ static bool await_verdict(td_loop *l, bool hung, const td_error *why) {
     bool waited = false;
     for (double t0 = td_time_s();; waited = true) {
         bool others = false;
-        pthread_mutex_lock(&run->lock);
-        td_standing standing = td_blame_standing(run->blame, g->id);
+        td_lock_acquire(&run->lock);
+        td_standing standing = td_blame_standing(td_verdict_blame(run->verdict), g->id);
         for (uint32_t i = 0; i < (uint32_t)run->n_groups; i++)
-            others = others || td_blame_standing(run->blame, i) != TD_GROUP_OUT;
-        pthread_mutex_unlock(&run->lock);
+            others = others || td_blame_standing(td_verdict_blame(run->verdict), i) != TD_GROUP_OUT;
+        td_lock_release(&run->lock);
         if (standing == TD_GROUP_OUT) {
             out_for_good(l, hung, waited && others, why);
             return false;
@@ -220,7 +217,7 @@ static bool await_verdict(td_loop *l, bool hung, const td_error *why) {
         struct timespec ts = {.tv_nsec = 2000000};
         nanosleep(&ts, NULL);
         double now = td_time_s();
-        atomic_fetch_add(&g->wait_us, (int64_t)(1e6 * (now - t0)));
+        atomic_fetch_add(&g->counters.wait_us, (int64_t)(1e6 * (now - t0)));
         t0 = now;
     }
 }
@@ -245,7 +242,7 @@ static void warn_of_memory(const td_run_state *run) {
                 run->limits.max_tokens);
 }
 
-bool td_group_failed(td_loop *l, bool hung, const td_error *why) {
+bool td_recover_failed(td_loop *l, bool hung, const td_error *why) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     if (ends_the_run(l, why))
@@ -261,12 +258,13 @@ bool td_group_failed(td_loop *l, bool hung, const td_error *why) {
     }
     for (int32_t i = 0; i < n; i++)
         works[i] = l->slots[(l->head + i) % l->n_slots].claim.number;
-    pthread_mutex_lock(&run->lock);
-    td_status rc = td_blame_failed(run->blame, g->id, kind_of(hung, why->code), works, n, &err);
-    td_standing standing = td_blame_standing(run->blame, g->id);
-    td_care care = n == 1 ? td_blame_care(run->blame, works[0]) : TD_CARE_NONE;
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_status rc = td_blame_failed(td_verdict_blame(run->verdict), g->id, kind_of(hung, why->code),
+                                   works, n, &err);
+    td_standing standing = td_blame_standing(td_verdict_blame(run->verdict), g->id);
+    td_care care = n == 1 ? td_blame_care(td_verdict_blame(run->verdict), works[0]) : TD_CARE_NONE;
+    td_lock_notify(&run->lock);
+    td_lock_release(&run->lock);
     free(works);
     if (rc != TD_OK) {
         td_run_fail(run, &err);
@@ -276,12 +274,12 @@ bool td_group_failed(td_loop *l, bool hung, const td_error *why) {
     if (oom)
         warn_of_memory(run);
     else
-        atomic_fetch_add(&g->n_failures, 1);
+        atomic_fetch_add(&g->counters.n_failures, 1);
     /* It was alone, and is to blame: its samples show, and this group can go on with it. */
     if (standing == TD_GROUP_PROBES && care == TD_CARE_SPLIT) {
         td_log_warn("group %u: %s; %sits samples are computed one by one", g->id, why->text,
                     oom ? "" : "it failed before, so ");
-        return try_again(l) && td_group_split(l);
+        return try_again(l) && td_recover_split(l);
     }
     if (standing != TD_GROUP_OUT)
         td_log_warn("group %u: %s; what it had goes back, to be computed alone", g->id, why->text);
@@ -308,7 +306,7 @@ static td_status leave_out(td_loop *l, const td_flight *f, int32_t i, td_failure
                             (long long)s->row, s->n_tokens, (long long)s->start, what,
                             kind == TD_FAILURE_OOM ? ", or lower data.max_length" : "");
     td_log_warn("dataset row %lld: the sample %s, it is skipped", (long long)s->row, what);
-    atomic_fetch_add(&run->n_bad, 1);
+    atomic_fetch_add(&run->counters.n_bad, 1);
     return td_shard_writer_skip(w->open->writer, sh->batches[w->batch].samples[i], err);
 }
 
@@ -321,34 +319,35 @@ static bool try_sample(td_loop *l, td_flight *f, int32_t i) {
     td_captured cap;
     bool got = false, hung = false;
     atomic_store(&w->only, i + 1);
-    td_status rc = td_group_submit(l, f, &err);
+    td_status rc = td_flight_submit(l, f, &err);
     if (l->gone)
         return false;
     if (rc == TD_OK)
-        rc = td_group_wait(l, &cap, &got, &hung, &err);
+        rc = td_flight_wait(l, &cap, &got, &hung, &err);
     if (rc == TD_OK) {
         if (!got || td_run_is_lost(run))
             return false;
-        rc = td_group_record(l, f, i, &cap, 0, 0, &err);
+        rc = td_flight_record(l, f, i, &cap, 0, 0, &err);
         if (rc != TD_OK) {
             td_run_fail(run, &err);
             return false;
         }
-        pthread_mutex_lock(&run->lock);
-        td_blame_sample_done(run->blame, g->id, f->claim.number, i);
-        pthread_mutex_unlock(&run->lock);
+        td_lock_acquire(&run->lock);
+        td_blame_sample_done(td_verdict_blame(run->verdict), g->id, f->claim.number, i);
+        td_lock_release(&run->lock);
         l->failed = false;
         return true;
     }
     if (ends_the_run(l, &err))
         return false;
-    pthread_mutex_lock(&run->lock);
-    td_blame_sample_failed(run->blame, g->id, kind_of(hung, rc), f->claim.number, i);
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_blame_sample_failed(td_verdict_blame(run->verdict), g->id, kind_of(hung, rc),
+                           f->claim.number, i);
+    td_lock_notify(&run->lock);
+    td_lock_release(&run->lock);
     l->failed = true;
     if (rc != TD_E_DEVICE_OOM)
-        atomic_fetch_add(&g->n_failures, 1);
+        atomic_fetch_add(&g->counters.n_failures, 1);
     if (hung) {
         give_back(l);
         out_for_good(l, true, false, &err);
@@ -358,7 +357,7 @@ static bool try_sample(td_loop *l, td_flight *f, int32_t i) {
     return try_again(l);
 }
 
-bool td_group_split(td_loop *l) {
+bool td_recover_split(td_loop *l) {
     td_group *g = l->g;
     td_run_state *run = g->run;
     td_flight *f = &l->slots[l->head];
@@ -366,16 +365,16 @@ bool td_group_split(td_loop *l) {
     const int32_t n = w->open->shard->batches[w->batch].n_samples;
     td_error err = {0};
     bool good = false;
-    pthread_mutex_lock(&run->lock);
-    td_status rc = td_blame_split(run->blame, f->claim.number, n, &err);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_status rc = td_blame_split(td_verdict_blame(run->verdict), f->claim.number, n, &err);
+    td_lock_release(&run->lock);
     while (rc == TD_OK) {
-        pthread_mutex_lock(&run->lock);
-        int32_t i = td_blame_next_sample(run->blame, f->claim.number);
+        td_lock_acquire(&run->lock);
+        int32_t i = td_blame_next_sample(td_verdict_blame(run->verdict), f->claim.number);
         if (i < 0)
-            good = td_blame_judge(run->blame, g->id, f->claim.number);
-        pthread_cond_broadcast(&run->changed);
-        pthread_mutex_unlock(&run->lock);
+            good = td_blame_judge(td_verdict_blame(run->verdict), g->id, f->claim.number);
+        td_lock_notify(&run->lock);
+        td_lock_release(&run->lock);
         if (i < 0)
             break;
         if (td_run_stopping(run)) { /* its shard will not be complete */
@@ -398,9 +397,9 @@ bool td_group_split(td_loop *l) {
     }
     for (int32_t i = 0; rc == TD_OK && i < n; i++) {
         td_failure kind;
-        pthread_mutex_lock(&run->lock);
-        bool blamed = td_blame_is_blamed(run->blame, f->claim.number, i, &kind);
-        pthread_mutex_unlock(&run->lock);
+        td_lock_acquire(&run->lock);
+        bool blamed = td_blame_is_blamed(td_verdict_blame(run->verdict), f->claim.number, i, &kind);
+        td_lock_release(&run->lock);
         if (blamed)
             rc = leave_out(l, f, i, kind, &err);
     }
@@ -414,9 +413,9 @@ bool td_group_split(td_loop *l) {
     /* A work that was split failed before, also when it was not given back in between, so blame.c
      * is to hear that it is done: or it would speak against this group for ever. */
     l->failed = true;
-    td_group_done(l, f);
+    td_flight_done(l, f);
     l->head = (l->head + 1) % l->n_slots;
-    atomic_store(&g->oldest, l->head);
+    atomic_store(&g->signs.oldest, l->head);
     l->n_in_flight--;
     /* Its time says nothing of the group's speed. */
     double now = td_time_s();

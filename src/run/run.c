@@ -1,81 +1,27 @@
-/* The life of a run: sessions on every group (with smaller micro-batches when memory is short),
- * then feeder, groups and writer until the data ends, a failure, or a signal. See run.h for the
- * threads.
+/* run.c - the life of a run: sessions on every group (with smaller micro-batches when memory is
+ * short), then feeder, groups and writer until the data ends, a failure, or a signal, and what is
+ * said of it at the end. See run.h for the threads, state.h for what they share.
  */
-#include "run/run_state.h"
+#include "run/run.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+#include "run/progress.h"
+#include "run/state.h"
+#include "run/watch.h"
 #include "base/log.h"
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-enum { QUEUE_CAPACITY = 1 << 14, TICK_MS = 100 };
+enum { QUEUE_CAPACITY = 1 << 14 };
 #define OPEN_MEMORY_SHARE (1.0 / 16) /* of the machine's, for shards that are open */
-#define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
 
 /* Runs that could not be taken apart, for leak checkers: they are not lost, they are left. Nobody
  * reads it, so without volatile no compiler would write it. */
 static td_run_state *volatile g_abandoned;
-
-/* --- failure ---------------------------------------------------------------------------------- */
-
-void td_run_fail(td_run_state *run, const td_error *err) {
-    pthread_mutex_lock(&run->lock);
-    if (!run->failed) {
-        run->failed = true;
-        run->error = *err;
-    }
-    atomic_store(&run->stop, true);
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-}
-
-static void request_stop(td_run_state *run) {
-    pthread_mutex_lock(&run->lock);
-    atomic_store(&run->stop, true);
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-}
-
-static bool uses_faulted(const td_group *g) {
-    for (int32_t i = 0; g && i < g->plan->n_stages; i++) {
-        const td_device *d = g->stages[i].device;
-        if (d->ops->faulted && d->ops->faulted(d))
-            return true;
-    }
-    return false;
-}
-
-void td_run_lost(td_run_state *run, td_group *g, const td_error *err) {
-    pthread_mutex_lock(&run->lock);
-    /* What the device itself says is worth more than what those around it say of the process. */
-    bool first = !td_run_is_lost(run);
-    if (first || (g && !uses_faulted(run->lost_group) && uses_faulted(g))) {
-        run->lost_group = g;
-        run->lost_error = *err;
-    }
-    atomic_store_explicit(&run->lost, true, memory_order_release);
-    pthread_mutex_unlock(&run->lock);
-    td_run_fail(run, err);
-}
-
-bool td_run_retire(td_run_state *run, td_group *g, bool hung, const td_error *why) {
-    pthread_mutex_lock(&run->lock);
-    g->retired = true;
-    g->hung = hung;
-    run->n_retired++;
-    run->n_hung += hung;
-    snprintf(g->retired_why, sizeof g->retired_why, "%.*s", (int)sizeof g->retired_why - 1,
-             why->text);
-    bool last = run->n_retired == run->n_groups;
-    pthread_mutex_unlock(&run->lock);
-    return last;
-}
 
 /* --- set-up ----------------------------------------------------------------------------------- */
 
@@ -122,10 +68,10 @@ static td_status make_groups(td_run_state *run, td_error *err) {
         grp->id = (uint32_t)g;
         grp->plan = &plan->groups[g];
         grp->stages = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->stages);
-        grp->in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->in_flight);
-        grp->steady_share = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->steady_share);
-        grp->busy_us = td_calloc((size_t)grp->plan->n_stages, sizeof *grp->busy_us);
-        if (!grp->stages || !grp->in_flight || !grp->steady_share || !grp->busy_us)
+        grp->signs.in_flight = td_calloc((size_t)run->limits.n_slots, sizeof *grp->signs.in_flight);
+        grp->counters.busy_us =
+            td_calloc((size_t)grp->plan->n_stages, sizeof *grp->counters.busy_us);
+        if (!grp->stages || !grp->signs.in_flight || !grp->counters.busy_us)
             return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
         for (int32_t i = 0; i < grp->plan->n_stages; i++)
             grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
@@ -142,42 +88,36 @@ static void free_state(td_run_state *run) {
     free(run->group_kind);
     for (int32_t g = 0; run->groups && g < run->n_groups; g++) {
         free(run->groups[g].stages);
-        free(run->groups[g].in_flight);
-        free(run->groups[g].steady_share);
-        free(run->groups[g].busy_us);
+        free(run->groups[g].signs.in_flight);
+        free(run->groups[g].counters.busy_us);
     }
     free(run->groups);
-    free(run->open);
+    td_open_shards_destroy(run->open);
     td_timeline_free(run->timeline);
     td_queue_destroy(run->queue);
     td_claim_board_destroy(run->board);
-    td_blame_destroy(run->blame);
-    pthread_cond_destroy(&run->changed);
-    pthread_mutex_destroy(&run->lock);
+    td_verdict_destroy(run->verdict);
+    td_lock_destroy(&run->lock);
     free(run);
 }
 
 /* --- phases of the group threads -------------------------------------------------------------- */
 
 static void announce(td_run_state *run, td_phase phase) {
-    pthread_mutex_lock(&run->lock);
-    run->phase = phase;
-    run->phase_serial++;
-    run->n_acked = 0;
-    run->phase_error = (td_error){0};
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
+    td_lock_acquire(&run->lock);
+    td_verdict_announce(run->verdict, phase);
+    td_lock_notify(&run->lock);
+    td_lock_release(&run->lock);
 }
 
 static td_status await_groups(td_run_state *run, int32_t n_threads, td_error *err) {
-    pthread_mutex_lock(&run->lock);
-    while (run->n_acked < n_threads)
-        pthread_cond_wait(&run->changed, &run->lock);
-    td_error e = run->phase_error;
-    pthread_mutex_unlock(&run->lock);
-    if (e.code != TD_OK && err)
-        *err = e;
-    return e.code;
+    td_lock_acquire(&run->lock);
+    const td_error *failed = td_verdict_await(run->verdict, n_threads);
+    td_status rc = failed ? failed->code : TD_OK;
+    if (failed && err)
+        *err = *failed;
+    td_lock_release(&run->lock);
+    return rc;
 }
 
 /* Sessions on all groups. Short memory is not fatal: the micro-batch is halved, down to the longest
@@ -213,120 +153,14 @@ static td_status create_sessions(td_run_state *run, td_error *err) {
     }
 }
 
-/* --- the run ---------------------------------------------------------------------------------- */
-
-/* Tells blame.c of a thread that was given up, and makes what it had ready for others: it touches
- * nothing any more, and td_queue_retire has not given it away yet. */
-static void blame_stuck(td_run_state *run, td_group *g) {
-    td_error err = {0};
-    td_status rc = TD_OK;
-    int32_t n = 0, only = 0;
-    uint64_t *works = td_calloc((size_t)run->limits.n_slots, sizeof *works);
-    if (!works)
-        rc = td_error_nomem(&err, "the works in flight", 64);
-    for (int32_t k = 0; works && k < run->limits.n_slots; k++) {
-        td_work *w = atomic_exchange(&g->in_flight[k], NULL);
-        if (!w)
-            continue;
-        works[n++] = w->number;
-        w->item.alone = true;
-        only = atomic_exchange(&w->only, 0);
-    }
-    pthread_mutex_lock(&run->lock);
-    if (works && td_blame_standing(run->blame, g->id) != TD_GROUP_WORKS)
-        td_blame_probed(run->blame, g->id, false); /* stuck in its probe */
-    else if (only)
-        td_blame_sample_failed(run->blame, g->id, TD_FAILURE_HUNG, works[0], only - 1);
-    else if (works)
-        rc = td_blame_failed(run->blame, g->id, TD_FAILURE_HUNG, works, n, &err);
-    pthread_cond_broadcast(&run->changed);
-    pthread_mutex_unlock(&run->lock);
-    free(works);
-    atomic_fetch_add(&g->n_failures, 1);
-    if (rc != TD_OK)
-        td_run_fail(run, &err);
-}
-
-/* A group's thread that does not come back from enqueueing: its device takes no work any more. Its
- * work goes to the others, it is not waited for again. */
-static void give_up_stuck(td_run_state *run, double dt) {
-    for (int32_t i = 0; i < run->n_groups; i++) {
-        td_group *g = &run->groups[i];
-        int64_t n = atomic_load(&g->n_submits);
-        /* A tick that took long: the whole process stood still, which is not the device's fault. */
-        g->stuck_s = n % 2 && n == g->seen_submits ? g->stuck_s + TD_MIN(dt, 1.0) : 0;
-        g->seen_submits = n;
-        if (1e3 * g->stuck_s < (double)atomic_load(&g->patience_ms) || n % 2 == 0 ||
-            !atomic_compare_exchange_strong(&g->n_submits, &n, TD_SUBMIT_GONE))
-            continue;
-        td_error err;
-        td_error_set(&err, TD_E_DEVICE,
-                     "group %u: %s has taken no more work for %.0f s: the device hangs", g->id,
-                     g->stages[0].device->info.name, g->stuck_s);
-        blame_stuck(run, g);
-        td_queue_retire(run->queue, g->id);
-        td_claim_board_retire(run->board, i);
-        bool last = td_run_retire(run, g, true, &err);
-        pthread_mutex_lock(&run->lock);
-        g->stuck = true;
-        if (!g->ended)
-            run->n_groups_ended++;
-        g->ended = true;
-        g->finished_s = td_time_s() - run->start_s;
-        pthread_cond_broadcast(&run->changed);
-        pthread_mutex_unlock(&run->lock);
-        if (last)
-            td_run_fail(run, &err);
-        else
-            td_log_error("%s; the group is retired, the other groups do its work", err.text);
-    }
-}
-
-/* Ticks until feeder, groups and writer have ended; after the loss of a device until they should
- * have. True when all did. */
-static bool watch(td_run_state *run, td_progress *progress) {
-    bool told = false;
-    double last_s = td_time_s(), lost_s = 0;
-    for (;;) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += TICK_MS * 1000000L;
-        until.tv_sec += until.tv_nsec / 1000000000L;
-        until.tv_nsec %= 1000000000L;
-        pthread_mutex_lock(&run->lock);
-        if (!run->writer_ended || run->n_groups_ended < run->n_groups)
-            pthread_cond_timedwait(&run->changed, &run->lock, &until);
-        bool ended = run->feeder_ended && run->writer_ended && run->n_groups_ended == run->n_groups;
-        pthread_mutex_unlock(&run->lock);
-        double now = td_time_s();
-        if (td_run_stop_requested() && !told) {
-            told = true;
-            td_log_info(
-                "stopping: what is in flight is finished and saved; press again to leave at "
-                "once (a rerun continues in either case)");
-            request_stop(run);
-        }
-        if (td_run_is_lost(run) && lost_s == 0) {
-            lost_s = now;
-            td_run_arm_watchdog();
-        }
-        if (ended || (lost_s > 0 && now - lost_s > LEAVE_S))
-            return ended;
-        if (lost_s == 0)
-            give_up_stuck(run, now - last_s);
-        last_s = now;
-        td_progress_tick(progress, told ? "stopping" : "running", false);
-    }
-}
-
 /* --- after the loss of a device --------------------------------------------------------------- */
 
 /* Adds the samples that the group has in flight, oldest micro-batch first. */
 static td_status add_in_flight(const td_run_state *run, td_group *g, td_fault *f, size_t *cap,
                                td_error *err) {
-    int32_t n_slots = run->limits.n_slots, oldest = atomic_load(&g->oldest);
+    int32_t n_slots = run->limits.n_slots, oldest = atomic_load(&g->signs.oldest);
     for (int32_t i = 0; i < n_slots; i++) {
-        const td_work *w = atomic_load(&g->in_flight[(oldest + i) % n_slots]);
+        const td_work *w = atomic_load(&g->signs.in_flight[(oldest + i) % n_slots]);
         if (!w)
             continue;
         const td_shard *sh = w->open->shard;
@@ -349,22 +183,25 @@ static td_status add_in_flight(const td_run_state *run, td_group *g, td_fault *f
  * failure first need not be the one whose device failed. */
 static td_status describe_loss(td_run_state *run, td_fault *f, td_error *err) {
     const td_run_input *in = run->in;
-    td_group *met = run->lost_group;
+    td_error lost;
+    td_lock_acquire(&run->lock);
+    const int32_t met = td_verdict_lost_group(run->verdict, &lost);
+    td_lock_release(&run->lock);
     td_device *const *devices = in->devices;
-    int32_t which = td_faults_culprit(devices, in->plan->inventory.n_devices, run->lost_error.text);
+    int32_t which = td_faults_culprit(devices, in->plan->inventory.n_devices, lost.text);
     const td_device *dev =
-        which >= 0 ? devices[which] : (met ? met : &run->groups[0])->stages[0].device;
+        which >= 0 ? devices[which] : run->groups[TD_MAX(met, 0)].stages[0].device;
     snprintf(f->key, sizeof f->key, "%s", td_device_key(&dev->info));
     snprintf(f->name, sizeof f->name, "%s", dev->info.name);
-    snprintf(f->why, sizeof f->why, "%s", run->lost_error.text);
+    snprintf(f->why, sizeof f->why, "%s", lost.text);
     td_status rc = TD_OK;
     size_t cap = 0;
-    for (int32_t g = 0; rc == TD_OK && met && g < run->n_groups; g++) {
+    for (int32_t g = 0; rc == TD_OK && met >= 0 && g < run->n_groups; g++) {
         td_group *grp = &run->groups[g];
         bool uses = false;
         for (int32_t i = 0; i < grp->plan->n_stages; i++)
             uses = uses || grp->stages[i].device == dev;
-        if (uses && !grp->hung)
+        if (uses && !td_run_group_verdict(run, grp).hung)
             rc = add_in_flight(run, grp, f, &cap, err);
     }
     return rc;
@@ -372,47 +209,50 @@ static td_status describe_loss(td_run_state *run, td_fault *f, td_error *err) {
 
 /* Called when the groups ended, or were given up: then their devices are not asked any more. */
 static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) {
-    pthread_mutex_lock(&run->lock);
+    td_lock_acquire(&run->lock);
     *out = (td_run_summary){.wall_s = td_time_s() - run->start_s,
-                            .n_samples = atomic_load(&run->n_samples_idle),
-                            .n_tokens = atomic_load(&run->n_tokens_idle),
-                            .n_shards_written = atomic_load(&run->n_shards_written),
-                            .n_shards_kept = atomic_load(&run->n_shards_kept),
-                            .n_bad_samples = atomic_load(&run->n_bad),
-                            .n_overflow_rows = atomic_load(&run->n_overflow_rows),
+                            .n_samples = atomic_load(&run->counters.n_samples_idle),
+                            .n_tokens = atomic_load(&run->counters.n_tokens_idle),
+                            .n_shards_written = atomic_load(&run->counters.n_shards_written),
+                            .n_shards_kept = atomic_load(&run->counters.n_shards_kept),
+                            .n_bad_samples = atomic_load(&run->counters.n_bad),
+                            .n_overflow_rows = atomic_load(&run->counters.n_overflow_rows),
                             .n_groups = run->n_groups,
-                            .n_retired = run->n_retired,
-                            .n_hung = run->n_hung,
+                            .n_retired = td_verdict_n_retired(run->verdict),
+                            .n_hung = td_verdict_n_hung(run->verdict),
                             .stopped = td_run_stop_requested()};
     out->groups = td_calloc((size_t)run->n_groups, sizeof *out->groups);
     for (int32_t g = 0; g < run->n_groups; g++) {
         const td_group *grp = &run->groups[g];
-        td_group_summary s = {.n_tokens = atomic_load(&grp->n_tokens),
-                              .n_rows = atomic_load(&grp->n_rows),
-                              .n_samples = atomic_load(&grp->n_samples),
-                              .n_batches = atomic_load(&grp->n_batches),
-                              .wait_s = 1e-6 * (double)atomic_load(&grp->wait_us),
-                              .finished_s = grp->finished_s,
-                              .last_done_s = 1e-6 * (double)atomic_load(&grp->last_done_us),
-                              .observed_s = 1e-6 * (double)atomic_load(&grp->observed_us),
-                              .predicted_s = 1e-6 * (double)atomic_load(&grp->predicted_us),
-                              .n_failures = atomic_load(&grp->n_failures),
-                              .n_reinstated = atomic_load(&grp->n_reinstated),
-                              .retired = grp->retired,
-                              .hung = grp->hung};
-        memcpy(s.retired_why, grp->retired_why, sizeof s.retired_why);
+        const td_group_counters *c = &grp->counters;
+        const td_group_verdict *v = td_verdict_group(run->verdict, grp->id);
+        td_group_summary s = {.n_tokens = atomic_load(&c->n_tokens),
+                              .n_rows = atomic_load(&c->n_rows),
+                              .n_samples = atomic_load(&c->n_samples),
+                              .n_batches = atomic_load(&c->n_batches),
+                              .wait_s = 1e-6 * (double)atomic_load(&c->wait_us),
+                              .finished_s = v->finished_s,
+                              .last_done_s = 1e-6 * (double)atomic_load(&c->last_done_us),
+                              .observed_s = 1e-6 * (double)atomic_load(&c->observed_us),
+                              .predicted_s = 1e-6 * (double)atomic_load(&c->predicted_us),
+                              .n_failures = atomic_load(&c->n_failures),
+                              .n_reinstated = atomic_load(&c->n_reinstated),
+                              .retired = v->retired,
+                              .hung = v->hung};
+        memcpy(s.retired_why, v->retired_why, sizeof s.retired_why);
         s.n_stages = TD_MIN(grp->plan->n_stages, (int32_t)TD_ARRAY_LEN(s.stage_busy_s));
-        if (ask_devices && !grp->hung) { /* its thread has ended: what it wrote can be read */
-            memcpy(s.op_s, grp->op_s, sizeof s.op_s);
+        const td_group_own *own = &grp->own;
+        if (ask_devices && !v->hung) { /* its thread has ended: what it wrote can be read */
+            memcpy(s.op_s, own->op_s, sizeof s.op_s);
             for (int32_t i = 0; i < s.n_stages; i++)
                 s.stage_busy_s[i] =
-                    grp->busy_s[i] + (grp->session ? td_session_stage_busy_s(grp->session, i) : 0);
-            if (grp->session)
-                td_session_profile(grp->session, s.op_s);
+                    own->busy_s[i] + (own->session ? td_session_stage_busy_s(own->session, i) : 0);
+            if (own->session)
+                td_session_profile(own->session, s.op_s);
         }
         out->n_failures += s.n_failures;
         for (int32_t i = 0; i < s.n_stages; i++)
-            s.stage_steady[i] = grp->ended ? grp->steady_share[i] : -1;
+            s.stage_steady[i] = v->ended ? v->steady_share[i] : -1;
         out->n_tokens += s.n_tokens;
         out->n_rows += s.n_rows;
         out->n_samples += s.n_samples;
@@ -421,7 +261,18 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
     }
     if (!out->groups)
         out->n_groups = 0;
-    pthread_mutex_unlock(&run->lock);
+    td_lock_release(&run->lock);
+}
+
+/* The run's first failure. */
+static td_status run_status(td_run_state *run, td_error *err) {
+    td_lock_acquire(&run->lock);
+    const td_error *failed = td_verdict_failure(run->verdict);
+    td_status rc = failed ? failed->code : TD_OK;
+    if (failed && err)
+        *err = *failed;
+    td_lock_release(&run->lock);
+    return rc;
 }
 
 /* Joins what can be joined. After the loss of a device no thread is asked to tear anything down. */
@@ -430,16 +281,17 @@ static void end_groups(td_run_state *run, int32_t n_threads, td_run_summary *out
         out->abandoned = true;
         return;
     }
-    if (run->n_hung > 0)
+    if (td_run_n_hung(run) > 0)
         out->abandoned = true;
     announce(run, TD_PHASE_QUIT);
     for (int32_t g = 0; g < n_threads; g++)
-        if (!run->groups[g].stuck)
+        if (!td_run_group_verdict(run, &run->groups[g]).stuck)
             pthread_join(run->groups[g].thread, NULL);
 }
 
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     td_progress *progress = NULL;
+    td_watch *watch = NULL;
     pthread_t feeder, writer;
     int32_t n_threads = 0;
     bool feeding = false, writing = false;
@@ -449,11 +301,11 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     if (!run)
         return td_error_nomem(err, "the run", sizeof *run);
     run->in = in;
+    run->main = pthread_self();
     run->limits = in->plan->limits;
     run->start_s = td_time_s();
-    atomic_store(&run->n_data_shards, -1);
-    pthread_mutex_init(&run->lock, NULL);
-    pthread_cond_init(&run->changed, NULL);
+    atomic_store(&run->counters.n_data_shards, -1);
+    td_lock_init(&run->lock);
 
     rc = make_groups(run, err);
     if (rc != TD_OK)
@@ -465,13 +317,14 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     if (rc != TD_OK)
         goto done;
     run->timeline = td_timeline_create(run);
-    run->max_open = td_claims_max_open(in->plan, in->cfg->output.shard_samples,
+    run->open = td_open_shards_create(
+        &run->lock, td_claims_max_open(in->plan, in->cfg->output.shard_samples,
                                        OPEN_MEMORY_SHARE * (double)sysconf(_SC_PHYS_PAGES) *
-                                           (double)sysconf(_SC_PAGESIZE));
-    run->open = td_calloc((size_t)run->max_open, sizeof *run->open);
-    run->blame = td_blame_create((uint32_t)run->n_groups);
+                                           (double)sysconf(_SC_PAGESIZE)));
+    run->verdict = td_verdict_create(&run->lock, run->n_groups);
     progress = td_progress_create(run);
-    if (!run->open || !run->blame || !progress) {
+    watch = td_watch_create(run);
+    if (!run->open || !run->verdict || !progress || !watch) {
         rc = td_error_nomem(err, "the run", 4096);
         goto done;
     }
@@ -500,19 +353,21 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
     if (!feeding) {
         rc = td_error_set(err, TD_E_INTERNAL, "cannot start the threads of the run");
         td_run_fail(run, err);
-        pthread_mutex_lock(&run->lock);
-        run->feeder_ended = true;
-        run->writer_ended = !writing;
-        pthread_mutex_unlock(&run->lock);
+        td_lock_acquire(&run->lock);
+        td_verdict_feeder_ended(run->verdict);
+        if (!writing)
+            td_verdict_writer_ended(run->verdict);
+        td_lock_release(&run->lock);
     }
     announce(run, TD_PHASE_RUN);
-    bool ended = watch(run, progress);
+    bool ended = td_watch_run(watch, progress);
     if (ended && feeding)
         pthread_join(feeder, NULL);
     if (ended && writing)
         pthread_join(writer, NULL);
     out->output_busy = !ended;
-    if (run->n_retired > 0) /* a device that failed can hold up whoever asks or frees something */
+    if (td_run_n_retired(run) >
+        0) /* a device that failed can hold up whoever asks or frees something */
         td_run_arm_watchdog();
     summarise(run, !td_run_is_lost(run), out);
     td_progress_devices(progress, out);
@@ -521,15 +376,11 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
         if (describe_loss(run, &out->fault, &why) != TD_OK)
             td_run_fail(run, &why);
         if (ended)
-            td_run_drop_open(run);
+            td_open_shards_drop(run->open);
     }
-    if (run->failed) {
-        if (err)
-            *err = run->error;
-        rc = run->error.code;
-    } else if (out->stopped) {
+    rc = run_status(run, err);
+    if (rc == TD_OK && out->stopped)
         rc = td_run_stopped_error(err);
-    }
     td_progress_tick(progress,
                      rc == TD_OK              ? "done"
                      : rc == TD_E_STOPPED     ? "stopped"
@@ -541,6 +392,7 @@ quit:
         td_progress_tick(progress, "failed", true);
     end_groups(run, n_threads, out);
 done:
+    td_watch_free(watch);
     const bool in_use = out->abandoned; /* by threads that could not be joined */
     if (!td_progress_free(progress))
         out->abandoned = true; /* sensors are still being read, on the devices only */

@@ -1,4 +1,4 @@
-/* SIGINT and SIGTERM: the first asks to stop, the second leaves at once. */
+/* stop.c - SIGINT and SIGTERM: the first asks to stop, the second leaves at once. */
 #include "run/run.h"
 
 #include <signal.h>

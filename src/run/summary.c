@@ -1,4 +1,4 @@
-/* The closing report of a run. */
+/* summary.c - the closing report of a run. */
 #include "run/run.h"
 
 #include <stdio.h>

@@ -1,3 +1,5 @@
+/* timeline.c - see timeline.h. The mutex is held for a few additions, or while the lines are
+ * composed; never together with run->lock. */
 #include "run/timeline.h"
 
 #include <jansson.h>
@@ -5,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "run/run_state.h"
+#include "run/state.h"
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"

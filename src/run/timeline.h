@@ -8,8 +8,8 @@
  * A group has at most TD_TIMELINE_SEGMENTS; when they are used up neighbours are joined and those
  * to come are twice as long. The file keeps the last TD_TIMELINE_EXECUTIONS lines.
  */
-#ifndef TDGEN_SCHED_TIMELINE_H
-#define TDGEN_SCHED_TIMELINE_H
+#ifndef TDGEN_RUN_TIMELINE_H
+#define TDGEN_RUN_TIMELINE_H
 
 #include <stdint.h>
 

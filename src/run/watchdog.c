@@ -1,5 +1,5 @@
-/* The last resort: a thread that ends the process when tearing down, or starting anew, hangs in a
- * driver. What is committed is safe at any instant (DESIGN section 7), so _exit loses nothing. */
+/* watchdog.c - the last resort: a thread that ends the process when tearing down, or starting anew,
+ * hangs in a driver. What is committed is safe at any instant, so _exit loses nothing. */
 #include "run/run.h"
 
 #include <pthread.h>

@@ -1,5 +1,5 @@
-/* load.c - the work of a simulated run: lengths of a stated job or of the real dataset, packed by the data
- * room into the micro-batches that a run would publish. */
+/* load.c - the work of a simulated run: lengths of a stated job or of the real dataset, packed by
+ * the data room into the micro-batches that a run would publish. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

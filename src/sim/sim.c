@@ -1,5 +1,5 @@
-/* sim.c - the event loop of a simulated run. The decisions are those of the real code: td_claimer_next and
- * the queue; what is simulated is what takes time.
+/* sim.c - the event loop of a simulated run. The decisions are those of the real code:
+ * td_claimer_next and the queue; what is simulated is what takes time.
  *
  * A pipeline is in order, so when a micro-batch is submitted the times at which its stages begin
  * and end follow at once: it begins on a stage when it left the one before and the stage's last one

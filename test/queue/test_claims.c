@@ -1,5 +1,5 @@
-/* test_claims.c - the claim policy: limits of a claim, the tail, and that never all groups leave. The reference for
- * the tail is a plain search over time for the moment when the peers are done. */
+/* test_claims.c - the claim policy: limits of a claim, the tail, and that never all groups leave.
+ * The reference for the tail is a plain search over time for the moment when the peers are done. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>

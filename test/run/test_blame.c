@@ -1,5 +1,5 @@
-/* test_blame.c - who is to blame: each rule by itself, then whole runs at random against what must hold whatever
- * fails, and in whatever order. */
+/* test_blame.c - who is to blame: each rule by itself, then whole runs at random against what must
+ * hold whatever fails, and in whatever order. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* test_run.c - runs with devices that fail: a group that retires hands its work over, memory that is short makes
- * smaller micro-batches, and the output is byte-identical all the same. */
+/* test_run.c - runs with devices that fail: a group that retires hands its work over, memory that
+ * is short makes smaller micro-batches, and the output is byte-identical all the same. */
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <stdatomic.h>

@@ -1,11 +1,12 @@
-/* test_timeline.c - the timeline of a run: bounded however long it gets, nothing lost but the resolution. */
+/* test_timeline.c - the timeline of a run: bounded however long it gets, nothing lost but the
+ * resolution. */
 #include <criterion/criterion.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "run/run_state.h"
+#include "run/state.h"
 #include "base/file.h"
 #include "base/memory.h"
 

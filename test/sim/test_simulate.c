@@ -1,5 +1,5 @@
-/* test_simulate.c - simulated runs: times that can be worked out by hand, the balance that is required, failures,
- * determinism, and what is refused. */
+/* test_simulate.c - simulated runs: times that can be worked out by hand, the balance that is
+ * required, failures, determinism, and what is refused. */
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>

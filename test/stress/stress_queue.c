@@ -1,7 +1,7 @@
-/* stress_queue.c - far more threads than cores claim, commit, fail, release, retire and reinstate at random. Every
- * item must be committed exactly once, by one owner, and the queue must finish exactly then. Every
- * operation that did something is counted, and the counts must balance: what was claimed is what
- * was committed, given back, taken back by a retirement, or answered too late.
+/* stress_queue.c - far more threads than cores claim, commit, fail, release, retire and reinstate
+ * at random. Every item must be committed exactly once, by one owner, and the queue must finish
+ * exactly then. Every operation that did something is counted, and the counts must balance: what
+ * was claimed is what was committed, given back, taken back by a retirement, or answered too late.
  *
  * Usage: stress_queue [operations] [threads] [seed]
  * Goes on in rounds until so many operations were counted.

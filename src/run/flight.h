@@ -1,9 +1,14 @@
-/* group.h - a group's thread: what group.c (the usual course) and recover.c (failures) share. All
- * of it belongs to that thread. */
-#ifndef TDGEN_SCHED_GROUP_H
-#define TDGEN_SCHED_GROUP_H
+/* flight.h - the micro-batches that a group has in flight: a ring of slots, submitted and waited
+ * for in order. All of it belongs to the group's thread, which is asserted.
+ *
+ * Steps: td_flight_begin with a claim, td_flight_submit, td_flight_wait for the oldest, and
+ * td_flight_store; or td_flight_record for each sample and then td_flight_done, for a work that is
+ * computed sample by sample. group.c is the usual course, recover.c what is done after a failure.
+ */
+#ifndef TDGEN_RUN_FLIGHT_H
+#define TDGEN_RUN_FLIGHT_H
 
-#include "run/run_state.h"
+#include "run/state.h"
 
 typedef struct td_flight {
     td_claim claim;
@@ -20,7 +25,7 @@ typedef struct td_loop {
     td_flight *slots;
     int32_t n_slots, head, n_in_flight; /* head: the oldest */
     td_claimer claimer;
-    double busy_told_s; /* see td_group.busy_us */
+    double busy_told_s; /* see td_group_counters.busy_us */
     bool failed;        /* and completed nothing since: blame.c is to hear of the next completion */
     bool gone;          /* the watch gave this thread up */
     double last_stored_s; /* when the last micro-batch was done, for the timeline */
@@ -29,38 +34,30 @@ typedef struct td_loop {
     double *busy_since, *busy_until; /* [n_stages] */
 } td_loop;
 
-/* --- group.c ---------------------------------------------------------------------------------- */
-
+/* The slots of the session, and the host arrays of each. TD_E_NOMEM; free in either case. */
+td_status td_flight_make_slots(td_loop *l, td_error *err);
+void td_flight_free_slots(td_loop *l); /* {0} allowed */
 /* The next slot for a claim, which is in flight from now on. */
-td_flight *td_group_begin(td_loop *l, const td_claim *claim);
+td_flight *td_flight_begin(td_loop *l, const td_claim *claim);
 /* Hands it to the devices: all of its samples, or the one that its work says. Sets l->gone when the
  * watch gave the thread up meanwhile. */
-td_status td_group_submit(td_loop *l, td_flight *f, td_error *err);
+td_status td_flight_submit(td_loop *l, td_flight *f, td_error *err);
 /* Waits for the oldest in flight. TD_OK without *got: a device was lost meanwhile. */
-td_status td_group_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_error *err);
+td_status td_flight_wait(td_loop *l, td_captured *cap, bool *got, bool *hung, td_error *err);
+/* Writes the rows of the oldest, which came out, and marks it done; nothing when it is no longer
+ * the group's to answer for. */
+td_status td_flight_store(td_loop *l, td_flight *f, const td_captured *cap, td_error *err);
 /* Records sample i of the micro-batch from row `row` of cap on; `seq`: its place in the batch. */
-td_status td_group_record(td_loop *l, const td_flight *f, int32_t i, const td_captured *cap,
-                          int32_t row, int32_t seq, td_error *err);
+td_status td_flight_record(td_loop *l, const td_flight *f, int32_t i, const td_captured *cap,
+                           int32_t row, int32_t seq, td_error *err);
 /* Marks the oldest in flight done; it is COMMITTING and all of it is written or skipped. */
-void td_group_done(td_loop *l, td_flight *f);
+void td_flight_done(td_loop *l, td_flight *f);
+
 /* "cpu:0, cpu:1" */
 void td_group_devices(const td_group *g, char *buf, size_t size);
 /* Around calls that a driver may keep: the watch gives up a thread that is inside for too long.
  * False: it did, and the thread touches nothing any more. */
 int64_t td_group_enter(td_group *g);
 bool td_group_leave(td_group *g, int64_t ticket);
-
-/* --- recover.c -------------------------------------------------------------------------------- */
-
-/* TD_PHASE_CREATE. A group whose device fails here is retired, and it is no failure of the phase
- * unless it was the last. */
-td_status td_group_create(td_group *g, td_error *err);
-/* How a claim is to be computed, by what happened to it. */
-td_care td_group_care(td_loop *l, const td_claim *claim);
-/* A device failed (why->code says how) with n_in_flight micro-batches. False: the thread is to
- * leave its loop. True: the group works again. */
-bool td_group_failed(td_loop *l, bool hung, const td_error *why);
-/* Computes the samples of the one work in flight one by one. The return value is that of failed. */
-bool td_group_split(td_loop *l);
 
 #endif
