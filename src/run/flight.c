@@ -17,15 +17,8 @@
 #define PATIENCE_MEANS 20.0
 
 void td_flight_free_slots(td_loop *l) {
-    if (l->slots)
-        for (int32_t i = 0; i < l->n_slots; i++) {
-            free(l->slots[i].ids);
-            free(l->slots[i].seq_offsets);
-            free(l->slots[i].row_token);
-            free(l->slots[i].row_target);
-            free(l->slots[i].row_dataset_row);
-            free(l->slots[i].row_position);
-        }
+    for (int32_t i = 0; l->slots && i < l->n_slots; i++)
+        td_batch_builder_free(&l->slots[i].b);
     free(l->slots);
     free(l->busy_since);
     free(l->busy_until);
@@ -37,59 +30,28 @@ td_status td_flight_make_slots(td_loop *l, td_error *err) {
     l->slots = td_calloc((size_t)l->n_slots, sizeof *l->slots);
     l->busy_since = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_since);
     l->busy_until = td_calloc((size_t)l->g->plan->n_stages, sizeof *l->busy_until);
-    bool ok = l->slots && l->busy_since && l->busy_until;
-    for (int32_t i = 0; ok && i < l->n_slots; i++) {
-        td_flight *f = &l->slots[i];
-        f->ids = td_calloc((size_t)lim->max_tokens, sizeof *f->ids);
-        f->seq_offsets = td_calloc((size_t)lim->max_seqs + 1, sizeof *f->seq_offsets);
-        f->row_token = td_calloc((size_t)lim->max_rows, sizeof *f->row_token);
-        f->row_target = td_calloc((size_t)lim->max_rows, sizeof *f->row_target);
-        f->row_dataset_row = td_calloc((size_t)lim->max_rows, sizeof *f->row_dataset_row);
-        f->row_position = td_calloc((size_t)lim->max_rows, sizeof *f->row_position);
-        ok = f->ids && f->seq_offsets && f->row_token && f->row_target && f->row_dataset_row &&
-             f->row_position;
-    }
-    return ok ? TD_OK
-              : td_error_nomem(err, "the host arrays of a group",
-                               (size_t)lim->max_tokens * (size_t)l->n_slots * 32);
+    if (!l->slots || !l->busy_since || !l->busy_until)
+        return td_error_nomem(err, "the slots of a group", (size_t)l->n_slots * sizeof *l->slots);
+    td_status rc = TD_OK;
+    for (int32_t i = 0; rc == TD_OK && i < l->n_slots; i++)
+        rc = td_batch_builder_init(&l->slots[i].b, lim, err);
+    return rc;
 }
 
-/* Lays the samples of a micro-batch end to end. Position t of a sample predicts its token t + 1; a
- * row is recorded where the loss mask of t + 1 is set. Of a work that is split only the sample that
- * is being tried is laid out. */
+/* Lays the samples of a micro-batch end to end; of a work that is split only the sample that is being
+ * tried. The packing saw to it that they fit. */
 static void fill(td_flight *f, const td_work *w) {
     const td_shard *sh = w->open->shard;
     const td_micro_batch *mb = &sh->batches[w->batch];
     /* relaxed: ours to write */
     const int32_t only = atomic_load_explicit(&w->only, memory_order_relaxed);
     const int32_t n_samples = only ? 1 : mb->n_samples;
-    int32_t n = 0, r = 0;
+    td_batch_clear(&f->b);
     for (int32_t i = 0; i < n_samples; i++) {
         const td_sample *s = &sh->samples[mb->samples[only ? only - 1 : i]];
-        const int32_t *ids = sh->ids + s->token_offset;
-        const uint8_t *mask = sh->loss_mask + s->token_offset;
-        f->seq_offsets[i] = n;
-        memcpy(f->ids + n, ids, (size_t)s->n_tokens * sizeof *ids);
-        for (int32_t t = 1; t < s->n_tokens; t++)
-            if (mask[t]) {
-                f->row_token[r] = n + t - 1;
-                f->row_target[r] = ids[t];
-                f->row_dataset_row[r] = s->row;
-                f->row_position[r] = s->start + t - 1;
-                r++;
-            }
-        n += s->n_tokens;
+        td_batch_add(&f->b, sh->ids + s->token_offset, sh->loss_mask + s->token_offset, s->n_tokens,
+                     s->row, s->start);
     }
-    f->seq_offsets[n_samples] = n;
-    f->batch = (td_batch){.n_tokens = n,
-                          .n_seqs = n_samples,
-                          .n_rows = r,
-                          .ids = f->ids,
-                          .seq_offsets = f->seq_offsets,
-                          .row_token = f->row_token,
-                          .row_target = f->row_target,
-                          .row_dataset_row = f->row_dataset_row,
-                          .row_position = f->row_position};
 }
 
 /* Are the n elements of a dense row finite? A 16-bit float is not where its exponent is all
@@ -146,7 +108,7 @@ td_status td_flight_record(td_loop *l, const td_flight *f, int32_t i, const td_c
                           "run.on_bad_sample = skip to leave such samples out, or try "
                           "model.compute = f32",
                           (long long)s->row, s->n_tokens,
-                          f->batch.row_token[bad_row] - f->batch.seq_offsets[seq],
+                          f->b.batch.row_token[bad_row] - f->b.batch.seq_offsets[seq],
                           td_dtype_name(run->in->plan->compute), g->id);
     } else {
         td_log_warn("dataset row %lld: logits are not finite, the sample is skipped",
@@ -231,11 +193,11 @@ static td_status name_batch(const td_flight *f, td_error *err) {
     if (only)
         return td_error_prefix(err, "dataset row %lld alone (%d tokens)",
                                (long long)sh->samples[mb->samples[only - 1]].row,
-                               f->batch.n_tokens);
+                               f->b.batch.n_tokens);
     return td_error_prefix(err,
                            "micro-batch %d of shard %lld (%d tokens, %d samples from dataset row "
                            "%lld on)",
-                           w->batch, (long long)sh->number, f->batch.n_tokens, mb->n_samples,
+                           w->batch, (long long)sh->number, f->b.batch.n_tokens, mb->n_samples,
                            (long long)sh->samples[mb->samples[0]].row);
 }
 
@@ -259,7 +221,7 @@ td_status td_flight_submit(td_loop *l, td_flight *f, td_error *err) {
     w->number = f->claim.number;
     atomic_store(&l->g->signs.in_flight[slot], w);
     int64_t ticket = td_group_enter(l->g);
-    td_status rc = td_session_submit(l->g->own.session, slot, &f->batch, err);
+    td_status rc = td_session_submit(l->g->own.session, slot, &f->b.batch, err);
     l->gone = !td_group_leave(l->g, ticket);
     return rc == TD_OK || l->gone ? rc : name_batch(f, err);
 }

@@ -12,12 +12,10 @@
 
 typedef struct td_flight {
     td_claim claim;
-    td_batch batch;
+    td_batch_builder b; /* the slot's host arrays, and what is laid out in them */
     td_claim_item item; /* a copy: the claim's own may be gone once it is done */
     double submitted_s;
-    double predicted_s;                                  /* of the slowest stage; 0 = unknown */
-    int32_t *ids, *seq_offsets, *row_token, *row_target; /* host arrays of the slot */
-    int64_t *row_dataset_row, *row_position;
+    double predicted_s; /* of the slowest stage; 0 = unknown */
 } td_flight;
 
 typedef struct td_loop {

@@ -73,10 +73,7 @@ static td_status make_groups(td_run_state *run, td_error *err) {
             td_calloc((size_t)grp->plan->n_stages, sizeof *grp->counters.busy_us);
         if (!grp->stages || !grp->signs.in_flight || !grp->counters.busy_us)
             return td_error_nomem(err, "the stages", (size_t)grp->plan->n_stages * 16);
-        for (int32_t i = 0; i < grp->plan->n_stages; i++)
-            grp->stages[i] = (td_stage){.device = run->in->devices[grp->plan->stages[i].device],
-                                        .item_begin = grp->plan->stages[i].item_begin,
-                                        .item_end = grp->plan->stages[i].item_end};
+        td_plan_stages(grp->plan, run->in->devices, grp->stages);
     }
     return find_kinds(run, err);
 }
