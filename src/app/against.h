@@ -1,6 +1,6 @@
-/* cmd_against.h - tdgen verify DIR --against MODEL_DIR: samples computed again. */
-#ifndef TDGEN_CMD_AGAINST_H
-#define TDGEN_CMD_AGAINST_H
+/* against.h - tdgen verify DIR --against MODEL_DIR: samples computed again. */
+#ifndef TDGEN_APP_AGAINST_H
+#define TDGEN_APP_AGAINST_H
 
 #include <stdint.h>
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* cmd_devices.c - tdgen devices: what this machine offers, and how fast its GPUs are. */
 #include "app/commands.h"
 #include "app/speeds.h"
 

@@ -1,3 +1,4 @@
+/* cmd_inspect.c - tdgen inspect: arguments to one of its three forms. */
 #include "app/commands.h"
 
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* cmd_merge.c - tdgen merge: arguments to td_merge. */
 #include "app/commands.h"
 
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* cmd_verify.c - tdgen verify: every byte, and with --against samples computed again. */
 #include "app/commands.h"
 #include "app/against.h"
 

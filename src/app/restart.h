@@ -1,4 +1,4 @@
-/* cmd_recover.h - the process's side of lost devices: what one execution hands to the next.
+/* restart.h - the process's side of lost devices: what one execution hands to the next.
  *
  *   execution 1                              execution 2, the same process
  *   td_run: TD_E_DEVICE_LOST
@@ -13,8 +13,8 @@
  * is. It is believed only together with a faults.json that this very process wrote; the lock only
  * if it is the folder's.
  */
-#ifndef TDGEN_CMD_RECOVER_H
-#define TDGEN_CMD_RECOVER_H
+#ifndef TDGEN_APP_RESTART_H
+#define TDGEN_APP_RESTART_H
 
 #include "device/device.h"
 #include "plan/plan.h"

@@ -1,6 +1,6 @@
-/* cmd_speeds.h - speeds of GPUs: from the cache, or measured once. */
-#ifndef TDGEN_CMD_SPEEDS_H
-#define TDGEN_CMD_SPEEDS_H
+/* speeds.h - speeds of GPUs: from the cache, or measured once. */
+#ifndef TDGEN_APP_SPEEDS_H
+#define TDGEN_APP_SPEEDS_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* convert.h - arrays of f32, bf16 and f16 elements, one type to another. Source arrays need not be
  * aligned; rounding is to nearest even. */
-#ifndef TDGEN_CONVERT_H
-#define TDGEN_CONVERT_H
+#ifndef TDGEN_BASE_CONVERT_H
+#define TDGEN_BASE_CONVERT_H
 
 #include <stdbool.h>
 #include <stddef.h>

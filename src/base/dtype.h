@@ -1,6 +1,6 @@
 /* dtype.h - element types and the two 16-bit float formats. Header-only, C and C++. */
-#ifndef TDGEN_DTYPE_H
-#define TDGEN_DTYPE_H
+#ifndef TDGEN_BASE_DTYPE_H
+#define TDGEN_BASE_DTYPE_H
 
 #include <stddef.h>
 #include <stdint.h>

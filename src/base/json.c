@@ -1,3 +1,4 @@
+/* json.c - Jansson with messages: what was expected, what was found, in which file. */
 #include "base/json.h"
 
 #include <stdlib.h>

@@ -4,8 +4,8 @@
  * and what was found. `code` says which room's error it is. Optional getters leave *out alone when
  * the key is absent or null.
  */
-#ifndef TDGEN_JSON_H
-#define TDGEN_JSON_H
+#ifndef TDGEN_BASE_JSON_H
+#define TDGEN_BASE_JSON_H
 
 #include <jansson.h>
 #include <stdbool.h>

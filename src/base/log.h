@@ -3,8 +3,8 @@
  * Progress lines overwrite each other on a terminal (td_log_progress); any other line first clears
  * the progress line, so the two never mix.
  */
-#ifndef TDGEN_LOG_H
-#define TDGEN_LOG_H
+#ifndef TDGEN_BASE_LOG_H
+#define TDGEN_BASE_LOG_H
 
 #include <stdbool.h>
 #include "base/status.h"

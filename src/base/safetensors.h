@@ -6,8 +6,8 @@
  * (overflow), offsets inside the file, size = product of shape x element size, no overlaps, no
  * duplicate names. Read-only and shared by threads after open.
  */
-#ifndef TDGEN_SAFETENSORS_H
-#define TDGEN_SAFETENSORS_H
+#ifndef TDGEN_BASE_SAFETENSORS_H
+#define TDGEN_BASE_SAFETENSORS_H
 
 #include <jansson.h>
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* status.c - the error record, and the exit code of each status. */
 #include "base/status.h"
 
 #include <stdarg.h>

@@ -9,8 +9,8 @@
  * A message names the file, key, tensor or device and says what to do. It has no trailing period
  * or newline.
  */
-#ifndef TDGEN_STATUS_H
-#define TDGEN_STATUS_H
+#ifndef TDGEN_BASE_STATUS_H
+#define TDGEN_BASE_STATUS_H
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,6 +1,6 @@
 /* text.h - token texts in a terminal's columns. */
-#ifndef TDGEN_RECORD_TEXT_H
-#define TDGEN_RECORD_TEXT_H
+#ifndef TDGEN_BASE_TEXT_H
+#define TDGEN_BASE_TEXT_H
 
 #include <stddef.h>
 #include "base/strbuf.h"

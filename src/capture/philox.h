@@ -5,8 +5,8 @@
  * look random, with no state in between. So a draw is a function of what it is for, and the same
  * wherever and in whatever order it is made.
  */
-#ifndef TDGEN_PHILOX_H
-#define TDGEN_PHILOX_H
+#ifndef TDGEN_CAPTURE_PHILOX_H
+#define TDGEN_CAPTURE_PHILOX_H
 
 #include <stdint.h>
 

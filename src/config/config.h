@@ -13,8 +13,8 @@
  * Strings are owned by the struct; absent strings are NULL. Plain data after loading: read-only,
  * shared by all threads.
  */
-#ifndef TDGEN_CONFIG_H
-#define TDGEN_CONFIG_H
+#ifndef TDGEN_CONFIG_CONFIG_H
+#define TDGEN_CONFIG_CONFIG_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,4 +1,4 @@
-/* config_file.c - run.ini through inih.
+/* file.c - run.ini through inih.
  *
  * inih hands over (section, name, value) without a line number, cuts lines at its buffer, takes an
  * indented line for the continuation of the value above, ignores what stands behind [section], and

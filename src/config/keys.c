@@ -1,4 +1,4 @@
-/* config_keys.c - the table of settings, its help text, and the names in messages. */
+/* keys.c - the table of settings, its help text, and the names in messages. */
 #include "config/keys.h"
 
 #include <inttypes.h>

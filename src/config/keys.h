@@ -1,4 +1,4 @@
-/* config_keys.h - the one table of what can be set, private to the configuration's own files.
+/* keys.h - the one table of what can be set, private to the configuration's own files.
  *
  * A key's row drives its parsing, its default (parsed from `def` by the same code as a user's
  * value), the suggestions in messages, and what td_config_print_keys prints. To add a setting: a

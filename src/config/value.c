@@ -1,4 +1,4 @@
-/* config_value.c - the text of one value into its field of td_config.
+/* value.c - the text of one value into its field of td_config.
  *
  * Grammar: integers are decimal digits (a leading '-' is read, to say that it is out of range);
  * lists are separated by commas, groups by '|', blanks around separators are free.

@@ -40,8 +40,8 @@
  *
  * One thread owns a td_source. A td_shard is immutable once returned.
  */
-#ifndef TDGEN_DATA_H
-#define TDGEN_DATA_H
+#ifndef TDGEN_DATA_DATA_H
+#define TDGEN_DATA_DATA_H
 
 #include <stdbool.h>
 #include <stddef.h>

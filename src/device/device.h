@@ -30,8 +30,8 @@
  * Letters: T tokens of a micro-batch, B sequences, C hidden, H / Hkv heads, D head dim, F ffn,
  * V vocabulary, K stored top-k, R rows.
  */
-#ifndef TDGEN_DEVICE_H
-#define TDGEN_DEVICE_H
+#ifndef TDGEN_DEVICE_DEVICE_H
+#define TDGEN_DEVICE_DEVICE_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -7,8 +7,8 @@
  *   td_session_create      per group: activations, streams, slots on the devices of its stages
  *   td_session_submit / td_session_wait   micro-batches in flight, first in first out
  */
-#ifndef TDGEN_MODEL_H
-#define TDGEN_MODEL_H
+#ifndef TDGEN_MODEL_MODEL_H
+#define TDGEN_MODEL_MODEL_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -9,8 +9,8 @@
  * Memory is counted per domain (devices that share memory): the weights of an item once in a
  * domain, however many stages there hold it; activations and workspace once per stage.
  */
-#ifndef TDGEN_PLAN_H
-#define TDGEN_PLAN_H
+#ifndef TDGEN_PLAN_PLAN_H
+#define TDGEN_PLAN_PLAN_H
 
 #include <stdbool.h>
 #include <stdint.h>

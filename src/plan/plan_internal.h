@@ -4,8 +4,8 @@
  *   choose devices -> resolve compute -> for each micro-batch size, largest first:
  *   form groups -> place each -> check every memory domain -> done
  */
-#ifndef TDGEN_PLAN_INTERNAL_H
-#define TDGEN_PLAN_INTERNAL_H
+#ifndef TDGEN_PLAN_PLAN_INTERNAL_H
+#define TDGEN_PLAN_PLAN_INTERNAL_H
 
 #include "plan/place.h"
 #include "plan/plan.h"

@@ -60,8 +60,8 @@
  *
  * test/spin/queue.pml models this protocol; change both together (tools/lib/check_spin.sh).
  */
-#ifndef TDGEN_QUEUE_H
-#define TDGEN_QUEUE_H
+#ifndef TDGEN_QUEUE_QUEUE_H
+#define TDGEN_QUEUE_QUEUE_H
 
 #include <stdbool.h>
 #include <stdint.h>

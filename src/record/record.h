@@ -13,8 +13,8 @@
  * and are put in order at the end. Host memory does not grow with the shard. Commit = data hash,
  * header, fsync, rename, fsync of the folder, index line.
  */
-#ifndef TDGEN_RECORD_H
-#define TDGEN_RECORD_H
+#ifndef TDGEN_RECORD_RECORD_H
+#define TDGEN_RECORD_RECORD_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-/* Rows of a shard as numbers. See row_view.h. */
+/* Rows of a shard as numbers. See row_reader.h. */
 #include "record/row_reader.h"
 
 #include <math.h>

@@ -1,6 +1,6 @@
 /* inspect.h - what the forms of inspect (text, JSON, HTML) share: a folder opened for looking. */
-#ifndef TDGEN_RECORD_INSPECT_H
-#define TDGEN_RECORD_INSPECT_H
+#ifndef TDGEN_REPORT_INSPECT_H
+#define TDGEN_REPORT_INSPECT_H
 
 #include <stdio.h>
 #include "record/reader.h"

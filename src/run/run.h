@@ -17,8 +17,8 @@
  * is not committed is kept, no device is waited for, and the caller starts the program anew
  * (td_faults).
  */
-#ifndef TDGEN_RUN_H
-#define TDGEN_RUN_H
+#ifndef TDGEN_RUN_RUN_H
+#define TDGEN_RUN_RUN_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -16,8 +16,8 @@
  * Deterministic: one thread, and every random number is a function of (seed, what it is for,
  * index).
  */
-#ifndef TDGEN_SIM_H
-#define TDGEN_SIM_H
+#ifndef TDGEN_SIM_SIM_H
+#define TDGEN_SIM_SIM_H
 
 #include <stdint.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-/* tok_internal.h - what the files of the tokenizer share. Private to src/model/tok_*.c.
+/* internal.h - what the files of the tokenizer share. Private to the room.
  *
  * The way of a text, as in Hugging Face's `tokenizers`:
  *
@@ -14,8 +14,8 @@
  * Hazards: everything in tokenizer.json is untrusted; ids are bounded by TOK_MAX_ID so that tables
  * indexed by id stay small; strings may hold U+0000.
  */
-#ifndef TDGEN_TOK_INTERNAL_H
-#define TDGEN_TOK_INTERNAL_H
+#ifndef TDGEN_TOKENIZER_INTERNAL_H
+#define TDGEN_TOKENIZER_INTERNAL_H
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>

@@ -1,6 +1,6 @@
 /* Made by tools/dev/make_tok_tables.py; edit that, not this. */
-#ifndef TDGEN_TOK_TABLES_H
-#define TDGEN_TOK_TABLES_H
+#ifndef TDGEN_TOKENIZER_TABLES_H
+#define TDGEN_TOKENIZER_TABLES_H
 
 #include "tokenizer/internal.h"
 #include "base/memory.h"

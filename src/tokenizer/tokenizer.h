@@ -21,8 +21,8 @@
  * tokenizer.json asks for is refused by name at load (TD_E_MODEL). Its "truncation" and "padding"
  * are ignored: tdgen cuts samples itself (data.max_length) and never pads.
  */
-#ifndef TDGEN_TOKENIZER_H
-#define TDGEN_TOKENIZER_H
+#ifndef TDGEN_TOKENIZER_TOKENIZER_H
+#define TDGEN_TOKENIZER_TOKENIZER_H
 
 #include <stdbool.h>
 #include <stddef.h>

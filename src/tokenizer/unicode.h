@@ -1,6 +1,6 @@
 /* Made by tools/dev/make_tok_unicode.py; edit that, not this. */
-#ifndef TDGEN_TOK_UNICODE_H
-#define TDGEN_TOK_UNICODE_H
+#ifndef TDGEN_TOKENIZER_UNICODE_H
+#define TDGEN_TOKENIZER_UNICODE_H
 
 #include "tokenizer/internal.h"
 

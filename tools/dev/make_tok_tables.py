@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes src/model/tok_tables.h: character sets and maps, asked of Hugging Face's own engine.
+"""Writes src/tokenizer/tables.h: character sets and maps, asked of Hugging Face's own engine.
 
 Every set comes from running `tokenizers` over all code points, because its parts follow Unicode
 versions of their own (patterns 16, punctuation and accents an older one). Run it with
 `tokenizers==0.22.2` and `unicodedata2==16.0.0`:
 
-    python3 tools/dev/make_tok_tables.py > src/model/tok_tables.h
+    python3 tools/dev/make_tok_tables.py > src/tokenizer/tables.h
 """
 import textwrap
 

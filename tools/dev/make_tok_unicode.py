@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes src/model/tok_unicode.h: what Hugging Face's Unicode tables say otherwise than our libraries.
+"""Writes src/tokenizer/unicode.h: what Hugging Face's Unicode tables say otherwise than our libraries.
 
 Run it in an environment with `unicodedata2==16.0.0` and `tokenizers==0.22.2`, on a Python whose own
 unicodedata is 14.0.0 (3.11), which is also the version of Debian 12's PCRE2:
 
-    python3 tools/dev/make_tok_unicode.py > src/model/tok_unicode.h
+    python3 tools/dev/make_tok_unicode.py > src/tokenizer/unicode.h
 """
 import sys
 import unicodedata as old

@@ -111,7 +111,7 @@ for file in src/**/*.{c,h,cu,cuh} include/**/*.h; do
             if [[ $room == plan && $name =~ ^(pthread|threads|stdatomic)\.h$ ]]; then
                 violation "$file:$line: $name" "plan is pure"
             fi
-            if [[ $room != include && -e src/${name%%/*} && $name == */* && $name != sys/* ]]; then
+            if [[ $name == */* && -v "arrows[${name%%/*}]" ]]; then
                 violation "$file:$line: $name" "our own headers are included with quotes"
             fi
             ;;
