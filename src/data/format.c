@@ -35,8 +35,8 @@ static td_status unpack_head(int fd, const char *path, td_file_head *h, td_error
     return rc;
 }
 
-/* The head of a regular, readable file. */
-static td_status read_head(const char *path, td_file_head *h, td_error *err) {
+/* The head of a regular, readable file. as_it_stands: it is not compressed, whatever its bytes say. */
+static td_status read_head(const char *path, bool as_it_stands, td_file_head *h, td_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us here */
     if (fd < 0)
         return td_error_errno(err, TD_E_DATA, errno, "data.path: cannot open %s", path);
@@ -61,7 +61,7 @@ static td_status read_head(const char *path, td_file_head *h, td_error *err) {
     if (rc == TD_OK) {
         h->n = (size_t)got;
         h->size_bytes = (uint64_t)st.st_size;
-        h->packing = td_packing_of(h->bytes, h->n);
+        h->packing = as_it_stands ? TD_PACK_NONE : td_packing_of(h->bytes, h->n);
         if (h->packing != TD_PACK_NONE)
             rc = unpack_head(fd, path, h, err);
     }
@@ -243,14 +243,14 @@ td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_
     for (size_t i = 0; !f && i < TD_ARRAY_LEN(formats); i++)
         if (cfg->data.format == formats[i]->format)
             f = formats[i];
-    td_status rc = read_head(path, &h, err);
+    td_status rc = read_head(path, claimed, &h, err);
     if (rc == TD_OK && !claimed)
         rc = refuse_containers(path, h.bytes, h.n, err);
     if (rc == TD_OK && !f)
         rc = detect(path, &h, &f, err);
     if (rc == TD_OK)
         rc = check_keys(cfg, f, err);
-    if (rc == TD_OK && h.packing != TD_PACK_NONE && !f->packed && !claimed)
+    if (rc == TD_OK && h.packing != TD_PACK_NONE && !f->packed)
         rc = td_error_set(err, TD_E_DATA,
                           "data.path: %s is a compressed token file; rows of token files are read "
                           "by their offset, so decompress it first: %s -d -k FILE",

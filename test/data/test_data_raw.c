@@ -92,6 +92,25 @@ Test(data_raw, blocks_of_max_length) {
     td_source_close(s);
 }
 
+/* Ids whose bytes are those that a compressed file, an archive or a text begins with. */
+Test(data_raw, ids_may_begin_as_another_file) {
+    static const char *const heads[] = {"\x1f\x8b\x08\x01", "\x28\xb5\x2f\xfd", "PK\x03\x04",
+                                        "{\"a\":"};
+    F.lim.n_vocab = 65536;
+    for (size_t i = 0; i < TD_ARRAY_LEN(heads); i++) {
+        uint16_t ids[12] = {0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+        memcpy(ids, heads[i], 4);
+        fixture_file(&F, "train.bin", ids, sizeof ids);
+        td_source *s = open_it();
+        td_shard *h = next(s, true);
+        cr_assert_eq(h->n_tokens, 12);
+        for (int k = 0; k < 12; k++)
+            cr_assert_eq(h->ids[k], ids[k]);
+        td_shard_free(h);
+        td_source_close(s);
+    }
+}
+
 Test(data_raw, documents_end_at_an_id) {
     enum { N = 300000, EOS = 7 };
     uint16_t *ids = td_calloc(N, 2);
