@@ -23,7 +23,7 @@
  * Threads. Enqueue calls on one stream come from one thread at a time; different streams may be
  * driven by different threads. Weights are read-only after preparation and shared freely.
  *
- * Determinism (DESIGN section 2): for every operation, the bits of a row of the result depend only
+ * Determinism (docs/design.md, invariants): for every operation, the bits of a row of the result depend only
  * on that row's inputs (for attention: on its sequence up to that row), never on its position in
  * the batch, on neighbours, on the number of rows or on the number of threads.
  *

@@ -10,7 +10,7 @@
  * that what runs at the same time reads the same keys and values (L2). Within a sequence the last
  * tile comes first: it has the most keys, and what is left at the end of the grid is short.
  *
- * Row contract (DESIGN section 2): tiles of rows and of keys count from the start of the sequence,
+ * Row contract (docs/design.md, invariants): tiles of rows and of keys count from the start of the sequence,
  * so a row meets its keys in the same tiles and in the same lanes wherever its sequence stands in
  * the batch. A tile in which a row sees nothing leaves the row's state as it is, bit for bit, so
  * it does not matter whether a kernel skips it or computes it for the sake of other rows.

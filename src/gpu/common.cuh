@@ -7,7 +7,7 @@
 #define TD_FULL_MASK 0xffffffffu
 
 /* Sums and maxima over a warp by butterflies: every lane gets the result, and the order of the
- * additions is the same whatever the data (reproducibility, DESIGN section 2). */
+ * additions is the same whatever the data (reproducibility, docs/design.md, invariants). */
 static __device__ __forceinline__ float td_warp_sum(float x) {
     for (int d = 16; d > 0; d >>= 1)
         x += __shfl_xor_sync(TD_FULL_MASK, x, d);

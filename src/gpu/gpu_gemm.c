@@ -3,7 +3,7 @@
  * out[M, N] = in[M, K] W[N, K]^T, all row-major, is for cuBLAS (column-major) the product
  * D[N, M] = W^T[N, K] in[K, M]: the "TN" layout that every chip has its best kernels for.
  *
- * A row's bits must not depend on M (DESIGN section 2). So the algorithm is chosen once per (N, K,
+ * A row's bits must not depend on M (docs/design.md, invariants). So the algorithm is chosen once per (N, K,
  * dtype, epilogue) from the library's heuristic at one nominal M, never by timing; candidates that
  * split K, or that the library does not accept for every M that can come, are passed over. Within
  * one algorithm a row of the result is one tile row's sum over K in tile order, whatever M is;

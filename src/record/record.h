@@ -2,7 +2,7 @@
  * reader.h is the face for those who read a folder.
  *
  * OUT/manifest.json          identity of the run, written once
- * OUT/shard-NNNNNN.safetensors   canonical record (DESIGN section 6), whole or not there;
+ * OUT/shard-NNNNNN.safetensors   canonical record (layout.h draws it), whole or not there;
  *                                with output.zstd shard-NNNNNN.safetensors.zst, the same compressed
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
  * OUT/status.json, OUT/faults.json, OUT/tdgen.log   written by sched and the main job
