@@ -224,7 +224,7 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
     unsigned char *rows = NULL;
     void *stream = NULL, *packed = NULL;
     size_t rows_bytes, all_bytes;
-    td_status st;
+    td_status rc;
 
     /* Blocks of equal width, so that no thread ends up with a sliver. */
     const int64_t n_wanted = (n + BLOCK_N_MAX - 1) / BLOCK_N_MAX;
@@ -234,30 +234,31 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
             ((n + n_wanted - 1) / n_wanted + BLOCK_N_STEP - 1) / BLOCK_N_STEP * BLOCK_N_STEP;
     w->n_blocks = (n + w->block_n - 1) / w->block_n;
     w->has_last = n % w->block_n != 0;
-    if ((st = td_cpu_gemm_thread_create(&stream, err)) ||
-        (st = block_kind_make(&w->full, w->block_n, k, w->base.compute, err)))
+    if ((rc = td_cpu_gemm_thread_create(&stream, err)) != TD_OK ||
+        (rc = block_kind_make(&w->full, w->block_n, k, w->base.compute, err)) != TD_OK)
         goto out;
-    if (w->has_last && (st = block_kind_make(&w->last, n % w->block_n, k, w->base.compute, err)))
+    if (w->has_last &&
+        (rc = block_kind_make(&w->last, n % w->block_n, k, w->base.compute, err)) != TD_OK)
         goto out;
 
     const size_t panel = TD_MAX(w->full.packed_bytes, w->last.packed_bytes);
     w->full.packed_bytes = panel;
     if (!td_mul_size((size_t)w->block_n * elem, (size_t)k, &rows_bytes) ||
         !td_mul_size(panel, (size_t)w->n_blocks, &all_bytes)) {
-        st = td_error_set(err, TD_E_DEVICE_OOM, "weight too large");
+        rc = td_error_set(err, TD_E_DEVICE_OOM, "weight too large");
         goto out;
     }
-    if ((st = td_cpu_mem_alloc(name, all_bytes, &packed, err)))
+    if ((rc = td_cpu_mem_alloc(name, all_bytes, &packed, err)) != TD_OK)
         goto out;
     w->packed = packed;
     w->base.size_bytes = all_bytes;
     void *p = NULL;
-    if ((st = td_cpu_mem_alloc(name, rows_bytes, &p, err)))
+    if ((rc = td_cpu_mem_alloc(name, rows_bytes, &p, err)) != TD_OK)
         goto out;
     rows = p;
-    for (int64_t b = 0; b < w->n_blocks && !st; b++) {
+    for (int64_t b = 0; b < w->n_blocks && rc == TD_OK; b++) {
         const block_kind *kind = w->has_last && b == w->n_blocks - 1 ? &w->last : &w->full;
-        st = pack_block(w, kind, w->packed + (size_t)b * panel, parts, b * w->block_n, rows, stream,
+        rc = pack_block(w, kind, w->packed + (size_t)b * panel, parts, b * w->block_n, rows, stream,
                         err);
     }
     w->src_tile_bytes = ((size_t)TILE_ROWS * (size_t)k * elem + 63) / 64 * 64;
@@ -267,15 +268,15 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
 out:
     td_cpu_mem_free(rows);
     td_cpu_gemm_thread_destroy(stream);
-    return st;
+    return rc;
 }
 
 td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
                                 td_dtype compute, td_weight **out, td_error *err) {
     int64_t n = 0;
-    td_status st = check_parts(dev, parts, n_parts, compute, &n, err);
-    if (st)
-        return st;
+    td_status rc = check_parts(dev, parts, n_parts, compute, &n, err);
+    if (rc != TD_OK)
+        return rc;
     cpu_weight *w = td_calloc(1, sizeof(*w));
     if (!w)
         return td_error_nomem(err, "weight", sizeof(*w));
@@ -283,13 +284,13 @@ td_status td_cpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int
     w->dev = (td_cpu_device *)dev;
     const int threads = omp_get_max_threads();
     omp_set_num_threads(1);
-    st = weight_fill(w, parts, err);
+    rc = weight_fill(w, parts, err);
     omp_set_num_threads(threads);
-    if (st) {
+    if (rc != TD_OK) {
         td_error_prefix(err, "%s: weight [%" PRId64 ", %" PRId64 "]", dev->info.name, n,
                         parts[0].n_cols);
         td_cpu_weight_destroy(&w->base);
-        return st;
+        return rc;
     }
     *out = &w->base;
     return TD_OK;
@@ -393,9 +394,9 @@ td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, in
     }
     if (n <= 0 || first_item[n] == 0)
         return TD_OK;
-    td_status st = td_cpu_scratch_need_all(x, scratch_bytes, err);
-    if (st)
-        return st;
+    td_status rc = td_cpu_scratch_need_all(x, scratch_bytes, err);
+    if (rc != TD_OK)
+        return rc;
     gemm_run g = {.a = a, .first_item = first_item, .n = n, .x = x};
     atomic_init(&g.status, 0);
     td_cpu_pool_run(x->pool, first_item[n], x->n_threads, gemm_cell, &g);

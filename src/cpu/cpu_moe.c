@@ -125,21 +125,21 @@ td_status td_cpu_exec_moe(td_cpu_exec *x, const td_moe_args *a, td_error *err) {
     const moe_run r = scratch_layout(a);
     const int64_t C = a->n_cols, F = a->n_ffn;
     const size_t per_expert = sizeof(td_gemm_args) + sizeof(int64_t);
-    td_status st = td_cpu_scratch_need(x, &x->shared,
+    td_status rc = td_cpu_scratch_need(x, &x->shared,
                                        (size_t)a->n_experts * per_expert + sizeof(int64_t), err);
-    if (st)
-        return st;
+    if (rc != TD_OK)
+        return rc;
 
     const td_gemm_args router = {
         .weight = a->router, .in = a->in, .out = r.logits, .n_rows = a->n_tokens, .scale = 1};
-    if ((st = td_cpu_exec_gemm(x, &router, err)))
-        return st;
+    if ((rc = td_cpu_exec_gemm(x, &router, err)) != TD_OK)
+        return rc;
     td_cpu_run_rows(x, &r, a->n_tokens, 4.0 * a->n_experts, route_rows);
     group_pairs(&r);
     td_cpu_run_rows(x, &r, r.n_pairs, 0.3 * (double)C, gather_rows);
 
-    if ((st = run_experts(x, &r, a->gate_up, r.x, C, r.gate_up, 2 * F, err)))
-        return st;
+    if ((rc = run_experts(x, &r, a->gate_up, r.x, C, r.gate_up, 2 * F, err)) != TD_OK)
+        return rc;
     const td_act_args act = {.act = a->act,
                              .gated = true,
                              .in = r.gate_up,
@@ -147,9 +147,9 @@ td_status td_cpu_exec_moe(td_cpu_exec *x, const td_moe_args *a, td_error *err) {
                              .out_dtype = a->router->compute,
                              .n_tokens = (int32_t)r.n_pairs,
                              .n_cols = a->n_ffn};
-    if ((st = td_cpu_exec_act(x, &act, err)) ||
-        (st = run_experts(x, &r, a->down, r.h, F, r.y, C, err)))
-        return st;
+    if ((rc = td_cpu_exec_act(x, &act, err)) != TD_OK ||
+        (rc = run_experts(x, &r, a->down, r.h, F, r.y, C, err)) != TD_OK)
+        return rc;
     td_cpu_run_rows(x, &r, a->n_tokens, 0.5 * (double)C * a->top_k, combine_rows);
     return TD_OK;
 }

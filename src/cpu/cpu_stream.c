@@ -114,23 +114,23 @@ static void event_complete(td_event *e, uint64_t number, const td_error *failure
 /* Waits until the record `number` has completed and returns its failure. */
 static td_status event_await(td_event *e, uint64_t number, const struct timespec *until,
                              double timeout_s, td_error *err) {
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     pthread_mutex_lock(&e->lock);
-    while (e->completed < number && st == TD_OK) {
+    while (e->completed < number && rc == TD_OK) {
         if (!until)
             pthread_cond_wait(&e->cond, &e->lock);
         else if (pthread_cond_timedwait(&e->cond, &e->lock, until) == ETIMEDOUT &&
                  e->completed < number)
-            st =
+            rc =
                 td_error_set(err, TD_E_DEVICE, "%s: no answer within %.3g s", e->device, timeout_s);
     }
-    if (st == TD_OK && number && e->failure.code) {
-        st = e->failure.code;
+    if (rc == TD_OK && number && e->failure.code) {
+        rc = e->failure.code;
         if (err)
             *err = e->failure;
     }
     pthread_mutex_unlock(&e->lock);
-    return st;
+    return rc;
 }
 
 td_status td_cpu_event_sync(td_event *e, double timeout_s, td_error *err) {
@@ -402,22 +402,22 @@ td_status td_cpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     s->profile = profile && !strcmp(profile, "1");
     s->x.scratch = td_calloc((size_t)n, sizeof(*s->x.scratch));
     s->x.gemm_streams = td_calloc((size_t)n, sizeof(*s->x.gemm_streams));
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     if (!s->x.scratch || !s->x.gemm_streams)
-        st = td_error_nomem(err, "stream", (size_t)n * sizeof(*s->x.scratch));
-    for (int32_t i = 0; i < n && !st; i++)
-        st = td_cpu_gemm_thread_create(&s->x.gemm_streams[i], err);
-    if (!st)
-        st = td_cpu_pool_create(n, &s->x.pool, err);
-    if (!st) {
+        rc = td_error_nomem(err, "stream", (size_t)n * sizeof(*s->x.scratch));
+    for (int32_t i = 0; i < n && rc == TD_OK; i++)
+        rc = td_cpu_gemm_thread_create(&s->x.gemm_streams[i], err);
+    if (rc == TD_OK)
+        rc = td_cpu_pool_create(n, &s->x.pool, err);
+    if (rc == TD_OK) {
         int e = pthread_create(&s->thread, NULL, stream_main, s);
         if (e)
-            st = td_error_errno(err, TD_E_DEVICE, e, "cannot start a stream's thread");
+            rc = td_error_errno(err, TD_E_DEVICE, e, "cannot start a stream's thread");
     }
-    if (st) {
+    if (rc != TD_OK) {
         td_cpu_stream_destroy(s);
         td_error_prefix(err, "%s", dev->info.name);
-        return st;
+        return rc;
     }
     s->started = true;
     *out = s;
@@ -448,17 +448,17 @@ td_status td_cpu_scratch_need(td_cpu_exec *x, td_cpu_scratch *s, size_t size_byt
         return TD_OK;
     td_cpu_mem_free(s->data);
     *s = (td_cpu_scratch){0};
-    td_status st = td_cpu_mem_alloc(x->dev->base.info.name, size_bytes, &s->data, err);
-    if (!st)
+    td_status rc = td_cpu_mem_alloc(x->dev->base.info.name, size_bytes, &s->data, err);
+    if (rc == TD_OK)
         s->size_bytes = size_bytes;
-    return st;
+    return rc;
 }
 
 td_status td_cpu_scratch_need_all(td_cpu_exec *x, size_t size_bytes, td_error *err) {
     for (int32_t i = 0; i < x->n_threads; i++) {
-        td_status st = td_cpu_scratch_need(x, &x->scratch[i], size_bytes, err);
-        if (st)
-            return st;
+        td_status rc = td_cpu_scratch_need(x, &x->scratch[i], size_bytes, err);
+        if (rc != TD_OK)
+            return rc;
     }
     return TD_OK;
 }

@@ -25,8 +25,8 @@ enum {
 };
 
 /* Errors after which CUDA says that the process must be ended (cuda_runtime_api.h). */
-static bool is_sticky(cudaError_t rc) {
-    switch (rc) {
+static bool is_sticky(cudaError_t cu) {
+    switch (cu) {
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
     case cudaErrorAssert:
@@ -41,42 +41,42 @@ static bool is_sticky(cudaError_t rc) {
     case cudaErrorUnknown:
         return true;
     default: /* not in the headers of every toolkit that builds this */
-        return (int)rc == CONTAINED || (int)rc == TENSOR_MEMORY_LEAK ||
-               (int)rc == MPS_CLIENT_TERMINATED || (int)rc == EXTERNAL_DEVICE;
+        return (int)cu == CONTAINED || (int)cu == TENSOR_MEMORY_LEAK ||
+               (int)cu == MPS_CLIENT_TERMINATED || (int)cu == EXTERNAL_DEVICE;
     }
 }
 
-td_status td_gpu_check(cudaError_t rc, const td_device_info *info, const char *call,
+td_status td_gpu_check(cudaError_t cu, const td_device_info *info, const char *call,
                        td_error *err) {
-    if (rc == cudaSuccess)
+    if (cu == cudaSuccess)
         return TD_OK;
     (void)cudaGetLastError();
-    const bool sticky = is_sticky(rc);
+    const bool sticky = is_sticky(cu);
     const char *advice = "";
-    if (rc == cudaErrorNoKernelImageForDevice || rc == cudaErrorInvalidDeviceFunction)
+    if (cu == cudaErrorNoKernelImageForDevice || cu == cudaErrorInvalidDeviceFunction)
         advice = "; this build has no kernels for this chip: build with its architecture in "
                  "TDGEN_CUDA_ARCHS (a V100 needs a CUDA 12 toolkit)";
-    else if (rc == cudaErrorInsufficientDriver)
+    else if (cu == cudaErrorInsufficientDriver)
         advice = "; the driver is older than this build's CUDA: update it, or build with an older "
                  "toolkit";
-    td_status st = td_error_set(err,
-                                rc == cudaErrorMemoryAllocation ? TD_E_DEVICE_OOM
+    td_status rc = td_error_set(err,
+                                cu == cudaErrorMemoryAllocation ? TD_E_DEVICE_OOM
                                 : sticky                        ? TD_E_DEVICE_LOST
                                                                 : TD_E_DEVICE,
                                 "%s (%s): %s failed: %s (%s)%s", info->name, info->model, call,
-                                cudaGetErrorString(rc), cudaGetErrorName(rc), advice);
+                                cudaGetErrorString(cu), cudaGetErrorName(cu), advice);
     if (sticky) {
         pthread_mutex_lock(&lost_lock);
         if (!atomic_load(&lost)) {
             td_error_set(&lost_error, TD_E_DEVICE_LOST, "%s (%s) was lost: %s failed: %s (%s)",
-                         info->name, info->model, call, cudaGetErrorString(rc),
-                         cudaGetErrorName(rc));
+                         info->name, info->model, call, cudaGetErrorString(cu),
+                         cudaGetErrorName(cu));
             lost_index = info->index;
             atomic_store(&lost, true);
         }
         pthread_mutex_unlock(&lost_lock);
     }
-    return st;
+    return rc;
 }
 
 bool td_gpu_faulted(const td_device *dev) {
@@ -135,10 +135,10 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
                           .narrow_attention = true,
                           .stream_bytes = TD_GPU_BLAS_WORKSPACE_BYTES};
     snprintf(d->name, sizeof d->name, "cuda:%d", index);
-    td_status st =
+    td_status rc =
         td_gpu_check(cudaGetDeviceProperties(&p, index), d, "cudaGetDeviceProperties", err);
-    if (st != TD_OK)
-        return st;
+    if (rc != TD_OK)
+        return rc;
     const unsigned char *u = (const unsigned char *)p.uuid.bytes;
     snprintf(d->model, sizeof d->model, "%.100s", p.name);
     snprintf(d->uuid, sizeof d->uuid,
@@ -176,26 +176,26 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
 
 td_status td_gpu_enumerate(td_device_info **out, int32_t *n_out, td_error *err) {
     int n = 0, driver = 0;
-    cudaError_t rc = cudaGetDeviceCount(&n);
+    cudaError_t cu = cudaGetDeviceCount(&n);
     /* The same code says "no driver" and "a driver that is too old". */
-    if (rc == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) != cudaSuccess)
+    if (cu == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) != cudaSuccess)
         driver = 0;
-    if (rc == cudaErrorNoDevice || rc == cudaErrorStubLibrary ||
-        (rc == cudaErrorInsufficientDriver && driver == 0)) {
+    if (cu == cudaErrorNoDevice || cu == cudaErrorStubLibrary ||
+        (cu == cudaErrorInsufficientDriver && driver == 0)) {
         (void)cudaGetLastError();
         n = 0;
-    } else if (rc != cudaSuccess) {
+    } else if (cu != cudaSuccess) {
         const td_device_info none = {.name = "cuda", .model = "driver"};
-        return td_gpu_check(rc, &none, "cudaGetDeviceCount", err);
+        return td_gpu_check(cu, &none, "cudaGetDeviceCount", err);
     }
     td_device_info *list = n > 0 ? td_calloc((size_t)n, sizeof *list) : NULL;
     if (n > 0 && !list)
         return td_error_nomem(err, "device list", (size_t)n * sizeof *list);
     for (int32_t i = 0; i < n; i++) {
-        td_status st = describe(i, n, &list[i], err);
-        if (st != TD_OK) {
+        td_status rc = describe(i, n, &list[i], err);
+        if (rc != TD_OK) {
             free(list);
-            return st;
+            return rc;
         }
     }
     *out = list;
@@ -245,19 +245,19 @@ static const td_device_ops gpu_ops = {
  * not in the middle of a run. */
 static td_status probe_kernels(td_gpu_device *d, td_error *err) {
     float *p = NULL;
-    td_status st =
+    td_status rc =
         td_gpu_check(cudaMalloc((void **)&p, 2 * sizeof *p), &d->base.info, "cudaMalloc", err);
-    if (st != TD_OK)
-        return st;
-    cudaError_t rc = cudaMemset(p, 0, 2 * sizeof *p);
-    if (!rc)
-        rc = td_gpu_bias(p, NULL, p + 1, 1, 1, 1, false, NULL);
-    if (!rc)
-        rc = cudaStreamSynchronize(NULL);
-    st = td_gpu_check(rc, &d->base.info, "the first kernel", err);
+    if (rc != TD_OK)
+        return rc;
+    cudaError_t cu = cudaMemset(p, 0, 2 * sizeof *p);
+    if (!cu)
+        cu = td_gpu_bias(p, NULL, p + 1, 1, 1, 1, false, NULL);
+    if (!cu)
+        cu = cudaStreamSynchronize(NULL);
+    rc = td_gpu_check(cu, &d->base.info, "the first kernel", err);
     if (cudaFree(p) != cudaSuccess)
         (void)cudaGetLastError();
-    return st;
+    return rc;
 }
 
 td_status td_gpu_open(const td_device_info *info, td_device **out, td_error *err) {
@@ -273,19 +273,19 @@ td_status td_gpu_open(const td_device_info *info, td_device **out, td_error *err
     d->base.info = *info;
     d->own_allocations = debug && debug[0] && strcmp(debug, "0") != 0;
     pthread_mutex_init(&d->lock, NULL);
-    td_status st = td_gpu_use(d, err);
-    if (st == TD_OK) {
+    td_status rc = td_gpu_use(d, err);
+    if (rc == TD_OK) {
         d->chip = (td_gpu_chip){
             .compute_capability = info->compute_capability,
             .n_multiprocessors = info->n_multiprocessors,
             .max_shared_bytes = attribute(info->index, cudaDevAttrMaxSharedMemoryPerBlockOptin)};
-        st = probe_kernels(d, err);
+        rc = probe_kernels(d, err);
     }
-    if (st == TD_OK)
-        st = td_gpu_blas_open(d, err);
-    if (st != TD_OK) {
+    if (rc == TD_OK)
+        rc = td_gpu_blas_open(d, err);
+    if (rc != TD_OK) {
         gpu_close(&d->base);
-        return st;
+        return rc;
     }
     *out = &d->base;
     return TD_OK;

@@ -38,9 +38,9 @@ static cudaDataType_t data_type(td_dtype t) {
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
-td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const char *call,
+td_status td_gpu_check_blas(cublasStatus_t cu, const td_device_info *info, const char *call,
                             td_error *err) {
-    if (rc == CUBLAS_STATUS_SUCCESS)
+    if (cu == CUBLAS_STATUS_SUCCESS)
         return TD_OK;
     /* What broke may be the device: then that is the news. The library has a CUDA runtime of its
      * own, so ours has not seen the error; the default stream, on which nothing runs, tells. */
@@ -50,9 +50,9 @@ td_status td_gpu_check_blas(cublasStatus_t rc, const td_device_info *info, const
     else if (device != cudaSuccess)
         return td_gpu_check(device, info, call, err);
     const td_gpu_blas *blas = td_gpu_blas_load(NULL);
-    return td_error_set(err, rc == CUBLAS_STATUS_ALLOC_FAILED ? TD_E_DEVICE_OOM : TD_E_DEVICE,
+    return td_error_set(err, cu == CUBLAS_STATUS_ALLOC_FAILED ? TD_E_DEVICE_OOM : TD_E_DEVICE,
                         "%s: %s failed: %s", info->name, call,
-                        blas ? blas->GetStatusString(rc) : "cuBLASLt is not there");
+                        blas ? blas->GetStatusString(cu) : "cuBLASLt is not there");
 }
 
 td_status td_gpu_blas_open(td_gpu_device *d, td_error *err) {
@@ -80,17 +80,17 @@ static cublasStatus_t make_product(const td_gpu_blas *blas, bool with_bias,
     const cublasLtEpilogue_t epilogue =
         with_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     const int32_t bias_type = CUDA_R_32F;
-    cublasStatus_t rc = blas->MatmulDescCreate(out, CUBLAS_COMPUTE_32F, CUDA_R_32F);
-    if (!rc)
-        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+    cublasStatus_t cu = blas->MatmulDescCreate(out, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (!cu)
+        cu = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
                                           sizeof transposed);
-    if (!rc)
-        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+    if (!cu)
+        cu = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                           sizeof epilogue);
-    if (!rc && with_bias)
-        rc = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
+    if (!cu && with_bias)
+        cu = blas->MatmulDescSetAttribute(*out, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type,
                                           sizeof bias_type);
-    return rc;
+    return cu;
 }
 
 td_status td_gpu_stream_blas_open(td_stream *s, td_error *err) {
@@ -98,16 +98,16 @@ td_status td_gpu_stream_blas_open(td_stream *s, td_error *err) {
     const td_device_info *info = &s->dev->base.info;
     if (!blas)
         return td_error_prefix(err, "%s", info->name);
-    td_status st =
+    td_status rc =
         td_gpu_alloc(&s->dev->base, TD_GPU_BLAS_WORKSPACE_BYTES, &s->blas_workspace, err);
     cublasLtMatrixLayout_t *layouts[] = {&s->layout_w, &s->layout_in, &s->layout_out};
-    for (size_t i = 0; st == TD_OK && i < TD_ARRAY_LEN(layouts); i++)
-        st = td_gpu_check_blas(blas->MatrixLayoutCreate(layouts[i], CUDA_R_32F, 1, 1, 1), info,
+    for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(layouts); i++)
+        rc = td_gpu_check_blas(blas->MatrixLayoutCreate(layouts[i], CUDA_R_32F, 1, 1, 1), info,
                                "cublasLtMatrixLayoutCreate", err);
-    for (int i = 0; st == TD_OK && i < 2; i++)
-        st = td_gpu_check_blas(make_product(blas, i == 1, &s->product[i]), info,
+    for (int i = 0; rc == TD_OK && i < 2; i++)
+        rc = td_gpu_check_blas(make_product(blas, i == 1, &s->product[i]), info,
                                "cublasLtMatmulDescCreate", err);
-    return st;
+    return rc;
 }
 
 void td_gpu_stream_blas_close(td_stream *s) {
@@ -128,21 +128,24 @@ static cublasStatus_t set_layout(const td_gpu_blas *blas, cublasLtMatrixLayout_t
                                  int64_t rows, int64_t cols) {
     const uint32_t type = (uint32_t)data_type(t);
     const uint64_t r = (uint64_t)rows, c = (uint64_t)cols;
-    cublasStatus_t rc;
-    if ((rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_TYPE, &type, sizeof type)) ||
-        (rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_ROWS, &r, sizeof r)) ||
-        (rc = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_COLS, &c, sizeof c)))
-        return rc;
+    cublasStatus_t cu;
+    if ((cu = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_TYPE, &type, sizeof type)) !=
+            CUBLAS_STATUS_SUCCESS ||
+        (cu = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_ROWS, &r, sizeof r)) !=
+            CUBLAS_STATUS_SUCCESS ||
+        (cu = blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_COLS, &c, sizeof c)) !=
+            CUBLAS_STATUS_SUCCESS)
+        return cu;
     return blas->MatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_LD, &rows, sizeof rows);
 }
 
 /* The stream's three layouts for a product of m rows. */
 static cublasStatus_t set_layouts(const td_gpu_blas *blas, td_stream *s, const td_gpu_plan *p,
                                   int64_t m) {
-    cublasStatus_t rc;
-    if ((rc = set_layout(blas, s->layout_w, p->dtype, p->k, p->n)) ||
-        (rc = set_layout(blas, s->layout_in, p->dtype, p->k, m)))
-        return rc;
+    cublasStatus_t cu;
+    if ((cu = set_layout(blas, s->layout_w, p->dtype, p->k, p->n)) != CUBLAS_STATUS_SUCCESS ||
+        (cu = set_layout(blas, s->layout_in, p->dtype, p->k, m)) != CUBLAS_STATUS_SUCCESS)
+        return cu;
     return set_layout(blas, s->layout_out, TD_F32, p->n, m);
 }
 
@@ -157,9 +160,9 @@ static cublasStatus_t describe(const td_gpu_blas *blas, td_stream *s, const td_g
 
 /* Did the call itself break, and not just say no to a candidate? Then to take another algorithm
  * would mean other bits than elsewhere. */
-static bool is_broken(cublasStatus_t rc) {
-    return rc == CUBLAS_STATUS_NOT_INITIALIZED || rc == CUBLAS_STATUS_ALLOC_FAILED ||
-           rc == CUBLAS_STATUS_EXECUTION_FAILED || rc == CUBLAS_STATUS_MAPPING_ERROR;
+static bool is_broken(cublasStatus_t cu) {
+    return cu == CUBLAS_STATUS_NOT_INITIALIZED || cu == CUBLAS_STATUS_ALLOC_FAILED ||
+           cu == CUBLAS_STATUS_EXECUTION_FAILED || cu == CUBLAS_STATUS_MAPPING_ERROR;
 }
 
 /* Does the candidate keep the sum over K in one piece, and take every number of rows? */
@@ -171,24 +174,24 @@ static cublasStatus_t check_fit(const td_gpu_blas *blas, td_stream *s, const td_
     uint32_t reduction = 0;
     size_t n_written;
     *fit = false;
-    cublasStatus_t rc = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+    cublasStatus_t cu = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
                                                            &split_k, sizeof split_k, &n_written);
-    if (!rc)
-        rc = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
+    if (!cu)
+        cu = blas->MatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
                                                 &reduction, sizeof reduction, &n_written);
-    bool ok = !rc && (split_k == 0 || split_k == 1) && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
+    bool ok = !cu && (split_k == 0 || split_k == 1) && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
     for (size_t i = 0; ok && i < TD_ARRAY_LEN(rows); i++) {
         cublasLtMatmulHeuristicResult_t r;
         memset(&r, 0, sizeof r);
-        rc = set_layouts(blas, s, p, rows[i]);
-        if (!rc)
-            rc = blas->MatmulAlgoCheck(s->dev->blas, desc, s->layout_w, s->layout_in, s->layout_out,
+        cu = set_layouts(blas, s, p, rows[i]);
+        if (!cu)
+            cu = blas->MatmulAlgoCheck(s->dev->blas, desc, s->layout_w, s->layout_in, s->layout_out,
                                        s->layout_out, algo, &r);
-        ok = !rc && r.state == CUBLAS_STATUS_SUCCESS &&
+        ok = !cu && r.state == CUBLAS_STATUS_SUCCESS &&
              r.workspaceSize <= TD_GPU_BLAS_WORKSPACE_BYTES;
     }
     *fit = ok;
-    return is_broken(rc) ? rc : CUBLAS_STATUS_SUCCESS;
+    return is_broken(cu) ? cu : CUBLAS_STATUS_SUCCESS;
 }
 
 static cublasStatus_t make_preference(const td_gpu_blas *blas, const td_gpu_plan *p,
@@ -213,17 +216,17 @@ static cublasStatus_t make_preference(const td_gpu_blas *blas, const td_gpu_plan
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out_align, sizeof out_align},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out_align, sizeof out_align},
     };
-    cublasStatus_t rc = blas->MatmulPreferenceCreate(&pref);
-    if (rc)
-        return rc;
-    for (size_t i = 0; !rc && i < TD_ARRAY_LEN(settings); i++)
-        rc = blas->MatmulPreferenceSetAttribute(pref, settings[i].key, settings[i].value,
+    cublasStatus_t cu = blas->MatmulPreferenceCreate(&pref);
+    if (cu)
+        return cu;
+    for (size_t i = 0; !cu && i < TD_ARRAY_LEN(settings); i++)
+        cu = blas->MatmulPreferenceSetAttribute(pref, settings[i].key, settings[i].value,
                                                 settings[i].size_bytes);
-    if (rc)
+    if (cu)
         (void)blas->MatmulPreferenceDestroy(pref);
     else
         *out = pref;
-    return rc;
+    return cu;
 }
 
 /* The first fit candidate in the heuristic's order. CUBLAS_STATUS_NOT_SUPPORTED: there is none. */
@@ -234,24 +237,24 @@ static cublasStatus_t choose_algorithm(const td_gpu_blas *blas, td_stream *s, td
     cublasLtMatmulPreference_t pref = NULL;
     int n_found = 0;
     memset(found, 0, sizeof found);
-    cublasStatus_t rc = describe(blas, s, p, bias, &desc);
-    if (!rc && !(rc = make_preference(blas, p, &pref)) &&
-        !(rc = set_layouts(blas, s, p, NOMINAL_ROWS)))
-        rc = blas->MatmulAlgoGetHeuristic(s->dev->blas, desc, s->layout_w, s->layout_in,
+    cublasStatus_t cu = describe(blas, s, p, bias, &desc);
+    if (!cu && !(cu = make_preference(blas, p, &pref)) &&
+        !(cu = set_layouts(blas, s, p, NOMINAL_ROWS)))
+        cu = blas->MatmulAlgoGetHeuristic(s->dev->blas, desc, s->layout_w, s->layout_in,
                                           s->layout_out, s->layout_out, pref, MAX_CANDIDATES, found,
                                           &n_found);
-    if (!rc) {
+    if (!cu) {
         bool fit = false;
-        for (int i = 0; !rc && !fit && i < n_found; i++)
+        for (int i = 0; !cu && !fit && i < n_found; i++)
             if (found[i].state == CUBLAS_STATUS_SUCCESS &&
-                !(rc = check_fit(blas, s, p, desc, &found[i].algo, &fit)) && fit)
+                !(cu = check_fit(blas, s, p, desc, &found[i].algo, &fit)) && fit)
                 p->algo = found[i].algo;
-        if (!rc && !fit)
-            rc = CUBLAS_STATUS_NOT_SUPPORTED;
+        if (!cu && !fit)
+            cu = CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (pref)
         (void)blas->MatmulPreferenceDestroy(pref);
-    return rc;
+    return cu;
 }
 
 /* The plan of the product, made at its first use. A scaled bias is added behind the product: the
@@ -261,28 +264,28 @@ static td_status find_plan(const td_gpu_blas *blas, td_stream *s, const td_gemm_
     td_gpu_device *d = s->dev;
     const td_weight *w = a->weight;
     const bool has_bias = a->bias && a->scale == 1.0f;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     pthread_mutex_lock(&d->lock);
     td_gpu_plan *p = d->plans;
     while (p && !(p->n == w->n_rows && p->k == w->n_cols && p->dtype == w->compute &&
                   p->has_bias == has_bias && p->accumulate == a->accumulate))
         p = p->next;
     if (!p && !(p = td_calloc(1, sizeof *p)))
-        st = td_error_nomem(err, "plan of a product", sizeof *p);
-    if (st == TD_OK && p->k == 0) {
+        rc = td_error_nomem(err, "plan of a product", sizeof *p);
+    if (rc == TD_OK && p->k == 0) {
         *p = (td_gpu_plan){.n = w->n_rows,
                            .k = w->n_cols,
                            .dtype = w->compute,
                            .has_bias = has_bias,
                            .accumulate = a->accumulate,
                            .bias_in_epilogue = has_bias};
-        cublasStatus_t rc = choose_algorithm(blas, s, p, a->bias);
-        if (rc == CUBLAS_STATUS_NOT_SUPPORTED && has_bias) {
+        cublasStatus_t cu = choose_algorithm(blas, s, p, a->bias);
+        if (cu == CUBLAS_STATUS_NOT_SUPPORTED && has_bias) {
             p->bias_in_epilogue = false;
-            rc = choose_algorithm(blas, s, p, NULL);
+            cu = choose_algorithm(blas, s, p, NULL);
         }
-        if (rc) {
-            st = td_gpu_check_blas(rc, &d->base.info, "cublasLtMatmulAlgoGetHeuristic", err);
+        if (cu) {
+            rc = td_gpu_check_blas(cu, &d->base.info, "cublasLtMatmulAlgoGetHeuristic", err);
             td_error_prefix(err, "a product [rows, %lld] x [%lld, %lld]^T in %s", (long long)p->k,
                             (long long)p->n, (long long)p->k, td_dtype_name(p->dtype));
             free(p);
@@ -292,9 +295,9 @@ static td_status find_plan(const td_gpu_blas *blas, td_stream *s, const td_gemm_
         }
     }
     pthread_mutex_unlock(&d->lock);
-    if (st == TD_OK)
+    if (rc == TD_OK)
         *out = p;
-    return st;
+    return rc;
 }
 
 /* --- products --------------------------------------------------------------------------------- */
@@ -306,23 +309,23 @@ td_status td_gpu_enqueue_gemm(td_stream *s, const td_gemm_args *a, td_error *err
     const td_gpu_plan *p;
     if (!blas)
         return td_error_prefix(err, "%s", info->name);
-    td_status st = find_plan(blas, s, a, &p, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = find_plan(blas, s, a, &p, err);
+    if (rc != TD_OK)
+        return rc;
     cublasLtMatmulDesc_t desc;
     const float alpha = a->scale, beta = a->accumulate ? 1.0f : 0.0f;
-    cublasStatus_t rc = describe(blas, s, p, a->bias, &desc);
-    if (!rc)
-        rc = set_layouts(blas, s, p, a->n_rows);
-    if (!rc)
-        rc = blas->Matmul(s->dev->blas, desc, &alpha, w->data, s->layout_w, a->in, s->layout_in,
+    cublasStatus_t cu = describe(blas, s, p, a->bias, &desc);
+    if (!cu)
+        cu = set_layouts(blas, s, p, a->n_rows);
+    if (!cu)
+        cu = blas->Matmul(s->dev->blas, desc, &alpha, w->data, s->layout_w, a->in, s->layout_in,
                           &beta, a->out, s->layout_out, a->out, s->layout_out, &p->algo,
                           s->blas_workspace, TD_GPU_BLAS_WORKSPACE_BYTES, s->cuda);
-    if (rc) {
-        st = td_gpu_check_blas(rc, info, "cublasLtMatmul", &s->failure);
+    if (cu) {
+        rc = td_gpu_check_blas(cu, info, "cublasLtMatmul", &s->failure);
         if (err)
             *err = s->failure;
-        return st;
+        return rc;
     }
     if (a->bias && !p->bias_in_epilogue)
         return td_gpu_end(
@@ -349,10 +352,10 @@ td_status td_gpu_weight_create(td_device *dev, int64_t n_rows, int64_t n_cols, t
     td_gpu_weight *w = td_calloc(1, sizeof *w);
     if (!w)
         return td_error_nomem(err, "weight", sizeof *w);
-    td_status st = dev->ops->alloc(dev, n_bytes, &w->data, err);
-    if (st != TD_OK) {
+    td_status rc = dev->ops->alloc(dev, n_bytes, &w->data, err);
+    if (rc != TD_OK) {
         free(w);
-        return st;
+        return rc;
     }
     w->base = (td_weight){.ops = dev->ops,
                           .n_rows = n_rows,
@@ -390,27 +393,27 @@ td_status td_gpu_weight_prepare(td_device *dev, const td_host_matrix *parts, int
     }
     if (n_parts < 1)
         return td_error_set(err, TD_E_INTERNAL, "%s: a weight without parts", dev->info.name);
-    td_status st = td_gpu_weight_create(dev, n_rows, parts[0].n_cols, compute, &w, &data, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_weight_create(dev, n_rows, parts[0].n_cols, compute, &w, &data, err);
+    if (rc != TD_OK)
+        return rc;
     if (!(host = td_calloc(most, elem)))
-        st = td_error_nomem(err, "weight", most * elem);
-    for (int32_t i = 0; st == TD_OK && i < n_parts; i++) {
+        rc = td_error_nomem(err, "weight", most * elem);
+    for (int32_t i = 0; rc == TD_OK && i < n_parts; i++) {
         const size_t n = (size_t)parts[i].n_rows * (size_t)parts[i].n_cols;
         if (!td_convert(parts[i].data, parts[i].dtype, host, compute, n)) {
-            st = td_error_set(err, TD_E_MODEL, "%s: a value of a weight is beyond the range of %s",
+            rc = td_error_set(err, TD_E_MODEL, "%s: a value of a weight is beyond the range of %s",
                               dev->info.name, td_dtype_name(compute));
             break;
         }
-        if ((st = td_gpu_use((td_gpu_device *)dev, err)) == TD_OK)
-            st = td_gpu_check(cudaMemcpy(data, host, n * elem, cudaMemcpyHostToDevice), &dev->info,
+        if ((rc = td_gpu_use((td_gpu_device *)dev, err)) == TD_OK)
+            rc = td_gpu_check(cudaMemcpy(data, host, n * elem, cudaMemcpyHostToDevice), &dev->info,
                               "cudaMemcpy", err);
         data = (char *)data + n * elem;
     }
     free(host);
-    if (st != TD_OK)
+    if (rc != TD_OK)
         td_gpu_weight_destroy(w);
     else
         *out = w;
-    return st;
+    return rc;
 }

@@ -44,22 +44,22 @@ static uint64_t cuda_free_bytes(void) {
 
 static td_status own_alloc(td_gpu_device *d, size_t size_bytes, void **out, td_error *err) {
     void *p = NULL;
-    cudaError_t rc = cudaMalloc(&p, size_bytes);
-    if (rc == cudaErrorMemoryAllocation) {
+    cudaError_t cu = cudaMalloc(&p, size_bytes);
+    if (cu == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();
         return out_of_memory(d, size_bytes, cuda_free_bytes(), err);
     }
-    td_status st = td_gpu_check(rc, &d->base.info, "cudaMalloc", err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_check(cu, &d->base.info, "cudaMalloc", err);
+    if (rc != TD_OK)
+        return rc;
     if (d->own_allocations) {
         /* The fill runs on the default stream, which our streams do not wait for. */
-        rc = cudaMemset(p, 0xff, size_bytes);
-        if (!rc)
-            rc = cudaStreamSynchronize(NULL);
-        if ((st = td_gpu_check(rc, &d->base.info, "cudaMemset", err)) != TD_OK) {
+        cu = cudaMemset(p, 0xff, size_bytes);
+        if (!cu)
+            cu = cudaStreamSynchronize(NULL);
+        if ((rc = td_gpu_check(cu, &d->base.info, "cudaMemset", err)) != TD_OK) {
             (void)cudaFree(p);
-            return st;
+            return rc;
         }
     }
     *out = p;
@@ -77,7 +77,7 @@ static bool insert_block(td_gpu_device *d, size_t i) {
 
 static td_status arena_alloc(td_gpu_device *d, uint64_t size_bytes, void **out, td_error *err) {
     uint64_t free_bytes = 0;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     pthread_mutex_lock(&d->lock);
     for (size_t i = 0; i < d->n_blocks; i++) {
         td_gpu_block *b = &d->blocks[i];
@@ -88,7 +88,7 @@ static td_status arena_alloc(td_gpu_device *d, uint64_t size_bytes, void **out, 
             continue;
         if (b->size_bytes > size_bytes) {
             if (!insert_block(d, i + 1)) {
-                st = td_error_nomem(err, "the list of device allocations", sizeof *b);
+                rc = td_error_nomem(err, "the list of device allocations", sizeof *b);
                 goto done;
             }
             b = &d->blocks[i];
@@ -99,17 +99,17 @@ static td_status arena_alloc(td_gpu_device *d, uint64_t size_bytes, void **out, 
         *out = d->arena + b->offset;
         goto done;
     }
-    st = out_of_memory(d, size_bytes, free_bytes, err);
+    rc = out_of_memory(d, size_bytes, free_bytes, err);
 done:
     pthread_mutex_unlock(&d->lock);
-    return st;
+    return rc;
 }
 
 td_status td_gpu_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
-    td_status st = td_gpu_use(d, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(d, err);
+    if (rc != TD_OK)
+        return rc;
     if (size_bytes == 0)
         size_bytes = 1;
     if (size_bytes > SIZE_MAX - ALIGN)
@@ -151,9 +151,9 @@ void td_gpu_free(td_device *dev, void *ptr) {
 
 td_status td_gpu_reserve(td_device *dev, uint64_t size_bytes, uint64_t *got_bytes, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
-    td_status st = td_gpu_use(d, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(d, err);
+    if (rc != TD_OK)
+        return rc;
     if (d->arena)
         return td_error_set(err, TD_E_INTERNAL, "%s: the arena is there already",
                             d->base.info.name);
@@ -162,8 +162,8 @@ td_status td_gpu_reserve(td_device *dev, uint64_t size_bytes, uint64_t *got_byte
         return TD_OK;
     uint64_t want = (size_bytes + ALIGN - 1) / ALIGN * ALIGN;
     void *p = NULL;
-    cudaError_t rc = cudaMalloc(&p, want);
-    while (rc == cudaErrorMemoryAllocation) {
+    cudaError_t cu = cudaMalloc(&p, want);
+    while (cu == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();
         const uint64_t free_bytes = cuda_free_bytes();
         /* Free memory may be in pieces, so what is said to be free can still be refused. */
@@ -172,10 +172,10 @@ td_status td_gpu_reserve(td_device *dev, uint64_t size_bytes, uint64_t *got_byte
         want = want / ALIGN * ALIGN;
         if (want == 0)
             return out_of_memory(d, size_bytes, free_bytes, err);
-        rc = cudaMalloc(&p, want);
+        cu = cudaMalloc(&p, want);
     }
-    if ((st = td_gpu_check(rc, &d->base.info, "cudaMalloc", err)) != TD_OK)
-        return st;
+    if ((rc = td_gpu_check(cu, &d->base.info, "cudaMalloc", err)) != TD_OK)
+        return rc;
     pthread_mutex_lock(&d->lock);
     if (insert_block(d, 0)) {
         d->blocks[0] = (td_gpu_block){0, want, false};
@@ -183,23 +183,23 @@ td_status td_gpu_reserve(td_device *dev, uint64_t size_bytes, uint64_t *got_byte
         d->arena_bytes = want;
         *got_bytes = want;
     } else {
-        st = td_error_nomem(err, "the list of device allocations", sizeof *d->blocks);
+        rc = td_error_nomem(err, "the list of device allocations", sizeof *d->blocks);
     }
     pthread_mutex_unlock(&d->lock);
-    if (st != TD_OK)
+    if (rc != TD_OK)
         (void)cudaFree(p);
-    return st;
+    return rc;
 }
 
 /* Portable: a block that one device's group fills may be sent to any other. */
 td_status td_gpu_host_alloc(td_device *dev, size_t size_bytes, void **out, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
-    td_status st = td_gpu_use(d, err);
+    td_status rc = td_gpu_use(d, err);
     void *p = NULL;
-    if (st != TD_OK)
-        return st;
-    cudaError_t rc = cudaHostAlloc(&p, TD_MAX(size_bytes, (size_t)1), cudaHostAllocPortable);
-    if (rc == cudaErrorMemoryAllocation) {
+    if (rc != TD_OK)
+        return rc;
+    cudaError_t cu = cudaHostAlloc(&p, TD_MAX(size_bytes, (size_t)1), cudaHostAllocPortable);
+    if (cu == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();
         char want[32];
         return td_error_set(err, TD_E_DEVICE_OOM,
@@ -207,9 +207,9 @@ td_status td_gpu_host_alloc(td_device *dev, size_t size_bytes, void **out, td_er
                             "run.batch_tokens or capture.top_k",
                             d->base.info.name, td_human_bytes(size_bytes, want, sizeof want));
     }
-    if ((st = td_gpu_check(rc, &d->base.info, "cudaHostAlloc", err)) == TD_OK)
+    if ((rc = td_gpu_check(cu, &d->base.info, "cudaHostAlloc", err)) == TD_OK)
         *out = p;
-    return st;
+    return rc;
 }
 
 void td_gpu_host_free(td_device *dev, void *ptr) {

@@ -99,9 +99,9 @@ static td_status copy(td_stream *s, void *dst, const void *src, size_t n, enum c
                       td_error *err) {
     if (n == 0 || dst == src)
         return TD_OK;
-    td_status st = td_gpu_begin(s, TD_OP_COPY, err);
-    return st != TD_OK
-               ? st
+    td_status rc = td_gpu_begin(s, TD_OP_COPY, err);
+    return rc != TD_OK
+               ? rc
                : td_gpu_end(s, cudaMemcpyAsync(dst, src, n, kind, s->cuda), "cudaMemcpyAsync", err);
 }
 
@@ -121,8 +121,8 @@ static bool reaches(td_gpu_device *d, const td_gpu_device *src) {
     pthread_mutex_lock(&d->lock);
     bool ok = d->base.info.peers >> i & 1;
     if (ok && !(d->peers_open >> i & 1)) {
-        const cudaError_t rc = cudaDeviceEnablePeerAccess(i, 0);
-        ok = rc == cudaSuccess || rc == cudaErrorPeerAccessAlreadyEnabled;
+        const cudaError_t cu = cudaDeviceEnablePeerAccess(i, 0);
+        ok = cu == cudaSuccess || cu == cudaErrorPeerAccessAlreadyEnabled;
         (void)cudaGetLastError(); /* the other way is open */
         if (ok)
             d->peers_open |= (uint64_t)1 << i;
@@ -160,28 +160,28 @@ static td_status find_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td
         return td_error_nomem(err, "a copy between devices", sizeof *h);
     h->src = src;
     const td_device_info *from = &src->base.info, *to = &s->dev->base.info;
-    td_status st = td_gpu_use(src, err);
-    if (st == TD_OK)
-        st = td_gpu_check(cudaStreamCreateWithFlags(&h->stream, cudaStreamNonBlocking), from,
+    td_status rc = td_gpu_use(src, err);
+    if (rc == TD_OK)
+        rc = td_gpu_check(cudaStreamCreateWithFlags(&h->stream, cudaStreamNonBlocking), from,
                           "cudaStreamCreateWithFlags", err);
-    for (int i = 0; st == TD_OK && i < 2; i++) {
-        st = td_gpu_check(cudaHostAlloc(&h->block[i], HOP_BYTES, cudaHostAllocPortable), from,
+    for (int i = 0; rc == TD_OK && i < 2; i++) {
+        rc = td_gpu_check(cudaHostAlloc(&h->block[i], HOP_BYTES, cudaHostAllocPortable), from,
                           "cudaHostAlloc", err);
-        if (st == TD_OK)
-            st = td_gpu_check(cudaEventCreateWithFlags(&h->filled[i], cudaEventDisableTiming), from,
+        if (rc == TD_OK)
+            rc = td_gpu_check(cudaEventCreateWithFlags(&h->filled[i], cudaEventDisableTiming), from,
                               "cudaEventCreateWithFlags", err);
     }
-    if (st == TD_OK)
-        st = td_gpu_use(s->dev, err);
-    for (int i = 0; st == TD_OK && i < 2; i++)
-        st = td_gpu_check(cudaEventCreateWithFlags(&h->emptied[i], cudaEventDisableTiming), to,
+    if (rc == TD_OK)
+        rc = td_gpu_use(s->dev, err);
+    for (int i = 0; rc == TD_OK && i < 2; i++)
+        rc = td_gpu_check(cudaEventCreateWithFlags(&h->emptied[i], cudaEventDisableTiming), to,
                           "cudaEventCreateWithFlags", err);
-    if (st == TD_OK)
-        st = td_gpu_check(cudaEventCreateWithFlags(&h->start, cudaEventDisableTiming), to,
+    if (rc == TD_OK)
+        rc = td_gpu_check(cudaEventCreateWithFlags(&h->start, cudaEventDisableTiming), to,
                           "cudaEventCreateWithFlags", err);
-    if (st != TD_OK) {
+    if (rc != TD_OK) {
         free_hop(h);
-        return st;
+        return rc;
     }
     h->next = s->hops;
     s->hops = h;
@@ -191,10 +191,10 @@ static td_status find_hop(td_stream *s, td_gpu_device *src, td_gpu_hop **out, td
 
 /* Fills block b from the source, on the source's own stream. */
 static cudaError_t fill_block(td_gpu_hop *h, int b, bool reused, const void *src, size_t n) {
-    cudaError_t rc = reused ? cudaStreamWaitEvent(h->stream, h->emptied[b], 0) : cudaSuccess;
-    if (!rc)
-        rc = cudaMemcpyAsync(h->block[b], src, n, cudaMemcpyDeviceToHost, h->stream);
-    return rc ? rc : cudaEventRecord(h->filled[b], h->stream);
+    cudaError_t cu = reused ? cudaStreamWaitEvent(h->stream, h->emptied[b], 0) : cudaSuccess;
+    if (!cu)
+        cu = cudaMemcpyAsync(h->block[b], src, n, cudaMemcpyDeviceToHost, h->stream);
+    return cu ? cu : cudaEventRecord(h->filled[b], h->stream);
 }
 
 /* The source's stream begins where ours stands, which is behind the event that says that src is
@@ -204,34 +204,34 @@ static td_status copy_by_host(td_stream *s, void *dst, td_gpu_device *src_dev, c
                               size_t n, td_error *err) {
     static const char what[] = "a copy between devices through the host";
     td_gpu_hop *h = NULL;
-    td_status st = find_hop(s, src_dev, &h, err);
-    if (st != TD_OK)
-        return st;
-    cudaError_t rc = cudaEventRecord(h->start, s->cuda), from = cudaSuccess;
-    if (!rc)
+    td_status rc = find_hop(s, src_dev, &h, err);
+    if (rc != TD_OK)
+        return rc;
+    cudaError_t cu = cudaEventRecord(h->start, s->cuda), from = cudaSuccess;
+    if (!cu)
         from = cudaStreamWaitEvent(h->stream, h->start, 0);
-    for (size_t at = 0, i = 0; !rc && !from && at < n; at += HOP_BYTES, i++) {
+    for (size_t at = 0, i = 0; !cu && !from && at < n; at += HOP_BYTES, i++) {
         const size_t m = TD_MIN(n - at, (size_t)HOP_BYTES);
         const int b = (int)(i % 2);
-        if ((st = td_gpu_use(src_dev, err)) != TD_OK)
-            return st;
+        if ((rc = td_gpu_use(src_dev, err)) != TD_OK)
+            return rc;
         from = fill_block(h, b, i >= 2, (const char *)src + at, m);
-        if ((st = td_gpu_use(s->dev, err)) != TD_OK)
-            return st;
+        if ((rc = td_gpu_use(s->dev, err)) != TD_OK)
+            return rc;
         if (!from)
-            rc = cudaStreamWaitEvent(s->cuda, h->filled[b], 0);
-        if (!from && !rc)
-            rc = cudaMemcpyAsync((char *)dst + at, h->block[b], m, cudaMemcpyHostToDevice, s->cuda);
-        if (!from && !rc)
-            rc = cudaEventRecord(h->emptied[b], s->cuda);
+            cu = cudaStreamWaitEvent(s->cuda, h->filled[b], 0);
+        if (!from && !cu)
+            cu = cudaMemcpyAsync((char *)dst + at, h->block[b], m, cudaMemcpyHostToDevice, s->cuda);
+        if (!from && !cu)
+            cu = cudaEventRecord(h->emptied[b], s->cuda);
     }
     if (from) {
-        st = td_gpu_check(from, &src_dev->base.info, what, &s->failure);
+        rc = td_gpu_check(from, &src_dev->base.info, what, &s->failure);
         if (err)
             *err = s->failure;
-        return st;
+        return rc;
     }
-    return td_gpu_end(s, rc, what, err);
+    return td_gpu_end(s, cu, what, err);
 }
 
 td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const void *src, size_t n,
@@ -241,9 +241,9 @@ td_status td_gpu_copy_peer(td_stream *s, void *dst, td_device *src_dev, const vo
         return TD_OK;
     if (from == s->dev)
         return copy(s, dst, src, n, cudaMemcpyDeviceToDevice, err);
-    td_status st = td_gpu_begin(s, TD_OP_COPY, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_begin(s, TD_OP_COPY, err);
+    if (rc != TD_OK)
+        return rc;
     if (!reaches(s->dev, from))
         return copy_by_host(s, dst, from, src, n, err);
     return td_gpu_end(

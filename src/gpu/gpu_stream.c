@@ -29,12 +29,12 @@ static void harvest(td_stream *s, bool wait) {
     while (s->n_spans > (s->span_open ? 1u : 0u)) {
         const td_gpu_span *p = &s->spans[s->first_span];
         float ms = 0;
-        cudaError_t rc = wait ? cudaEventSynchronize(p->end) : cudaEventQuery(p->end);
-        if (rc == cudaErrorNotReady) {
+        cudaError_t cu = wait ? cudaEventSynchronize(p->end) : cudaEventQuery(p->end);
+        if (cu == cudaErrorNotReady) {
             (void)cudaGetLastError();
             return;
         }
-        if (rc == cudaSuccess && cudaEventElapsedTime(&ms, p->begin, p->end) == cudaSuccess) {
+        if (cu == cudaSuccess && cudaEventElapsedTime(&ms, p->begin, p->end) == cudaSuccess) {
             const int64_t ns = (int64_t)(1e6 * (double)ms);
             if (s->profile) /* else the span is named after its first operation only */
                 atomic_fetch_add_explicit(&s->op_ns[p->op], ns, memory_order_relaxed);
@@ -97,42 +97,42 @@ td_status td_gpu_begin(td_stream *s, td_op op, td_error *err) {
             *err = s->failure;
         return s->failure.code;
     }
-    td_status st = td_gpu_use(s->dev, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(s->dev, err);
+    if (rc != TD_OK)
+        return rc;
     pthread_mutex_lock(&s->timing_lock);
     open_span(s, op);
     pthread_mutex_unlock(&s->timing_lock);
     return TD_OK;
 }
 
-td_status td_gpu_end(td_stream *s, cudaError_t rc, const char *call, td_error *err) {
-    if (rc == cudaSuccess)
+td_status td_gpu_end(td_stream *s, cudaError_t cu, const char *call, td_error *err) {
+    if (cu == cudaSuccess)
         return TD_OK;
-    td_status st = td_gpu_check(rc, &s->dev->base.info, call, &s->failure);
+    td_status rc = td_gpu_check(cu, &s->dev->base.info, call, &s->failure);
     if (err)
         *err = s->failure;
-    return st;
+    return rc;
 }
 
 /* --- events ----------------------------------------------------------------------------------- */
 
 td_status td_gpu_event_create(td_device *dev, td_event **out, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
-    td_status st = td_gpu_use(d, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(d, err);
+    if (rc != TD_OK)
+        return rc;
     td_event *e = td_calloc(1, sizeof *e);
     if (!e)
         return td_error_nomem(err, "event", sizeof *e);
     e->dev = d;
     /* Blocking: a group's thread sleeps while its devices work. */
-    st = td_gpu_check(
+    rc = td_gpu_check(
         cudaEventCreateWithFlags(&e->cuda, cudaEventDisableTiming | cudaEventBlockingSync),
         &dev->info, "cudaEventCreateWithFlags", err);
-    if (st != TD_OK) {
+    if (rc != TD_OK) {
         free(e);
-        return st;
+        return rc;
     }
     *out = e;
     return TD_OK;
@@ -148,21 +148,21 @@ void td_gpu_event_destroy(td_event *e) {
 
 /* A failed stream records all the same: whoever waits gets the failure. */
 td_status td_gpu_event_record(td_event *e, td_stream *s, td_error *err) {
-    td_status st = td_gpu_use(s->dev, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(s->dev, err);
+    if (rc != TD_OK)
+        return rc;
     pthread_mutex_lock(&s->timing_lock);
     close_span(s);
     pthread_mutex_unlock(&s->timing_lock);
-    st = td_gpu_end(s, cudaEventRecord(e->cuda, s->cuda), "cudaEventRecord", err);
+    rc = td_gpu_end(s, cudaEventRecord(e->cuda, s->cuda), "cudaEventRecord", err);
     e->failure = s->failure;
-    return st;
+    return rc;
 }
 
 td_status td_gpu_stream_wait(td_stream *s, td_event *e, td_error *err) {
-    td_status st = td_gpu_use(s->dev, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(s->dev, err);
+    if (rc != TD_OK)
+        return rc;
     if (e->failure.code != TD_OK && s->failure.code == TD_OK) {
         s->failure = e->failure;
         td_error_prefix(&s->failure, "%s waited for another stream", s->dev->base.info.name);
@@ -176,30 +176,30 @@ td_status td_gpu_stream_wait(td_stream *s, td_event *e, td_error *err) {
 static cudaError_t wait_until(cudaEvent_t e, double timeout_s) {
     const double until = td_time_s() + timeout_s;
     struct timespec pause = {.tv_nsec = 20000};
-    cudaError_t rc;
-    while ((rc = cudaEventQuery(e)) == cudaErrorNotReady && td_time_s() < until) {
+    cudaError_t cu;
+    while ((cu = cudaEventQuery(e)) == cudaErrorNotReady && td_time_s() < until) {
         nanosleep(&pause, NULL);
         pause.tv_nsec = TD_MIN(2 * pause.tv_nsec, 1000000);
     }
     /* "Not ready" may be kept as the thread's last error, which a launch would report as its own.
      */
-    if (rc == cudaSuccess || rc == cudaErrorNotReady)
+    if (cu == cudaSuccess || cu == cudaErrorNotReady)
         (void)cudaGetLastError();
-    return rc;
+    return cu;
 }
 
 td_status td_gpu_event_sync(td_event *e, double timeout_s, td_error *err) {
-    td_status st = td_gpu_use(e->dev, err);
-    if (st != TD_OK)
-        return st;
-    cudaError_t rc = timeout_s > 0 ? wait_until(e->cuda, timeout_s) : cudaEventSynchronize(e->cuda);
-    if (rc == cudaErrorNotReady) {
+    td_status rc = td_gpu_use(e->dev, err);
+    if (rc != TD_OK)
+        return rc;
+    cudaError_t cu = timeout_s > 0 ? wait_until(e->cuda, timeout_s) : cudaEventSynchronize(e->cuda);
+    if (cu == cudaErrorNotReady) {
         (void)cudaGetLastError();
         return td_error_set(err, TD_E_DEVICE, "%s: no answer within %.1f s", e->dev->base.info.name,
                             timeout_s);
     }
-    if ((st = td_gpu_check(rc, &e->dev->base.info, "cudaEventSynchronize", err)) != TD_OK)
-        return st;
+    if ((rc = td_gpu_check(cu, &e->dev->base.info, "cudaEventSynchronize", err)) != TD_OK)
+        return rc;
     if (e->failure.code != TD_OK && err)
         *err = e->failure;
     return e->failure.code;
@@ -214,36 +214,36 @@ static td_status make_spans(td_stream *s, td_error *err) {
     s->spans = td_calloc(s->cap_spans, sizeof *s->spans);
     if (!s->spans)
         return td_error_nomem(err, "stream", s->cap_spans * sizeof *s->spans);
-    td_status st = TD_OK;
-    for (uint32_t i = 0; st == TD_OK && i < s->cap_spans; i++) {
-        st = td_gpu_check(cudaEventCreateWithFlags(&s->spans[i].begin, cudaEventDefault),
+    td_status rc = TD_OK;
+    for (uint32_t i = 0; rc == TD_OK && i < s->cap_spans; i++) {
+        rc = td_gpu_check(cudaEventCreateWithFlags(&s->spans[i].begin, cudaEventDefault),
                           &s->dev->base.info, "cudaEventCreateWithFlags", err);
-        if (st == TD_OK)
-            st = td_gpu_check(cudaEventCreateWithFlags(&s->spans[i].end, cudaEventDefault),
+        if (rc == TD_OK)
+            rc = td_gpu_check(cudaEventCreateWithFlags(&s->spans[i].end, cudaEventDefault),
                               &s->dev->base.info, "cudaEventCreateWithFlags", err);
     }
-    return st;
+    return rc;
 }
 
 td_status td_gpu_stream_create(td_device *dev, td_stream **out, td_error *err) {
     td_gpu_device *d = (td_gpu_device *)dev;
-    td_status st = td_gpu_use(d, err);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_gpu_use(d, err);
+    if (rc != TD_OK)
+        return rc;
     td_stream *s = td_calloc(1, sizeof *s);
     if (!s)
         return td_error_nomem(err, "stream", sizeof *s);
     s->dev = d;
     pthread_mutex_init(&s->timing_lock, NULL);
-    st = td_gpu_check(cudaStreamCreateWithFlags(&s->cuda, cudaStreamNonBlocking), &dev->info,
+    rc = td_gpu_check(cudaStreamCreateWithFlags(&s->cuda, cudaStreamNonBlocking), &dev->info,
                       "cudaStreamCreateWithFlags", err);
-    if (st == TD_OK)
-        st = td_gpu_stream_blas_open(s, err);
-    if (st == TD_OK)
-        st = make_spans(s, err);
-    if (st != TD_OK) {
+    if (rc == TD_OK)
+        rc = td_gpu_stream_blas_open(s, err);
+    if (rc == TD_OK)
+        rc = make_spans(s, err);
+    if (rc != TD_OK) {
         td_gpu_stream_destroy(s);
-        return st;
+        return rc;
     }
     *out = s;
     return TD_OK;

@@ -174,7 +174,7 @@ static bool set_apart(search *s, int32_t *width, int32_t *pure) {
 /* The recursion over what is left. */
 static td_status search_rest(const td_planner *pl, search *s) {
     size_t nk = (size_t)s->n_kinds, n_states = 1;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     size_t *stride = td_calloc(nk, sizeof *stride);
     int32_t *counts = td_calloc(nk, sizeof *counts);
     for (size_t k = 0; stride && k < nk; k++) {
@@ -186,7 +186,7 @@ static td_status search_rest(const td_planner *pl, search *s) {
     int32_t *choice = td_calloc(n_states, sizeof *choice); /* composition, or -1 - kind left out */
     size_t *shift = td_calloc((size_t)s->n_comps + 1, sizeof *shift);
     if (!stride || !counts || !total || !penalty || !choice || !shift) {
-        st = td_error_nomem(pl->err, "the plan", n_states * sizeof *total);
+        rc = td_error_nomem(pl->err, "the plan", n_states * sizeof *total);
         goto done;
     }
     for (int32_t c = 0; c < s->n_comps; c++)
@@ -234,7 +234,7 @@ done:
     free(penalty);
     free(choice);
     free(shift);
-    return st;
+    return rc;
 }
 
 /* Gives the chosen compositions their devices, in order: narrow groups of one kind first. */
@@ -299,35 +299,35 @@ static td_status try_width(td_planner *pl, const int32_t *devices, int32_t n, in
     td_plan_kinds kinds;
     td_placement_sets sets = {0};
     td_plan_set_limits(pl, pl->plan->batch_tokens, width);
-    td_status st = td_plan_kinds_open(pl, devices, n, &kinds);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_plan_kinds_open(pl, devices, n, &kinds);
+    if (rc != TD_OK)
+        return rc;
     search s = {.kinds = &kinds, .sets = &sets, .n_kinds = kinds.n_kinds};
     size_t nk = (size_t)kinds.n_kinds;
     int32_t *scratch = td_calloc(2 * nk, sizeof *scratch);
     td_place_problem problem = td_plan_kinds_problem(&kinds);
-    st = scratch ? td_place_sets(&problem, width, &sets, pl->err)
+    rc = scratch ? td_place_sets(&problem, width, &sets, pl->err)
                  : td_error_nomem(pl->err, "the plan", nk);
     *ideal = 0;
     for (int32_t i = 0; i < n; i++)
         *ideal +=
             (double)pl->plan->micro_batch.n_tokens / td_plan_kind_seconds(&kinds, kinds.kind_of[i]);
     *possible = sets.n_states > 0;
-    if (st == TD_OK && *possible)
-        st = open_search(pl, &s);
-    if (st == TD_OK && *possible && set_apart(&s, scratch, scratch + nk))
-        st = search_rest(pl, &s);
-    if (st == TD_OK && s.total_score > best->score * TD_PLAN_BETTER) {
+    if (rc == TD_OK && *possible)
+        rc = open_search(pl, &s);
+    if (rc == TD_OK && *possible && set_apart(&s, scratch, scratch + nk))
+        rc = search_rest(pl, &s);
+    if (rc == TD_OK && s.total_score > best->score * TD_PLAN_BETTER) {
         best->score = s.total_score;
         best->tokens_per_s = s.total;
         best->width = width;
-        st = hand_out(pl, &s, best);
+        rc = hand_out(pl, &s, best);
     }
     free(scratch);
     close_search(&s);
     td_placement_sets_free(&sets);
     td_plan_kinds_close(&kinds);
-    return st;
+    return rc;
 }
 
 /* The widest groups that are worth a look: beyond what each kind needs, only leftovers gain. */
@@ -356,7 +356,7 @@ static int32_t widest_of_interest(td_planner *pl, const int32_t *devices, int32_
 
 td_status td_plan_best_grouping(td_planner *pl, const int32_t *devices, int32_t n,
                                 td_plan_grouping *out) {
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     bool possible = true;
     double ideal = 0;
     *out = (td_plan_grouping){.group_of = td_calloc((size_t)TD_MAX(n, 1), sizeof *out->group_of)};
@@ -364,12 +364,12 @@ td_status td_plan_best_grouping(td_planner *pl, const int32_t *devices, int32_t 
         return td_error_nomem(pl->err, "the plan", (size_t)n);
     td_plan_set_limits(pl, pl->plan->batch_tokens, 1);
     int32_t widest = widest_of_interest(pl, devices, n);
-    for (int32_t w = 1; st == TD_OK && possible && w <= widest; w++) {
-        st = try_width(pl, devices, n, w, out, &possible, &ideal);
+    for (int32_t w = 1; rc == TD_OK && possible && w <= widest; w++) {
+        rc = try_width(pl, devices, n, w, out, &possible, &ideal);
         if (out->tokens_per_s >= ideal * (1 - 1e-9))
             break; /* wider ones cannot be better */
     }
-    return st;
+    return rc;
 }
 
 /* --- what else there was ---------------------------------------------------------------------- */
@@ -439,13 +439,13 @@ static td_status rate_groups(td_planner *pl, const int32_t *active, int32_t n,
     td_plan_kinds kinds;
     td_placement_sets sets = {0};
     td_plan_set_limits(pl, pl->plan->batch_tokens, width);
-    td_status st = td_plan_kinds_open(pl, active, n, &kinds);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_plan_kinds_open(pl, active, n, &kinds);
+    if (rc != TD_OK)
+        return rc;
     td_place_problem problem = td_plan_kinds_problem(&kinds);
-    st = td_place_sets(&problem, width, &sets, pl->err);
+    rc = td_place_sets(&problem, width, &sets, pl->err);
     *possible = sets.n_states > 0;
-    for (int32_t g = 0; st == TD_OK && *possible && g < n_groups; g++) {
+    for (int32_t g = 0; rc == TD_OK && *possible && g < n_groups; g++) {
         size_t set = 0;
         for (int32_t i = 0; i < n; i++)
             if (group_of[i] == g)
@@ -464,7 +464,7 @@ static td_status rate_groups(td_planner *pl, const int32_t *active, int32_t n,
     }
     td_placement_sets_free(&sets);
     td_plan_kinds_close(&kinds);
-    return st;
+    return rc;
 }
 
 /* Among the alternatives by rate, unless it is the plan itself or is there already. */
@@ -511,11 +511,11 @@ static td_status list_widths(td_planner *pl, const int32_t *active, int32_t n, i
         for (int32_t i = 0; i < n; i++)
             group_of[i] = i / w < n_groups ? i / w : -1;
         snprintf(a.what, sizeof a.what, "gpus_per_model = %d", w);
-        td_status st = describe(pl, active, n, group_of, n_groups, a.groups, sizeof a.groups);
-        if (st == TD_OK)
-            st = rate_groups(pl, active, n, group_of, n_groups, w, &a, &possible);
-        if (st != TD_OK)
-            return st;
+        td_status rc = describe(pl, active, n, group_of, n_groups, a.groups, sizeof a.groups);
+        if (rc == TD_OK)
+            rc = rate_groups(pl, active, n, group_of, n_groups, w, &a, &possible);
+        if (rc != TD_OK)
+            return rc;
         if (!possible)
             break;
         keep_alternative(pl->plan, &a, chosen);
@@ -534,19 +534,19 @@ static td_status list_without_type(td_planner *pl, const int32_t *active, int32_
             some[m++] = active[i];
     if (!m)
         return TD_OK;
-    td_status st = td_plan_best_grouping(pl, some, m, &best);
+    td_status rc = td_plan_best_grouping(pl, some, m, &best);
     snprintf(a.what, sizeof a.what, "without %.50s", type);
     a.tokens_per_s = best.tokens_per_s;
-    if (st == TD_OK && a.tokens_per_s > 0) {
-        st = describe(pl, some, m, best.group_of, best.n_groups, a.groups, sizeof a.groups);
+    if (rc == TD_OK && a.tokens_per_s > 0) {
+        rc = describe(pl, some, m, best.group_of, best.n_groups, a.groups, sizeof a.groups);
     } else {
         snprintf(a.groups, sizeof a.groups, "none without %.50s", type);
         snprintf(a.why_not, sizeof a.why_not, "does not fit");
     }
-    if (st == TD_OK)
+    if (rc == TD_OK)
         keep_alternative(pl->plan, &a, chosen);
     free(best.group_of);
-    return st;
+    return rc;
 }
 
 td_status td_plan_list_alternatives(td_planner *pl) {
@@ -557,12 +557,12 @@ td_status td_plan_list_alternatives(td_planner *pl) {
     td_session_limits limits = plan->limits;
     size_t n_all = (size_t)plan->inventory.n_devices;
     char chosen[sizeof plan->alternatives->groups];
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     plan->alternatives = td_calloc(MAX_CANDIDATES, sizeof *plan->alternatives);
     int32_t *active = td_calloc(n_all, sizeof *active), *some = td_calloc(n_all, sizeof *some);
     int32_t *group_of = td_calloc(n_all, sizeof *group_of);
     if (!plan->alternatives || !active || !some || !group_of) {
-        st = td_error_nomem(pl->err, "the plan", n_all * sizeof *active);
+        rc = td_error_nomem(pl->err, "the plan", n_all * sizeof *active);
         goto done;
     }
     int32_t n = 0; /* idle ones, too, if they were tried: leftovers of an automatic plan */
@@ -576,10 +576,10 @@ td_status td_plan_list_alternatives(td_planner *pl) {
                 if (plan->groups[g].devices[i] == active[d])
                     group_of[d] = g;
     }
-    st = describe(pl, active, n, group_of, plan->n_groups, chosen, sizeof chosen);
-    if (st == TD_OK)
-        st = list_widths(pl, active, n, group_of, chosen);
-    for (int32_t i = 0, n_types = 0; st == TD_OK && i < n && n_types < MAX_TYPES_LEFT_OUT; i++) {
+    rc = describe(pl, active, n, group_of, plan->n_groups, chosen, sizeof chosen);
+    if (rc == TD_OK)
+        rc = list_widths(pl, active, n, group_of, chosen);
+    for (int32_t i = 0, n_types = 0; rc == TD_OK && i < n && n_types < MAX_TYPES_LEFT_OUT; i++) {
         const char *type = plan->inventory.devices[active[i]].type;
         bool first = true;
         for (int32_t j = 0; j < i; j++)
@@ -587,7 +587,7 @@ td_status td_plan_list_alternatives(td_planner *pl) {
         if (!first)
             continue;
         n_types++;
-        st = list_without_type(pl, active, n, type, some, chosen);
+        rc = list_without_type(pl, active, n, type, some, chosen);
     }
     trim_alternatives(plan);
 done:
@@ -595,5 +595,5 @@ done:
     free(active);
     free(some);
     free(group_of);
-    return st;
+    return rc;
 }

@@ -147,9 +147,9 @@ td_status td_plan_choose_devices(td_planner *pl, const td_inventory *inv) {
         if (chosen_position(pl->plan, d->index) < 0)
             chosen->devices[chosen->n_devices++] = *d;
     }
-    td_status st = leave_out_lost(pl);
-    if (st != TD_OK)
-        return st;
+    td_status rc = leave_out_lost(pl);
+    if (rc != TD_OK)
+        return rc;
     for (int32_t i = 0; cfg->devices.n_group_entries && i < chosen->n_devices; i++) {
         pl->idle[i] = true;
         for (int32_t j = 0; j < cfg->devices.n_group_entries; j++)
@@ -192,22 +192,22 @@ static td_status remember_failed(td_planner *pl, const int32_t *devices, int32_t
 static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bool *fits) {
     td_plan *plan = pl->plan;
     td_plan_group *g = &plan->groups[plan->n_groups++];
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     double ideal = 0;
     *g = (td_plan_group){.n_devices = n};
     td_placement place = {.stages = td_calloc((size_t)n, sizeof *place.stages)};
     g->devices = td_calloc((size_t)n, sizeof *g->devices);
     g->stages = td_calloc((size_t)n, sizeof *g->stages);
     if (!place.stages || !g->devices || !g->stages) {
-        st = td_error_nomem(pl->err, "the plan", (size_t)n * sizeof *g->stages);
+        rc = td_error_nomem(pl->err, "the plan", (size_t)n * sizeof *g->stages);
         goto done;
     }
     memcpy(g->devices, devices, (size_t)n * sizeof *devices);
-    st = td_plan_place_group(pl, devices, n, &place, &ideal);
-    if (st != TD_OK)
+    rc = td_plan_place_group(pl, devices, n, &place, &ideal);
+    if (rc != TD_OK)
         goto done;
     if (place.bottleneck == HUGE_VAL) {
-        st = remember_failed(pl, devices, n, fits);
+        rc = remember_failed(pl, devices, n, fits);
         goto done;
     }
     g->bottleneck_over_ideal = place.bottleneck / ideal;
@@ -230,10 +230,10 @@ static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bo
                                       "Worker %d has too many different devices for an exact "
                                       "placement: only their given order was tried.",
                                       plan->n_groups - 1))
-        st = td_error_nomem(pl->err, "the plan", 0);
+        rc = td_error_nomem(pl->err, "the plan", 0);
 done:
     free(place.stages);
-    return st;
+    return rc;
 }
 
 /* Cuts devices[0..n) into groups of `width`; what remains is leftover. Stops at the first group
@@ -243,9 +243,9 @@ static td_status cut_groups(td_planner *pl, const int32_t *devices, int32_t n, i
     td_plan *plan = pl->plan;
     int32_t i = 0;
     for (; *fits && i + width <= n; i += width) {
-        td_status st = add_group(pl, devices + i, width, fits);
-        if (st != TD_OK)
-            return st;
+        td_status rc = add_group(pl, devices + i, width, fits);
+        if (rc != TD_OK)
+            return rc;
     }
     for (; *fits && i < n; i++)
         plan->leftover[plan->n_leftover++] = devices[i];
@@ -256,13 +256,13 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
     const td_config *cfg = pl->cfg;
     td_plan *plan = pl->plan;
     int32_t n_entries = cfg->devices.n_group_entries, n_all = plan->inventory.n_devices;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     int32_t *members = td_calloc((size_t)n_entries, sizeof *members);
     if (!members) {
-        st = td_error_nomem(pl->err, "the plan", (size_t)n_entries * sizeof *members);
+        rc = td_error_nomem(pl->err, "the plan", (size_t)n_entries * sizeof *members);
         goto done;
     }
-    for (int32_t g = 0; st == TD_OK && *fits && g < cfg->devices.n_groups; g++) {
+    for (int32_t g = 0; rc == TD_OK && *fits && g < cfg->devices.n_groups; g++) {
         int32_t n = 0;
         if (group_is_lost(pl, g))
             continue;
@@ -272,7 +272,7 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
             int32_t at = chosen_position(plan, cfg->devices.group_device[i]);
             for (int32_t j = 0; j < n; j++) {
                 if (members[j] == at) {
-                    st = td_error_set(pl->err, TD_E_CONFIG,
+                    rc = td_error_set(pl->err, TD_E_CONFIG,
                                       "devices.groups names device %s twice in its group %d",
                                       plan->inventory.devices[at].label, g);
                     goto done;
@@ -281,17 +281,17 @@ static td_status explicit_groups(td_planner *pl, bool *fits) {
             members[n++] = at;
         }
         if (!n) {
-            st = td_error_set(pl->err, TD_E_CONFIG, "devices.groups: group %d has no device", g);
+            rc = td_error_set(pl->err, TD_E_CONFIG, "devices.groups: group %d has no device", g);
             goto done;
         }
-        st = add_group(pl, members, n, fits);
+        rc = add_group(pl, members, n, fits);
     }
     for (int32_t i = 0; i < n_all; i++)
         if (pl->idle[i])
             plan->leftover[plan->n_leftover++] = i;
 done:
     free(members);
-    return st;
+    return rc;
 }
 
 /* Forgets groups, leftovers and warnings from these counts on. */
@@ -314,9 +314,9 @@ static td_status auto_type(td_planner *pl, const int32_t *devices, int32_t n, in
     for (int32_t w = 1; w <= n; w++) {
         bool fits = true;
         td_plan_set_limits(pl, plan->batch_tokens, TD_MAX(w, slots_width));
-        td_status st = cut_groups(pl, devices, n, w, &fits);
-        if (st != TD_OK)
-            return st;
+        td_status rc = cut_groups(pl, devices, n, w, &fits);
+        if (rc != TD_OK)
+            return rc;
         if (fits) {
             *width = w;
             return TD_OK;
@@ -363,9 +363,9 @@ static td_status auto_pass(td_planner *pl, int32_t *members, bool *done, int32_t
         }
         if (!n)
             continue;
-        td_status st = auto_type(pl, members, n, slots_width, &width);
-        if (st != TD_OK)
-            return st;
+        td_status rc = auto_type(pl, members, n, slots_width, &width);
+        if (rc != TD_OK)
+            return rc;
         *widest = TD_MAX(*widest, width);
         if (width)
             continue;
@@ -384,18 +384,18 @@ static td_status groups_by_type(td_planner *pl, bool *fits) {
     td_plan *plan = pl->plan;
     int32_t n_all = plan->inventory.n_devices, slots_width = 1, widest = 0;
     int32_t n_warn = plan->n_warnings;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     int32_t *members = td_calloc((size_t)n_all, sizeof *members);
     bool *done = td_calloc((size_t)n_all, sizeof *done);
     if (!members || !done) {
-        st = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
+        rc = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
         goto end;
     }
     /* Sessions of all groups get the slots of the widest, so a wide group of one type takes memory
      * from the others: repeat until the width is the one that was counted with. It only grows. */
     for (;;) {
-        st = auto_pass(pl, members, done, slots_width, &widest);
-        if (st != TD_OK)
+        rc = auto_pass(pl, members, done, slots_width, &widest);
+        if (rc != TD_OK)
             goto end;
         if (widest <= slots_width)
             break;
@@ -409,11 +409,11 @@ static td_status groups_by_type(td_planner *pl, bool *fits) {
     roll_back(plan, 0, 0, n_warn);
     int32_t n = active_devices(pl, members);
     td_plan_set_limits(pl, plan->batch_tokens, n);
-    st = cut_groups(pl, members, n, n, fits);
+    rc = cut_groups(pl, members, n, n, fits);
 end:
     free(members);
     free(done);
-    return st;
+    return rc;
 }
 
 /* Tells of types that no group uses and that do not hold the model even all together. */
@@ -442,17 +442,17 @@ static td_status warn_small_types(td_planner *pl, const bool *in_group, int32_t 
 static td_status adopt_grouping(td_planner *pl, const td_plan_grouping *best, bool *fits) {
     td_plan *plan = pl->plan;
     int32_t n_all = plan->inventory.n_devices;
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     int32_t *active = td_calloc((size_t)n_all, sizeof *active);
     int32_t *members = td_calloc((size_t)n_all, sizeof *members);
     bool *in_group = td_calloc((size_t)n_all, sizeof *in_group);
     if (!active || !members || !in_group) {
-        st = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
+        rc = td_error_nomem(pl->err, "the plan", (size_t)n_all * sizeof *members);
         goto done;
     }
     int32_t n = active_devices(pl, active);
     td_plan_set_limits(pl, plan->batch_tokens, best->width);
-    for (int32_t g = 0; st == TD_OK && *fits && g < best->n_groups; g++) {
+    for (int32_t g = 0; rc == TD_OK && *fits && g < best->n_groups; g++) {
         int32_t width = 0;
         for (int32_t i = 0; i < n; i++) {
             if (best->group_of[i] == g) {
@@ -460,18 +460,18 @@ static td_status adopt_grouping(td_planner *pl, const td_plan_grouping *best, bo
                 in_group[active[i]] = true;
             }
         }
-        st = add_group(pl, members, width, fits);
+        rc = add_group(pl, members, width, fits);
     }
     for (int32_t i = 0; i < n; i++)
         if (best->group_of[i] < 0)
             plan->leftover[plan->n_leftover++] = active[i];
-    if (st == TD_OK)
-        st = warn_small_types(pl, in_group, members);
+    if (rc == TD_OK)
+        rc = warn_small_types(pl, in_group, members);
 done:
     free(active);
     free(members);
     free(in_group);
-    return st;
+    return rc;
 }
 
 static double group_score(const td_plan *plan, const td_plan_group *g) {
@@ -489,9 +489,9 @@ static double group_score(const td_plan *plan, const td_plan_group *g) {
 static td_status auto_groups(td_planner *pl, bool *fits) {
     td_plan *plan = pl->plan;
     int32_t n_warn = plan->n_warnings;
-    td_status st = groups_by_type(pl, fits);
-    if (st != TD_OK || !pl->speeds_known)
-        return st;
+    td_status rc = groups_by_type(pl, fits);
+    if (rc != TD_OK || !pl->speeds_known)
+        return rc;
     /* Exact search where it is possible; by type it stays where that is as good. */
     double score = 0;
     td_session_limits limits = plan->limits;
@@ -501,17 +501,17 @@ static td_status auto_groups(td_planner *pl, bool *fits) {
     td_plan_grouping best = {0};
     if (!active)
         return td_error_nomem(pl->err, "the plan", (size_t)plan->inventory.n_devices);
-    st = td_plan_best_grouping(pl, active, td_plan_active_devices(pl, active), &best);
-    if (st == TD_OK && best.score > score * TD_PLAN_BETTER) {
+    rc = td_plan_best_grouping(pl, active, td_plan_active_devices(pl, active), &best);
+    if (rc == TD_OK && best.score > score * TD_PLAN_BETTER) {
         *fits = true;
         roll_back(plan, 0, 0, n_warn);
-        st = adopt_grouping(pl, &best, fits);
+        rc = adopt_grouping(pl, &best, fits);
     } else {
         plan->limits = limits;
     }
     free(best.group_of);
     free(active);
-    return st;
+    return rc;
 }
 
 td_status td_plan_form_groups(td_planner *pl, bool *fits) {
@@ -526,9 +526,9 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
     plan->groups = td_calloc(max_groups, sizeof *plan->groups);
     plan->leftover = td_calloc((size_t)n_all, sizeof *plan->leftover);
     int32_t *all = td_calloc((size_t)n_all, sizeof *all);
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     if (!plan->groups || !plan->leftover || !all) {
-        st = td_error_nomem(pl->err, "the plan", max_groups * sizeof *plan->groups);
+        rc = td_error_nomem(pl->err, "the plan", max_groups * sizeof *plan->groups);
         goto done;
     }
     if (cfg->devices.n_group_entries) {
@@ -541,13 +541,13 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
                 width = TD_MAX(width, n);
         }
         td_plan_set_limits(pl, plan->batch_tokens, width);
-        st = explicit_groups(pl, fits);
+        rc = explicit_groups(pl, fits);
     } else if (width == 0) {
-        st = auto_groups(pl, fits);
+        rc = auto_groups(pl, fits);
     } else if (width > n_all) {
         active_devices(pl, all);
         const char *noun = plan->inventory.is_cpu ? "device" : "GPU";
-        st = td_error_set(
+        rc = td_error_set(
             pl->err, TD_E_CONFIG,
             "devices.gpus_per_model = %d: one copy of the model needs %d %ss, but there "
             "%s only %d (%s)",
@@ -555,9 +555,9 @@ td_status td_plan_form_groups(td_planner *pl, bool *fits) {
             td_plan_labels(plan, all, n_all, labels, sizeof labels));
     } else {
         td_plan_set_limits(pl, plan->batch_tokens, width);
-        st = cut_groups(pl, all, active_devices(pl, all), width, fits);
+        rc = cut_groups(pl, all, active_devices(pl, all), width, fits);
     }
 done:
     free(all);
-    return st;
+    return rc;
 }

@@ -271,8 +271,8 @@ static td_status expand(const parser *p, td_inventory *out, td_error *err) {
 td_status td_inventory_load(const char *path, td_inventory *out, td_error *err) {
     char *text = NULL;
     size_t size = 0;
-    td_status st = td_file_read(path, MAX_FILE_BYTES, TD_E_CONFIG, &text, &size, err);
-    if (st != TD_OK)
+    td_status rc = td_file_read(path, MAX_FILE_BYTES, TD_E_CONFIG, &text, &size, err);
+    if (rc != TD_OK)
         return td_error_prefix(err, "devices.inventory");
     parser p = {.path = path, .next = text, .err = err};
     if (memchr(text, 0, size)) {
@@ -286,10 +286,10 @@ td_status td_inventory_load(const char *path, td_inventory *out, td_error *err) 
         else if (p.header_line)
             fail(&p, p.header_line, "the section has no keys");
     }
-    st = p.status != TD_OK ? p.status : expand(&p, out, err);
+    rc = p.status != TD_OK ? p.status : expand(&p, out, err);
     free(p.sections);
     free(text);
-    return st;
+    return rc;
 }
 
 td_status td_inventory_from_devices(const td_device_info *info, int32_t n, bool is_cpu,

@@ -106,15 +106,15 @@ double td_plan_kind_seconds(const td_plan_kinds *k, int32_t kind) {
 td_status td_plan_place_group(const td_planner *pl, const int32_t *devices, int32_t n,
                               td_placement *out, double *ideal) {
     td_plan_kinds k;
-    td_status st = td_plan_kinds_open(pl, devices, n, &k);
-    if (st != TD_OK)
-        return st;
+    td_status rc = td_plan_kinds_open(pl, devices, n, &k);
+    if (rc != TD_OK)
+        return rc;
     double speed = 0;
     for (int32_t i = 0; i < n; i++)
         speed += 1 / td_plan_kind_seconds(&k, k.kind_of[i]);
     *ideal = 1 / speed;
     td_place_problem problem = td_plan_kinds_problem(&k);
-    st = td_place(&problem, out, pl->err);
+    rc = td_place(&problem, out, pl->err);
     td_plan_kinds_close(&k);
-    return st;
+    return rc;
 }

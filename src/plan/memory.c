@@ -190,12 +190,12 @@ static double fullness_cost(const void *user, int32_t kind, int32_t b, int32_t e
  * all devices need together there. */
 static td_status even_fullness(const td_planner *pl, const int32_t *devices, int32_t n,
                                double *fullest, uint64_t *need_bytes) {
-    td_status st = TD_OK;
+    td_status rc = TD_OK;
     int32_t *kind = td_calloc((size_t)n, sizeof *kind);
     uint64_t *limit = td_calloc((size_t)n, sizeof *limit);
     td_place_stage *stages = td_calloc((size_t)n, sizeof *stages);
     if (!kind || !limit || !stages) {
-        st = td_error_nomem(pl->err, "the plan", (size_t)n);
+        rc = td_error_nomem(pl->err, "the plan", (size_t)n);
         goto done;
     }
     int32_t n_kinds = 0;
@@ -216,8 +216,8 @@ static td_status even_fullness(const td_planner *pl, const int32_t *devices, int
                                 .cost = fullness_cost,
                                 .user = &user};
     td_placement place = {.stages = stages};
-    st = td_place(&problem, &place, pl->err);
-    if (st != TD_OK)
+    rc = td_place(&problem, &place, pl->err);
+    if (rc != TD_OK)
         goto done;
     *fullest = place.bottleneck;
     *need_bytes = 0;
@@ -229,7 +229,7 @@ done:
     free(kind);
     free(limit);
     free(stages);
-    return st;
+    return rc;
 }
 
 /* "8 x A100-80GB" or "4 x A100-80GB + 4 x V100-32GB" */
@@ -256,9 +256,9 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
         if (bytes > plan->inventory.devices[biggest].memory_bytes)
             biggest = devices[i];
     }
-    td_status st = even_fullness(pl, devices, n, &fullest, &need);
-    if (st != TD_OK)
-        return st;
+    td_status rc = even_fullness(pl, devices, n, &fullest, &need);
+    if (rc != TD_OK)
+        return rc;
 
     td_strbuf b = {0};
     char labels[64], x[3][24];
@@ -299,11 +299,11 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
         td_strbuf_puts(&b, "; a smaller data.max_length for less activation memory");
     td_strbuf_puts(&b, ". Weights of 8 bits or less are not supported");
     if (b.oom)
-        st = td_error_nomem(pl->err, "a message", b.len);
+        rc = td_error_nomem(pl->err, "a message", b.len);
     else
-        st = td_error_set(pl->err, TD_E_DEVICE, "%s", b.data);
+        rc = td_error_set(pl->err, TD_E_DEVICE, "%s", b.data);
     td_strbuf_free(&b);
-    return st;
+    return rc;
 }
 
 td_status td_plan_explain_domain(td_planner *pl, int32_t domain) {

@@ -202,9 +202,9 @@ td_status td_place(const td_place_problem *p, td_placement *out, td_error *err) 
     out->n_stages = 0;
     out->bottleneck = HUGE_VAL;
     bool *used = td_calloc((size_t)p->n_devices, sizeof *used);
-    td_status st = used ? open_solver(&s, p->n_devices, true, err)
+    td_status rc = used ? open_solver(&s, p->n_devices, true, err)
                         : td_error_nomem(err, "placing layers on devices", (size_t)p->n_devices);
-    if (st != TD_OK)
+    if (rc != TD_OK)
         goto done;
     out->exact = !s.ordered;
     solve(&s, SLOWEST);
@@ -217,20 +217,20 @@ td_status td_place(const td_place_problem *p, td_placement *out, td_error *err) 
 done:
     free(used);
     free_solver(&s);
-    return st;
+    return rc;
 }
 
 td_status td_place_sets(const td_place_problem *p, int32_t width, td_placement_sets *out,
                         td_error *err) {
     solver s = {.p = p};
     *out = (td_placement_sets){0};
-    td_status st = open_solver(&s, width, false, err);
-    if (st == TD_OK && s.n_states) {
+    td_status rc = open_solver(&s, width, false, err);
+    if (rc == TD_OK && s.n_states) {
         out->bottleneck = td_calloc(s.n_states, sizeof *out->bottleneck);
         if (!out->bottleneck)
-            st = td_error_nomem(err, "placing layers on devices", s.n_states);
+            rc = td_error_nomem(err, "placing layers on devices", s.n_states);
     }
-    if (st == TD_OK && s.n_states) {
+    if (rc == TD_OK && s.n_states) {
         solve(&s, SLOWEST);
         for (size_t i = 0; i < s.n_states; i++)
             out->bottleneck[i] = i ? best_row(&s, i)[0] : HUGE_VAL;
@@ -241,7 +241,7 @@ td_status td_place_sets(const td_place_problem *p, int32_t width, td_placement_s
         s.count = NULL;
     }
     free_solver(&s);
-    return st;
+    return rc;
 }
 
 void td_placement_sets_free(td_placement_sets *s) {

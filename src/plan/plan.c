@@ -142,13 +142,13 @@ static td_status fit(td_planner *pl) {
             free(plan->warnings[--plan->n_warnings]);
         pl->n_failed_devices = 0;
         plan->batch_tokens = batch;
-        td_status st = td_plan_form_groups(pl, &fits);
-        if (st == TD_OK && fits) {
+        td_status rc = td_plan_form_groups(pl, &fits);
+        if (rc == TD_OK && fits) {
             pl->n_failed_devices = 0; /* of narrower groups that were tried */
-            st = td_plan_count_domains(pl, &fits);
+            rc = td_plan_count_domains(pl, &fits);
         }
-        if (st != TD_OK)
-            return st;
+        if (rc != TD_OK)
+            return rc;
         if (fits)
             break;
         /* Below the longest sample a smaller micro-batch saves nothing. */
@@ -176,16 +176,16 @@ static td_status fit(td_planner *pl) {
  * speeds are known: without it the plan is made once more where that changes either. */
 static td_status fit_without_leftovers(td_planner *pl) {
     td_plan *plan = pl->plan;
-    td_status st = fit(pl);
-    if (st != TD_OK || !plan->n_leftover)
-        return st;
+    td_status rc = fit(pl);
+    if (rc != TD_OK || !plan->n_leftover)
+        return rc;
     td_dtype before = plan->compute;
     bool were_known = pl->speeds_known;
     for (int32_t i = 0; i < plan->n_leftover; i++)
         pl->idle[plan->leftover[i]] = true;
-    st = resolve_compute(pl);
-    if (st != TD_OK || (plan->compute == before && pl->speeds_known == were_known))
-        return st;
+    rc = resolve_compute(pl);
+    if (rc != TD_OK || (plan->compute == before && pl->speeds_known == were_known))
+        return rc;
     return fit(pl);
 }
 
@@ -323,13 +323,13 @@ td_status td_plan_make(const td_plan_input *in, td_plan *out, td_error *err) {
                      .err = err};
     td_cost_model_init(in->model, &plan.cost);
     pl.work = td_plan_dataset_work(in->stats, &plan.cost, in->cfg->data.max_length);
-    td_status st = td_plan_choose_devices(&pl, in->inventory);
-    if (st == TD_OK)
-        st = resolve_compute(&pl);
-    if (st != TD_OK)
+    td_status rc = td_plan_choose_devices(&pl, in->inventory);
+    if (rc == TD_OK)
+        rc = resolve_compute(&pl);
+    if (rc != TD_OK)
         goto fail;
-    if ((st = fit_without_leftovers(&pl)) != TD_OK || (st = settle(&pl)) != TD_OK ||
-        (st = add_warnings(&pl)) != TD_OK || (st = td_plan_list_alternatives(&pl)) != TD_OK)
+    if ((rc = fit_without_leftovers(&pl)) != TD_OK || (rc = settle(&pl)) != TD_OK ||
+        (rc = add_warnings(&pl)) != TD_OK || (rc = td_plan_list_alternatives(&pl)) != TD_OK)
         goto fail;
     plan.gpus_per_model = plan.groups[0].n_devices;
     for (int32_t g = 1; g < plan.n_groups; g++)
@@ -344,7 +344,7 @@ fail:
     free(pl.failed_devices);
     free(pl.idle);
     td_plan_free(&plan);
-    return st;
+    return rc;
 }
 
 void td_plan_stages(const td_plan_group *group, td_device *const *devices, td_stage *out) {
