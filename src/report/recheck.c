@@ -456,13 +456,17 @@ static bool fits(const td_capture_spec *s, const td_captured *c) {
 td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_kind,
                              const td_captured *cap, int32_t first_row, td_error *err) {
     const td_recheck_sample *s = &r->samples[sample];
-    bool same_kind = strcmp(s->device_kind, device_kind) == 0;
+    /* Another version may compute other bits on the same device. */
+    bool same_revision = r->manifest.numerics_revision == TD_NUMERICS_REVISION;
+    bool same_kind = same_revision && strcmp(s->device_kind, device_kind) == 0;
     difference *d = &r->diff[!same_kind];
     td_status rc = open_shard(r, r->number[sample], err);
     if (rc != TD_OK)
         return rc;
     if (!same_kind)
-        snprintf(r->other_kind, sizeof r->other_kind, "%s", s->device_kind);
+        snprintf(r->other_kind, sizeof r->other_kind,
+                 same_revision ? "%s" : "%s at numerics revision %d", s->device_kind,
+                 (int)r->manifest.numerics_revision);
     r->hashes[sample] = td_calloc((size_t)s->n_rows, sizeof **r->hashes);
     if (!r->hashes[sample])
         return td_error_nomem(err, "a sample", (size_t)s->n_rows * 8);

@@ -132,6 +132,26 @@ Test(recheck, another_kind_may_differ_within_the_tolerance_that_is_printed) {
     td_fixture_free(&f);
 }
 
+/* A version that computes other bits makes no claim about those of an older one. */
+Test(recheck, another_numerics_revision_counts_as_another_kind) {
+    td_fixture f;
+    td_error err = {0};
+    char *text = NULL;
+    td_log_set_level(TD_LOG_ERROR);
+    td_fixture_init(&f);
+    f.cfg.capture.n_temperatures = 1;
+    f.cfg.capture.temperatures[0] = 2;
+    f.id.numerics_revision = TD_NUMERICS_REVISION + 1;
+    cr_assert_eq(td_fixture_run(&f, SHARDS, NULL, &err), TD_OK, "%s", err.text);
+    cr_assert_eq(report(&f, "cpu:test", LOGSUMEXP, 1e-4f, false, &text, &err), TD_OK, "%s",
+                 err.text);
+    cr_assert(strstr(text, "another device kind (cpu:test at numerics revision 2)"), "%s", text);
+    free(text);
+    cr_assert_eq(report(&f, "cpu:test", LOGSUMEXP, 0.1f, false, &text, &err), TD_E_VERIFY);
+    free(text);
+    td_fixture_free(&f);
+}
+
 Test(recheck, a_control_that_differs_fails_whatever_the_kind) {
     td_fixture f;
     td_error err;
