@@ -7,7 +7,7 @@
  * recheck take that one; nobody looks at the settings again. A folder's manifest holds it as JSON
  * (record/spec.h), so that `verify --against` has it without a configuration.
  *
- * To add a mode: docs/adding-a-mode.md.
+ * To add a mode: docs/design.md, "Adding something".
  */
 #ifndef TDGEN_CAPTURE_SPEC_H
 #define TDGEN_CAPTURE_SPEC_H
@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include "base/dtype.h"
 #include "base/status.h"
+#include "capture/limits.h"
 
 /* Each mode once: its enumerator and its name in the INI file and the manifest. */
 #define TD_CAPTURE_MODES(X)                                                                        \
@@ -32,11 +33,6 @@ typedef enum td_capture_mode { TD_CAPTURE_MODES(X) } td_capture_mode;
 #define X(id, name) +1
 enum { TD_CAPTURE_MODE_COUNT = TD_CAPTURE_MODES(X) };
 #undef X
-
-#define TD_MAX_TEMPERATURES 16
-#define TD_MAX_TOP_K 1024
-#define TD_MAX_DRAWS 1024
-#define TD_MAX_ALWAYS_IDS 64
 
 /* The one table of what a mode stores of each position. */
 typedef struct td_capture_mode_info {

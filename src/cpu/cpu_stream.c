@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "capture/limits.h"
 #include "base/clock.h"
 #include "base/memory.h"
 
@@ -49,8 +50,8 @@ typedef struct command {
     uint64_t number; /* of the event's record */
     td_cpu_args args;
     /* What host arrays of the arguments are copied to: the caller's may go away. */
-    float temperatures[TD_CAPTURE_MAX_TEMPERATURES];
-    int32_t always_ids[TD_CAPTURE_MAX_ALWAYS];
+    float temperatures[TD_MAX_TEMPERATURES];
+    int32_t always_ids[TD_MAX_ALWAYS_IDS];
 } command;
 
 struct td_stream {

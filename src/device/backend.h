@@ -15,10 +15,6 @@
 extern "C" {
 #endif
 
-#define TD_CAPTURE_MAX_TEMPERATURES 16
-#define TD_CAPTURE_MAX_DRAWS 1024
-#define TD_CAPTURE_MAX_ALWAYS 64
-
 /* NULL, or why the arguments (a td_norm_args for TD_OP_NORM, ...) cannot be right on any device: a
  * caller's bug, so TD_E_INTERNAL. Reads host memory only. */
 const char *td_op_check(td_op op, const void *args);

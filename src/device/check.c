@@ -1,4 +1,5 @@
 /* check.c - what every backend refuses in the arguments of an operation: see device/backend.h. */
+#include "capture/limits.h"
 #include "device/backend.h"
 
 #include <math.h>
@@ -91,7 +92,7 @@ static const char *check_moe(const td_moe_args *a) {
 
 static const char *check_capture(const td_capture_args *a) {
     if (a->n_rows < 0 || a->n_vocab < 1 || a->top_k < 0 || a->n_temperatures < 0 ||
-        a->n_temperatures > TD_CAPTURE_MAX_TEMPERATURES)
+        a->n_temperatures > TD_MAX_TEMPERATURES)
         return "bad shape, or more than 16 temperatures";
     if (a->n_valid < 1 || a->n_valid > a->n_vocab || !(a->divisor > 0) || !(a->softcap >= 0))
         return "n_valid is not in [1, n_vocab], or bad divisor or softcap";
@@ -100,12 +101,12 @@ static const char *check_capture(const td_capture_args *a) {
             return "temperatures must be above 0";
     if (a->top_p != 0 && (!(a->top_p > 0 && a->top_p <= 1) || a->top_k < 1 || a->min_k < 0))
         return "top_p is not in (0, 1], or without a top_k";
-    if (a->n_draws < 0 || a->n_draws > TD_CAPTURE_MAX_DRAWS)
+    if (a->n_draws < 0 || a->n_draws > TD_MAX_DRAWS)
         return "the number of draws is not in [0, 1024]";
     if (a->n_draws && (!(a->proposal_power > 0) || !isfinite(a->proposal_power) ||
                        (a->n_rows > 0 && (!a->dataset_rows || !a->positions))))
         return "draws need a power above 0, dataset rows and positions";
-    if (a->n_always < 0 || a->n_always > TD_CAPTURE_MAX_ALWAYS)
+    if (a->n_always < 0 || a->n_always > TD_MAX_ALWAYS_IDS)
         return "more than 64 ids whose log-prob is always recorded";
     for (int32_t i = 0; i < a->n_always; i++)
         if (a->always_ids[i] < 0 || a->always_ids[i] >= a->n_vocab)

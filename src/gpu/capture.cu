@@ -492,9 +492,9 @@ cudaError_t td_gpu_capture(const td_capture_args *a, const td_gpu_chip *chip, vo
                                           td_capture_draws_bytes(n_segments, a->proposal_power)
                                     : td_capture_shared_bytes(n_segments);
     const int n_temperatures = a->logsumexp_t ? a->n_temperatures : 0;
-    if (a->top_k < 0 || a->top_k > TD_CAPTURE_MAX_TOP_K || n_temperatures < 0 ||
-        n_temperatures > TD_CAPTURE_MAX_TEMPERATURES || a->n_draws > TD_CAPTURE_MAX_N_DRAWS ||
-        a->n_always > TD_CAPTURE_MAX_ALWAYS_IDS || n_segments > UINT16_MAX ||
+    if (a->top_k < 0 || a->top_k > TD_MAX_TOP_K || n_temperatures < 0 ||
+        n_temperatures > TD_MAX_TEMPERATURES || a->n_draws > TD_MAX_DRAWS ||
+        a->n_always > TD_MAX_ALWAYS_IDS || n_segments > UINT16_MAX ||
         shared_bytes > (size_t)chip->max_shared_bytes)
         return cudaErrorInvalidValue;
 

@@ -8,6 +8,7 @@
 #ifndef TDGEN_GPU_CAPTURE_CUH
 #define TDGEN_GPU_CAPTURE_CUH
 
+#include "capture/limits.h"
 #include "gpu/common.cuh"
 
 enum {
@@ -15,13 +16,10 @@ enum {
     TD_CAPTURE_WARPS = TD_CAPTURE_THREADS / 32,
     TD_CAPTURE_SEGMENT = 128,
     TD_CAPTURE_STEP = 4 * TD_CAPTURE_SEGMENT, /* ids that a warp takes at a time, 16 to a lane */
-    TD_CAPTURE_MAX_TOP_K = 1024,
     /* Room for keys: the best K and a round of one segment to each warp always fit. */
-    TD_CAPTURE_KEYS = 2048,
-    TD_CAPTURE_MAX_TEMPERATURES = 16,
-    TD_CAPTURE_MAX_ALWAYS_IDS = 64
+    TD_CAPTURE_KEYS = 2048
 };
-static_assert(TD_CAPTURE_KEYS >= TD_CAPTURE_MAX_TOP_K + TD_CAPTURE_WARPS * TD_CAPTURE_SEGMENT,
+static_assert(TD_CAPTURE_KEYS >= TD_MAX_TOP_K + TD_CAPTURE_WARPS * TD_CAPTURE_SEGMENT,
               "a round always fits behind the best");
 
 #define TD_CAPTURE_INFINITY __int_as_float(0x7f800000)
@@ -31,10 +29,10 @@ static_assert(TD_CAPTURE_KEYS >= TD_CAPTURE_MAX_TOP_K + TD_CAPTURE_WARPS * TD_CA
 typedef struct td_capture_params {
     td_capture_args a;
     float inverse_divisor; /* 1 / divisor where that is exact (powers of two), else 0 */
-    float temperature[TD_CAPTURE_MAX_TEMPERATURES];
+    float temperature[TD_MAX_TEMPERATURES];
     /* log2(e) / T as the sum of two floats */
-    float rate[TD_CAPTURE_MAX_TEMPERATURES], rate_low[TD_CAPTURE_MAX_TEMPERATURES];
-    int32_t always[TD_CAPTURE_MAX_ALWAYS_IDS]; /* of a.always_ids */
+    float rate[TD_MAX_TEMPERATURES], rate_low[TD_MAX_TEMPERATURES];
+    int32_t always[TD_MAX_ALWAYS_IDS]; /* of a.always_ids */
 } td_capture_params;
 
 #ifndef __CUDACC_RTC__

@@ -14,9 +14,8 @@
 #define TD_PHILOX_FN static __host__ __device__ __forceinline__
 #include "capture/philox.h"
 
-enum { TD_CAPTURE_MAX_N_DRAWS = 1024 };
-static_assert(TD_CAPTURE_KEYS >= 2 * TD_CAPTURE_MAX_N_DRAWS, "draws, and where each id begins");
-static_assert(TD_CAPTURE_THREADS * 4 >= TD_CAPTURE_MAX_N_DRAWS, "four draws to a thread");
+static_assert(TD_CAPTURE_KEYS >= 2 * TD_MAX_DRAWS, "draws, and where each id begins");
+static_assert(TD_CAPTURE_THREADS * 4 >= TD_MAX_DRAWS, "four draws to a thread");
 
 /* Shared memory behind td_capture_shared, for draws. */
 typedef struct td_capture_draws {
@@ -158,7 +157,7 @@ static __device__ __forceinline__ int td_capture_invert(const td_capture_params 
 }
 
 /* Makes and stores the draws of row r. s.key then holds ~id of every draw, in ascending order of
- * ids, and from TD_CAPTURE_MAX_N_DRAWS on the places where a new id begins. Returns the number of
+ * ids, and from TD_MAX_DRAWS on the places where a new id begins. Returns the number of
  * different ids. All threads. */
 template <bool RAW>
 static __device__ __forceinline__ int
@@ -178,7 +177,7 @@ td_capture_draw(const td_capture_params &p, const td_capture_row &row, const td_
     td_capture_sort(s.key, n);
 
     /* Thread t looks at draws 4t to 4t + 3. */
-    uint64_t *begin = s.key + TD_CAPTURE_MAX_N_DRAWS;
+    uint64_t *begin = s.key + TD_MAX_DRAWS;
     int n_new = 0;
     for (int i = 4 * threadIdx.x; i < 4 * (int)threadIdx.x + 4 && i < n; i++)
         n_new += i == 0 || s.key[i] != s.key[i - 1];
@@ -227,7 +226,7 @@ template <bool RAW>
 static __device__ __forceinline__ double
 td_capture_tail_of_draws(const td_capture_params &p, const td_capture_row &row,
                          const td_capture_shared &s, int n_unique) {
-    const uint64_t *begin = s.key + TD_CAPTURE_MAX_N_DRAWS;
+    const uint64_t *begin = s.key + TD_MAX_DRAWS;
     for (int i = threadIdx.x; i < n_unique; i += TD_CAPTURE_THREADS) {
         const uint32_t segment = (uint32_t)~s.key[begin[i]] / TD_CAPTURE_SEGMENT;
         atomicOr(&s.taken[segment >> 5], 1u << (segment & 31));

@@ -34,7 +34,7 @@ declare -A arrows=(
 )
 # The faces of a room that has more than ROOM/ROOM.h, and who the second one is for.
 declare -A faces=(
-    [capture]="capture philox"        # philox.h: compiled into kernels
+    [capture]="capture limits philox" # limits.h, philox.h: compiled into kernels
     [device]="device backend"         # backend.h: for those who implement the table
     [record]="record reader"          # record.h: for those who write a folder; reader.h: who read it
 )
