@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "model/shapes.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/file.h"
@@ -30,16 +31,13 @@ struct td_checkpoint {
     const json_t *weight_map; /* within index */
     const td_family *family;
     const char *prefix;     /* family->prefix, or "" in a file of the bare model */
-    td_ckpt_entry *entries; /* [TD_MT_COUNT + L * (TD_LT_COUNT + E * TD_ET_COUNT)] */
-    td_ckpt_entry **sorted; /* [n_sorted] those with a tensor, by name, scales among them */
+    td_ckpt_entry *entries; /* [n_entries] the model's TD_MT_COUNT, then those of each layer */
+    size_t layer_at[TD_MAX_LAYERS]; /* where a layer's begin: TD_LT_COUNT, E * TD_ET_COUNT */
+    td_ckpt_entry **sorted;         /* [n_sorted] those with a tensor, by name, scales among them */
     size_t n_entries, n_sorted;
     const td_st_tensor *shadow_head;
     bool has_fp8;
 };
-
-static size_t entries_per_layer(const td_model_config *c) {
-    return TD_LT_COUNT + (size_t)c->n_experts * TD_ET_COUNT;
-}
 
 /* --- files ------------------------------------------------------------------------------------ */
 
@@ -145,8 +143,8 @@ static td_status open_files(td_checkpoint *ck, td_error *err) {
 
 /* --- tensors ---------------------------------------------------------------------------------- */
 
-/* NULL when the checkpoint has none of that name. An index entry whose file lacks it is an error.
- */
+/* NULL when the checkpoint has none of that name. An index entry without it in its file is an
+ * error. */
 static td_status find_tensor(const td_checkpoint *ck, const char *name, const td_st_tensor **out,
                              td_error *err) {
     *out = NULL;
@@ -310,11 +308,11 @@ static td_status require_layer(td_checkpoint *ck, int32_t layer, td_error *err) 
             rc = require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i),
                          expand(front, f->layer_names[i], 0), want, f->transposed, err);
     }
-    for (int32_t x = 0; rc == TD_OK && c->moe[layer] && x < c->n_experts; x++)
+    for (int32_t x = 0; rc == TD_OK && x < td_layer_experts(&c->layers[layer]); x++)
         for (int32_t i = 0; rc == TD_OK && i < TD_ET_COUNT; i++)
             rc = require(ck, td_checkpoint_expert(ck, layer, x, (td_expert_tensor)i),
                          expand(front, f->expert_names[i], x),
-                         td_expert_tensor_shape(c, (td_expert_tensor)i), f->transposed, err);
+                         td_expert_tensor_shape(c, layer, (td_expert_tensor)i), f->transposed, err);
     free(front);
     return rc;
 }
@@ -335,7 +333,11 @@ static td_status find_prefix(td_checkpoint *ck, td_error *err) {
 
 static td_status find_required(td_checkpoint *ck, td_error *err) {
     const td_model_config *c = &ck->cfg;
-    ck->n_entries = TD_MT_COUNT + (size_t)c->n_layers * entries_per_layer(c);
+    ck->n_entries = TD_MT_COUNT;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        ck->layer_at[i] = ck->n_entries;
+        ck->n_entries += TD_LT_COUNT + (size_t)td_layer_experts(&c->layers[i]) * TD_ET_COUNT;
+    }
     ck->entries = td_calloc(ck->n_entries, sizeof *ck->entries);
     ck->sorted = td_calloc(ck->n_entries, 2 * sizeof *ck->sorted); /* each may have a scale */
     if (!ck->entries || !ck->sorted)
@@ -471,7 +473,7 @@ td_ckpt_entry *td_checkpoint_model(td_checkpoint *ck, td_model_tensor which) {
 }
 
 td_ckpt_entry *td_checkpoint_layer(td_checkpoint *ck, int32_t layer, td_layer_tensor which) {
-    return &ck->entries[TD_MT_COUNT + (size_t)layer * entries_per_layer(&ck->cfg) + which];
+    return &ck->entries[ck->layer_at[layer] + which];
 }
 
 td_ckpt_entry *td_checkpoint_expert(td_checkpoint *ck, int32_t layer, int32_t expert,

@@ -1,8 +1,13 @@
 /* families.c - the table of supported model families (families.h says what each field means).
  *
- * To add one: describe it here, in terms that the forward pass has; give tools/fixtures a tiny
- * checkpoint of it. Defaults are those of the configuration classes of transformers 4.57 and 5.x,
- * names those of the published checkpoints.
+ * A family whose parts exist is one entry at the end of this file: its tensor names, the keys and
+ * defaults of its config.json, the constants of its architecture. What no field says goes into a
+ * `finish` function. Beside the entry it needs a tiny checkpoint (test/fixtures/families/README.md)
+ * and its line in README.md's table of models. A part that does not exist is first a tag and a
+ * member in model.h's td_mixer or td_ffn.
+ *
+ * Defaults are those of the configuration classes of transformers 4.57 and 5.x, names those of the
+ * published checkpoints.
  */
 #include "model/families.h"
 
@@ -17,6 +22,9 @@
 enum { MAX_EXPERTS = 512 };
 
 /* --- names that many share -------------------------------------------------------------------- */
+
+/* Llama's names, which most follow. With family.prefix and family.layer before it the name of a
+ * layer's q_proj is model.layers.7.self_attn.q_proj.weight. Shapes: families.h. */
 
 #define LLAMA_MODEL                                                                                \
     .prefix = "model.", .layer = "layers.#.",                                                      \
@@ -55,54 +63,86 @@ enum { MAX_EXPERTS = 512 };
 
 /* --- what flags do not say -------------------------------------------------------------------- */
 
-static td_status finish_gemma(const td_config_reader *r, td_model_config *c) {
-    double scalar = c->head_dim;
-    td_status rc;
+static void set_scale(td_model_config *c, float scale) {
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->layers[i].mixer.attention.scale = scale;
+}
+
+static void set_softcap(td_model_config *c, float softcap) {
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->layers[i].mixer.attention.softcap = softcap;
+}
+
+static void scale_embedding_as_gemma(td_model_config *c) {
     c->embed_scale = (float)sqrt((double)c->n_hidden);
     c->embed_scale_rounded = true;
-    if (!strcmp(c->architecture, "GemmaForCausalLM")) {
-        const char *act = "gelu_pytorch_tanh"; /* transformers 4 prefers this key to hidden_act */
-        if ((rc = td_json_opt_str(r->root, "hidden_activation", r->path, TD_E_MODEL, &act,
-                                  r->err)) != TD_OK)
-            return rc;
-        if (strcmp(act, "gelu_pytorch_tanh") != 0)
-            return td_config_refuse(r, "hidden_activation", act, "only gelu_pytorch_tanh is");
-    } else {
-        scalar = 256;
-        if (!strcmp(c->architecture, "Gemma2ForCausalLM")) {
-            /* An absent key means these, null means none. */
-            if (!json_object_get(r->root, "final_logit_softcapping"))
-                c->logits_softcap = 30;
-            if (!json_object_get(r->root, "attn_logit_softcapping"))
-                c->attention_softcap = 50;
-        }
-        if ((rc = td_json_opt_real(r->root, "query_pre_attn_scalar", 1e-6, 1e6, r->path, TD_E_MODEL,
-                                   &scalar, r->err)) != TD_OK ||
-            (rc = td_config_opt_float(r, "final_logit_softcapping", 1e-3, 1e6,
-                                      &c->logits_softcap)) != TD_OK ||
-            (rc = td_config_opt_float(r, "attn_logit_softcapping", 1e-3, 1e6,
-                                      &c->attention_softcap)) != TD_OK)
-            return rc;
-        /* Gemma 3's code in transformers never passes it to its attention. */
-        if (c->attention_softcap > 0 && !strcmp(c->architecture, "Gemma3ForCausalLM"))
-            return td_error_set(r->err, TD_E_MODEL,
-                                "%s: attn_logit_softcapping is %g, which is not supported in "
-                                "Gemma3ForCausalLM; null is",
-                                r->path, (double)c->attention_softcap);
-    }
-    c->attention_scale = (float)(1.0 / sqrt(scalar));
+}
+
+static td_status finish_gemma(const td_config_reader *r, td_model_config *c) {
+    const char *act = "gelu_pytorch_tanh"; /* transformers 4 prefers this key to hidden_act */
+    td_status rc = td_json_opt_str(r->root, "hidden_activation", r->path, TD_E_MODEL, &act, r->err);
+    if (rc != TD_OK)
+        return rc;
+    if (strcmp(act, "gelu_pytorch_tanh") != 0)
+        return td_config_refuse(r, "hidden_activation", act, "only gelu_pytorch_tanh is");
+    scale_embedding_as_gemma(c);
+    return td_config_refuse_true(r, "use_bidirectional_attention");
+}
+
+/* Scale and caps of Gemma 2 and 3. *softcap: the attention's, with its default on the way in. */
+static td_status read_gemma_caps(const td_config_reader *r, td_model_config *c, float *softcap) {
+    double scalar = 256;
+    td_status rc;
+    if ((rc = td_json_opt_real(r->root, "query_pre_attn_scalar", 1e-6, 1e6, r->path, TD_E_MODEL,
+                               &scalar, r->err)) != TD_OK ||
+        (rc = td_config_opt_float(r, "final_logit_softcapping", 1e-3, 1e6, &c->logits_softcap)) !=
+            TD_OK ||
+        (rc = td_config_opt_float(r, "attn_logit_softcapping", 1e-3, 1e6, softcap)) != TD_OK)
+        return rc;
+    set_scale(c, (float)(1.0 / sqrt(scalar)));
+    return TD_OK;
+}
+
+static td_status finish_gemma2(const td_config_reader *r, td_model_config *c) {
+    /* An absent key means these, null means none. */
+    float softcap = json_object_get(r->root, "attn_logit_softcapping") ? 0 : 50;
+    if (!json_object_get(r->root, "final_logit_softcapping"))
+        c->logits_softcap = 30;
+    td_status rc = read_gemma_caps(r, c, &softcap);
+    if (rc != TD_OK)
+        return rc;
+    set_softcap(c, softcap);
+    scale_embedding_as_gemma(c);
+    return td_config_refuse_true(r, "use_bidirectional_attention");
+}
+
+static td_status finish_gemma3(const td_config_reader *r, td_model_config *c) {
+    float softcap = 0;
+    td_status rc = read_gemma_caps(r, c, &softcap);
+    if (rc != TD_OK)
+        return rc;
+    /* Its code in transformers never passes it to its attention. */
+    if (softcap > 0)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: attn_logit_softcapping is %g, which is not supported in "
+                            "Gemma3ForCausalLM; null is",
+                            r->path, (double)softcap);
+    scale_embedding_as_gemma(c);
     return td_config_refuse_true(r, "use_bidirectional_attention");
 }
 
 static td_status finish_gpt2(const td_config_reader *r, td_model_config *c) {
     td_status rc;
-    bool scaled = true;
+    bool scaled = true, by_layer = false;
     if ((rc = td_config_refuse_true(r, "add_cross_attention")) != TD_OK ||
-        (rc = td_config_opt_bool(r, "scale_attn_weights", &scaled)) != TD_OK)
+        (rc = td_config_opt_bool(r, "scale_attn_weights", &scaled)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "scale_attn_by_inverse_layer_idx", &by_layer)) != TD_OK)
         return rc;
     if (!scaled)
-        c->attention_scale = 1;
-    return td_config_opt_bool(r, "scale_attn_by_inverse_layer_idx", &c->attention_scale_by_layer);
+        set_scale(c, 1);
+    for (int32_t i = 0; by_layer && i < c->n_layers; i++)
+        c->layers[i].mixer.attention.scale /= (float)(i + 1);
+    return TD_OK;
 }
 
 static td_status finish_neox(const td_config_reader *r, td_model_config *c) {
@@ -112,44 +152,67 @@ static td_status finish_neox(const td_config_reader *r, td_model_config *c) {
 
 static td_status finish_stablelm(const td_config_reader *r, td_model_config *c) {
     td_status rc;
+    bool qkv_bias = false;
     if ((rc = td_config_refuse_true(r, "qk_layernorm")) != TD_OK ||
-        (rc = td_config_opt_bool(r, "use_qkv_bias", &c->qkv_bias)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "use_qkv_bias", &qkv_bias)) != TD_OK ||
         (rc = td_config_opt_bool(r, "use_parallel_residual", &c->parallel_residual)) != TD_OK)
         return rc;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->layers[i].mixer.attention.qkv_bias = qkv_bias;
     c->shared_norm = c->parallel_residual;
     return TD_OK;
 }
 
 static td_status finish_granite(const td_config_reader *r, td_model_config *c) {
     td_status rc;
-    c->attention_scale = 1;
+    float scale = 1;
     if ((rc = td_config_opt_float(r, "embedding_multiplier", 1e-6, 1e6, &c->embed_scale)) !=
             TD_OK ||
         (rc = td_config_opt_float(r, "residual_multiplier", 1e-6, 1e6, &c->residual_scale)) !=
             TD_OK ||
-        (rc = td_config_opt_float(r, "attention_multiplier", 1e-6, 1e6, &c->attention_scale)) !=
-            TD_OK)
+        (rc = td_config_opt_float(r, "attention_multiplier", 1e-6, 1e6, &scale)) != TD_OK)
         return rc;
+    set_scale(c, scale);
     return td_config_opt_float(r, "logits_scaling", 1e-6, 1e6, &c->logits_divisor);
 }
 
-/* Which layers have experts. */
+/* Gives the chosen layers such experts. e.n_used is the default of its key, which is read only
+ * when a layer has some. */
+static td_status set_experts(const td_config_reader *r, td_experts e, const bool *chosen,
+                             td_model_config *c) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        n += chosen[i];
+    if (!n)
+        return TD_OK;
+    td_status rc = td_config_opt_i32(r, "num_experts_per_tok", 1, 4096, &e.n_used);
+    if (rc != TD_OK)
+        return rc;
+    if (e.n_used > e.n_experts)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: num_experts_per_tok (%d) is above the number of experts (%d)",
+                            r->path, e.n_used, e.n_experts);
+    for (int32_t i = 0; i < c->n_layers; i++)
+        if (chosen[i])
+            c->layers[i].ffn = (td_ffn){.kind = TD_FFN_EXPERTS, .experts = e};
+    return TD_OK;
+}
+
 static td_status finish_qwen3_moe(const td_config_reader *r, td_model_config *c) {
     int32_t step = 1;
+    td_experts e = {.n_experts = 128, .n_used = 8, .n_ffn = 768, .act = c->layers[0].ffn.dense.act};
+    bool chosen[TD_MAX_LAYERS];
     td_status rc;
-    c->n_ffn_expert = 768;
-    c->n_experts = 128;
     if ((rc = td_config_opt_i32(r, "decoder_sparse_step", 1, INT32_MAX, &step)) != TD_OK ||
-        (rc = td_config_opt_i32(r, "num_experts", 0, MAX_EXPERTS, &c->n_experts)) != TD_OK ||
-        (rc = td_config_opt_i32(r, "num_local_experts", 0, MAX_EXPERTS, &c->n_experts)) != TD_OK ||
-        (rc = td_config_opt_i32(r, "moe_intermediate_size", 1, 1 << 22, &c->n_ffn_expert)) !=
-            TD_OK ||
-        (rc = td_config_opt_bool(r, "norm_topk_prob", &c->moe_normalise)) != TD_OK)
+        (rc = td_config_opt_i32(r, "num_experts", 0, MAX_EXPERTS, &e.n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "num_local_experts", 0, MAX_EXPERTS, &e.n_experts)) != TD_OK ||
+        (rc = td_config_opt_i32(r, "moe_intermediate_size", 1, 1 << 22, &e.n_ffn)) != TD_OK ||
+        (rc = td_config_opt_bool(r, "norm_topk_prob", &e.normalise)) != TD_OK)
         return rc;
     for (int32_t i = 0; i < c->n_layers; i++)
-        c->moe[i] = c->n_experts > 0 && (i + 1) % step == 0;
+        chosen[i] = e.n_experts > 0 && (i + 1) % step == 0;
     if (!td_json_has(r->root, "mlp_only_layers"))
-        return TD_OK;
+        return set_experts(r, e, chosen, c);
     const json_t *list = json_object_get(r->root, "mlp_only_layers"), *v;
     size_t i;
     if (!json_is_array(list))
@@ -162,18 +225,19 @@ static td_status finish_qwen3_moe(const td_config_reader *r, td_model_config *c)
                                 "is none",
                                 r->path, i);
         if (json_integer_value(v) < c->n_layers)
-            c->moe[json_integer_value(v)] = false;
+            chosen[json_integer_value(v)] = false;
     }
-    return TD_OK;
+    return set_experts(r, e, chosen, c);
 }
 
 static td_status finish_mixtral(const td_config_reader *r, td_model_config *c) {
-    c->n_experts = 8;
-    c->n_ffn_expert = c->n_ffn;
-    c->moe_normalise = true;
-    for (int32_t i = 0; i < c->n_layers; i++)
-        c->moe[i] = true;
-    return td_config_opt_i32(r, "num_local_experts", 1, MAX_EXPERTS, &c->n_experts);
+    const td_dense *d = &c->layers[0].ffn.dense;
+    td_experts e = {
+        .n_experts = 8, .n_used = 2, .n_ffn = d->n_ffn, .act = d->act, .normalise = true};
+    bool chosen[TD_MAX_LAYERS];
+    memset(chosen, true, sizeof chosen);
+    td_status rc = td_config_opt_i32(r, "num_local_experts", 1, MAX_EXPERTS, &e.n_experts);
+    return rc == TD_OK ? set_experts(r, e, chosen, c) : rc;
 }
 
 /* --- the table -------------------------------------------------------------------------------- */
@@ -228,12 +292,11 @@ static const td_family families[] = {
      .default_kv_heads = 4,
      .default_positions = 32768,
      .default_window = 4096,
-     .default_experts_used = 8,
      .attention_bias = true,
      .qk_norm = TD_QK_NORM_HEAD,
      .window = TD_WINDOW_USED,
      .rope = TD_ROPE_RULE_ONE,
-     .moe = true,
+     .has_experts = true,
      .finish = finish_qwen3_moe},
 
     {.architecture = "MixtralForCausalLM",
@@ -245,12 +308,11 @@ static const td_family families[] = {
                       [TD_ET_DOWN] = "block_sparse_moe.experts.#.w2.weight"},
      .default_kv_heads = 8,
      .default_positions = 131072,
-     .default_experts_used = 2,
      .default_eps = 1e-5,
      .default_theta = 1e6,
      .window = TD_WINDOW_ALL,
      .rope = TD_ROPE_RULE_ONE,
-     .moe = true,
+     .has_experts = true,
      .finish = finish_mixtral},
 
     {.architecture = "GemmaForCausalLM",
@@ -283,7 +345,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE,
      .norm_plus_one = true,
      .post_norm = true,
-     .finish = finish_gemma},
+     .finish = finish_gemma2},
 
     {.architecture = "Gemma3ForCausalLM",
      .model_type = "gemma3_text",
@@ -303,7 +365,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_BY_WINDOW,
      .norm_plus_one = true,
      .post_norm = true,
-     .finish = finish_gemma},
+     .finish = finish_gemma3},
 
     {.architecture = "Phi3ForCausalLM",
      .model_type = "phi3",
@@ -470,104 +532,4 @@ void td_family_list(char *buf, size_t buf_size) {
                                : i + 1 == TD_ARRAY_LEN(families) ? " and "
                                                                  : ", ",
                                families[i].architecture);
-}
-
-/* --- shapes ----------------------------------------------------------------------------------- */
-
-td_shape td_model_tensor_shape(const td_model_config *c, td_model_tensor which) {
-    switch (which) {
-    case TD_MT_EMBED:
-        return (td_shape){c->n_vocab, c->n_hidden};
-    case TD_MT_POSITIONS:
-        return (td_shape){c->learned_positions ? c->max_positions : 0, c->n_hidden};
-    case TD_MT_FINAL_NORM:
-        return (td_shape){c->n_hidden, 0};
-    case TD_MT_FINAL_NORM_BIAS:
-        return (td_shape){c->norm_bias ? c->n_hidden : 0, 0};
-    case TD_MT_LM_HEAD:
-        return (td_shape){c->tied_embeddings ? 0 : c->n_vocab, c->n_hidden};
-    case TD_MT_COUNT:
-        break;
-    }
-    return (td_shape){0, 0};
-}
-
-td_shape td_layer_tensor_shape(const td_model_config *c, const td_family *f, int32_t layer,
-                               td_layer_tensor which) {
-    int64_t C = c->n_hidden, F = c->n_ffn, D = c->head_dim;
-    int64_t q = c->n_heads * D, kv = c->n_kv_heads * D;
-    bool dense = !c->moe[layer], full = c->qk_norm == TD_QK_NORM_FULL;
-    if (!f->layer_names[which])
-        return (td_shape){0, 0};
-    switch (which) {
-    case TD_LT_ATTN_NORM:
-        return (td_shape){c->pre_norm ? C : 0, 0};
-    case TD_LT_FFN_NORM:
-        return (td_shape){c->pre_norm && !c->shared_norm ? C : 0, 0};
-    case TD_LT_ATTN_NORM_BIAS:
-        return (td_shape){c->pre_norm && c->norm_bias ? C : 0, 0};
-    case TD_LT_FFN_NORM_BIAS:
-        return (td_shape){c->pre_norm && c->norm_bias && !c->shared_norm ? C : 0, 0};
-    case TD_LT_POST_ATTN_NORM:
-    case TD_LT_POST_FFN_NORM:
-        return (td_shape){c->post_norm ? C : 0, 0};
-    case TD_LT_Q:
-        return (td_shape){q, C};
-    case TD_LT_K:
-    case TD_LT_V:
-        return (td_shape){kv, C};
-    case TD_LT_QKV:
-        return (td_shape){q + 2 * kv, C};
-    case TD_LT_Q_BIAS:
-        return (td_shape){c->qkv_bias ? q : 0, 0};
-    case TD_LT_K_BIAS:
-    case TD_LT_V_BIAS:
-        return (td_shape){c->qkv_bias ? kv : 0, 0};
-    case TD_LT_QKV_BIAS:
-        return (td_shape){c->qkv_bias ? q + 2 * kv : 0, 0};
-    case TD_LT_Q_NORM:
-        return (td_shape){!c->qk_norm ? 0 : full ? q : D, 0};
-    case TD_LT_K_NORM:
-        return (td_shape){!c->qk_norm ? 0 : full ? kv : D, 0};
-    case TD_LT_O:
-        return (td_shape){C, q};
-    case TD_LT_O_BIAS:
-        return (td_shape){c->o_bias ? C : 0, 0};
-    case TD_LT_GATE:
-        return (td_shape){dense && c->gated ? F : 0, C};
-    case TD_LT_UP:
-        return (td_shape){dense ? F : 0, C};
-    case TD_LT_GATE_UP:
-        return (td_shape){dense ? 2 * F : 0, C};
-    case TD_LT_GATE_BIAS:
-        return (td_shape){dense && c->gated && c->mlp_bias ? F : 0, 0};
-    case TD_LT_UP_BIAS:
-        return (td_shape){dense && c->mlp_bias ? F : 0, 0};
-    case TD_LT_DOWN:
-        return (td_shape){dense ? C : 0, F};
-    case TD_LT_DOWN_BIAS:
-        return (td_shape){dense && c->mlp_bias ? C : 0, 0};
-    case TD_LT_ROUTER:
-        return (td_shape){dense ? 0 : c->n_experts, C};
-    case TD_LT_COUNT:
-        break;
-    }
-    return (td_shape){0, 0};
-}
-
-td_shape td_expert_tensor_shape(const td_model_config *c, td_expert_tensor which) {
-    if (which == TD_ET_DOWN)
-        return (td_shape){c->n_hidden, c->n_ffn_expert};
-    return (td_shape){c->n_ffn_expert, c->n_hidden};
-}
-
-void td_layer_elements(const td_model_config *c, const td_family *f, int32_t layer,
-                       int64_t *in_matrices, int64_t *in_vectors) {
-    *in_matrices = *in_vectors = 0;
-    for (int i = 0; i < TD_LT_COUNT; i++) {
-        td_shape s = td_layer_tensor_shape(c, f, layer, (td_layer_tensor)i);
-        *(s.cols ? in_matrices : in_vectors) += s.rows * TD_MAX(s.cols, 1);
-    }
-    if (c->moe[layer])
-        *in_matrices += 3 * (int64_t)c->n_experts * c->n_ffn_expert * c->n_hidden;
 }

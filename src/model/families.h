@@ -1,12 +1,14 @@
 /* families.h - what the model families call things, and how their config.json reads.
  *
- * A family is one entry of the table in families.c. The forward pass, the loader, the planner and
- * the hash know no family by name: they see a td_model_config and the tensor slots below.
+ * A family is one entry of the table in families.c. It says which tensor of a checkpoint fills
+ * which slot, and how config.json becomes the descriptions of a td_model_config. The forward pass,
+ * the loader, the planner and the hash know no family by name: they see those descriptions and the
+ * slots below.
  */
 #ifndef TDGEN_MODEL_FAMILIES_H
 #define TDGEN_MODEL_FAMILIES_H
 
-#include <jansson.h>
+#include "model/hf_reader.h"
 #include "model/model.h"
 
 /* Tensors outside the layers. */
@@ -19,8 +21,9 @@ typedef enum td_model_tensor {
     TD_MT_COUNT
 } td_model_tensor;
 
-/* Tensors of one layer. Those that are stacked into one matrix or vector when they are loaded
- * stand next to each other; of a fused tensor and its parts a family has one. */
+/* Tensors of one layer, with the shape that shapes.c asks for and when. Those that are stacked into
+ * one matrix or vector when they are loaded stand next to each other; of a fused tensor and its
+ * parts a family has one. */
 typedef enum td_layer_tensor {
     TD_LT_ATTN_NORM,      /* [C]      if pre_norm */
     TD_LT_ATTN_NORM_BIAS, /* [C]      if norm_bias */
@@ -39,32 +42,25 @@ typedef enum td_layer_tensor {
     TD_LT_POST_ATTN_NORM, /* [C]      if post_norm */
     TD_LT_FFN_NORM,       /* [C]      if pre_norm, unless shared_norm */
     TD_LT_FFN_NORM_BIAS,  /* [C]      if norm_bias */
-    TD_LT_GATE,           /* [F, C]   if gated; none of these in a layer of experts */
-    TD_LT_UP,             /* [F, C] */
-    TD_LT_GATE_UP,        /* [2F, C], fused */
-    TD_LT_GATE_BIAS,      /* [F]      if gated and mlp_bias */
-    TD_LT_UP_BIAS,        /* [F]      if mlp_bias */
-    TD_LT_DOWN,           /* [C, F] */
-    TD_LT_DOWN_BIAS,      /* [C]      if mlp_bias */
-    TD_LT_ROUTER,         /* [E, C]   in a layer of experts */
+    TD_LT_GATE,           /* [F, C]   if dense and gated */
+    TD_LT_UP,             /* [F, C]   if dense */
+    TD_LT_GATE_UP,        /* [2F, C]  if dense, fused */
+    TD_LT_GATE_BIAS,      /* [F]      if dense and gated, with bias */
+    TD_LT_UP_BIAS,        /* [F]      if dense, with bias */
+    TD_LT_DOWN,           /* [C, F]   if dense */
+    TD_LT_DOWN_BIAS,      /* [C]      if dense, with bias */
+    TD_LT_ROUTER,         /* [E, C]   if experts */
     TD_LT_POST_FFN_NORM,  /* [C]      if post_norm */
     TD_LT_COUNT
 } td_layer_tensor;
 
-/* Tensors of one expert, F its n_ffn_expert. */
+/* Tensors of one expert. */
 typedef enum td_expert_tensor {
     TD_ET_GATE, /* [F, C] */
     TD_ET_UP,   /* [F, C] */
     TD_ET_DOWN, /* [C, F] */
     TD_ET_COUNT
 } td_expert_tensor;
-
-/* A config.json being read: getters name `path` in their errors. */
-typedef struct td_config_reader {
-    const json_t *root;
-    const char *path;
-    td_error *err;
-} td_config_reader;
 
 typedef enum td_window_rule {
     TD_WINDOW_NONE,
@@ -103,9 +99,8 @@ typedef struct td_family {
     int32_t default_kv_heads; /* 0 = as many as heads */
     int32_t default_head_dim; /* 0 = hidden / heads */
     int32_t default_positions;
-    int32_t default_window;         /* 0 = none */
-    int32_t default_window_pattern; /* TD_WINDOW_PATTERN */
-    int32_t default_experts_used;
+    int32_t default_window;                             /* 0 = none */
+    int32_t default_window_pattern;                     /* TD_WINDOW_PATTERN */
     double default_eps, default_theta, default_partial; /* 0: 1e-6, 1e4, 1 */
     const char *default_act;                            /* NULL: "silu" */
     bool gelu_means_tanh;                               /* as in Gemma's first configs */
@@ -116,17 +111,20 @@ typedef struct td_family {
     bool default_attention_bias;
     td_window_rule window;
     td_rope_rule rope;
-    bool
-        longrope_only; /* "su" and "yarn" mean longrope, from a top-level original length (Phi-3) */
+    /* "su" and "yarn" mean longrope, from a top-level original length (Phi-3). */
+    bool longrope_only;
 
-    /* --- constants of the architecture, copied into the td_model_config */
+    /* --- constants of the architecture, copied into the td_model_config and its layers */
     td_norm_kind norm_kind;
     bool norm_bias, norm_plus_one, post_norm, no_pre_norm;
     bool not_gated, qkv_bias, o_bias, mlp_always_bias;
     td_qk_norm qk_norm;
-    bool learned_positions, moe;
+    bool learned_positions;
+    /* `finish` describes them. Elsewhere a config.json that speaks of experts is refused. */
+    bool has_experts;
 
-    /* What no flag above says; last, may refuse. NULL = nothing. */
+    /* What nothing above says; may refuse. It is called last: all layers are described, with a
+     * dense ffn, and it changes what differs. NULL = nothing. */
     td_status (*finish)(const td_config_reader *r, td_model_config *c);
 } td_family;
 
@@ -135,39 +133,5 @@ const td_family *td_family_find(const char *architecture);
 const td_family *td_family_find_type(const char *model_type);
 /* "LlamaForCausalLM, ... and Z" for messages; cut where buf ends. */
 void td_family_list(char *buf, size_t buf_size);
-
-/* rows 0: the model has no such tensor; cols 0: a vector. In the [out, in] sense, whatever the
- * file's layout. `layer` matters only where layers differ (experts). */
-typedef struct td_shape {
-    int64_t rows, cols;
-} td_shape;
-td_shape td_model_tensor_shape(const td_model_config *c, td_model_tensor which);
-td_shape td_layer_tensor_shape(const td_model_config *c, const td_family *f, int32_t layer,
-                               td_layer_tensor which);
-td_shape td_expert_tensor_shape(const td_model_config *c, td_expert_tensor which);
-/* Elements in matrices and in vectors of a layer, experts included. */
-void td_layer_elements(const td_model_config *c, const td_family *f, int32_t layer,
-                       int64_t *in_matrices, int64_t *in_vectors);
-
-/* --- getters for `finish` and hf_config.c; a key that is absent or null leaves *out alone ----- */
-td_status td_config_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
-                        int32_t *out); /* required */
-td_status td_config_opt_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
-                            int32_t *out);
-td_status td_config_opt_bool(const td_config_reader *r, const char *key, bool *out);
-td_status td_config_opt_float(const td_config_reader *r, const char *key, double min, double max,
-                              float *out);
-/* "PATH: WHAT "VALUE" is not supported; INSTEAD" */
-td_status td_config_refuse(const td_config_reader *r, const char *what, const char *value,
-                           const char *instead);
-/* Refuses a true `key`. */
-td_status td_config_refuse_true(const td_config_reader *r, const char *key);
-/* Fills c->rope_of, but for TD_ROPE_RULE_BY_WINDOW, which needs the windows. */
-td_status td_config_read_rope_layers(const td_config_reader *r, const td_family *f,
-                                     td_model_config *c);
-/* Fills c->rope, n_ropes and rotary_dim; windows are known. */
-td_status td_config_read_rope(const td_config_reader *r, const td_family *f, td_model_config *c);
-/* Fills the fp8 fields from quantization_config; refuses every other method. */
-td_status td_config_read_quantisation(const td_config_reader *r, td_model_config *c);
 
 #endif

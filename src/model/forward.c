@@ -1,12 +1,13 @@
 /* forward.c - the forward pass of every supported family, written once over the device table.
  *
  *   x = scale * embed(ids) (+ positions)
- *   per layer:  x += s * o_proj(attention(rope(qk_norm(qkv(norm(x))))))
- *               x += s * mlp(norm(x)),  mlp = down(act(gate) * up), down(act(up)) or experts
+ *   per layer:  x += s * o_proj(mixer(norm(x))),  mixer = attention(rope(qk_norm(qkv)))
+ *               x += s * ffn(norm(x)),  ffn = down(act(gate) * up), down(act(up)) or experts
  *   per recorded row:  capture(lm_head(norm(x[row])))
  *
  * With post norms what a block gives passes a norm before it is added; without pre norms a block
- * reads x as it is; with a parallel residual both blocks of a layer read the same x.
+ * reads x as it is; with a parallel residual both blocks of a layer read the same x. What the two
+ * blocks of a layer are is in its description (td_layer).
  *
  * The residual stream and everything between GEMMs is f32; only the inputs of GEMMs are in the
  * compute dtype. Samples are packed without padding; seq_offsets separates them in attention and
@@ -25,14 +26,14 @@ typedef struct pass {
     td_stream *stream;
     td_dtype compute;
     int32_t n_tokens, n_seqs;
-    const int32_t *rope_rows[TD_MAX_ROPE_TABLES];
+    const int32_t *rope_rows[TD_MAX_ROPE_TABLES]; /* [T] rows of the tables */
+    const float *cos_table[TD_MAX_ROPE_TABLES], *sin_table[TD_MAX_ROPE_TABLES];
     const int32_t *seq_offsets, *seq_offsets_host;
     float *x;               /* [T, C] */
     void *narrow, *narrow2; /* TD_BUF_NARROW, TD_BUF_NARROW2 */
     float *wide;            /* TD_BUF_WIDE */
     void *qkv;              /* TD_BUF_QKV, or NULL: attention reads wide */
     void *experts;          /* TD_BUF_EXPERTS */
-    const float *cos_table, *sin_table;
     td_error *err;
 } pass;
 
@@ -101,10 +102,10 @@ static td_status add_to_residual(const pass *p, const td_weight *w, const float 
 }
 
 /* Norm of q or k in place, over each head or over all of them at once. */
-static td_status qk_norm(const pass *p, float *heads, int32_t n_heads, const float *weight,
-                         int64_t stride) {
+static td_status qk_norm(const pass *p, const td_attention *a, float *heads, int32_t n_heads,
+                         const float *weight, int64_t stride) {
     const td_model_config *c = p->cfg;
-    bool full = c->qk_norm == TD_QK_NORM_FULL;
+    bool full = a->qk_norm == TD_QK_NORM_FULL;
     return p->ops->norm(p->stream,
                         &(td_norm_args){.kind = c->norm_kind,
                                         .in = heads,
@@ -112,7 +113,7 @@ static td_status qk_norm(const pass *p, float *heads, int32_t n_heads, const flo
                                         .out = heads,
                                         .out_dtype = TD_F32,
                                         .n_rows = p->n_tokens,
-                                        .n_cols = full ? n_heads * c->head_dim : c->head_dim,
+                                        .n_cols = full ? n_heads * a->head_dim : a->head_dim,
                                         .n_inner = full ? 1 : n_heads,
                                         .in_stride = stride,
                                         .out_stride = stride,
@@ -122,35 +123,36 @@ static td_status qk_norm(const pass *p, float *heads, int32_t n_heads, const flo
 }
 
 /* From the block's input to what o_proj reads, in narrow. */
-static td_status attend(const pass *p, const td_layer_weights *l, int32_t layer, const void *in) {
-    const td_model_config *c = p->cfg;
-    int32_t H = c->n_heads, Hkv = c->n_kv_heads, D = c->head_dim, table = c->rope_of[layer];
+static td_status attend(const pass *p, const td_layer_weights *l, const td_attention *a,
+                        const void *in) {
+    int32_t H = a->n_heads, Hkv = a->n_kv_heads, D = a->head_dim, table = a->rope;
     int64_t stride = (int64_t)(H + 2 * Hkv) * D;
-    float scale = c->attention_scale / (c->attention_scale_by_layer ? (float)(layer + 1) : 1.0f);
     float *q = p->wide, *k = q + (int64_t)H * D;
     td_status rc = project(p, in, l->mat[TD_LM_QKV], l->vec[TD_LV_QKV_BIAS]);
     if (rc != TD_OK)
         return rc;
-    if (c->qk_norm && ((rc = qk_norm(p, q, H, l->vec[TD_LV_Q_NORM], stride)) != TD_OK ||
-                       (rc = qk_norm(p, k, Hkv, l->vec[TD_LV_K_NORM], stride)) != TD_OK))
+    if (a->qk_norm != TD_QK_NORM_NONE &&
+        ((rc = qk_norm(p, a, q, H, l->vec[TD_LV_Q_NORM], stride)) != TD_OK ||
+         (rc = qk_norm(p, a, k, Hkv, l->vec[TD_LV_K_NORM], stride)) != TD_OK))
         return rc;
     /* k follows q in the row: one call turns the heads of both, and takes v along where attention
      * reads all three in the compute dtype. */
     if (table >= 0 || p->qkv)
-        rc = p->ops->rope(p->stream,
-                          &(td_rope_args){.x = q,
-                                          .out = p->qkv,
-                                          .out_dtype = p->compute,
-                                          .n_plain_heads = p->qkv ? Hkv : 0,
-                                          .positions = table >= 0 ? p->rope_rows[table] : NULL,
-                                          .cos_table = table >= 0 ? p->cos_table : NULL,
-                                          .sin_table = table >= 0 ? p->sin_table : NULL,
-                                          .n_tokens = p->n_tokens,
-                                          .n_heads = H + Hkv,
-                                          .head_dim = D,
-                                          .rotary_dim = c->rotary_dim,
-                                          .stride = stride},
-                          p->err);
+        rc = p->ops->rope(
+            p->stream,
+            &(td_rope_args){.x = q,
+                            .out = p->qkv,
+                            .out_dtype = p->compute,
+                            .n_plain_heads = p->qkv ? Hkv : 0,
+                            .positions = table >= 0 ? p->rope_rows[table] : NULL,
+                            .cos_table = table >= 0 ? p->cos_table[table] : NULL,
+                            .sin_table = table >= 0 ? p->sin_table[table] : NULL,
+                            .n_tokens = p->n_tokens,
+                            .n_heads = H + Hkv,
+                            .head_dim = D,
+                            .rotary_dim = table >= 0 ? p->cfg->rope[table].rotary_dim : D,
+                            .stride = stride},
+            p->err);
     if (rc != TD_OK)
         return rc;
     size_t elem = td_dtype_size(p->qkv ? p->compute : TD_F32);
@@ -169,42 +171,34 @@ static td_status attend(const pass *p, const td_layer_weights *l, int32_t layer,
                                                   .n_heads = H,
                                                   .n_kv_heads = Hkv,
                                                   .head_dim = D,
-                                                  .window = c->window[layer],
-                                                  .scale = scale,
-                                                  .softcap = c->attention_softcap},
+                                                  .window = a->window,
+                                                  .scale = a->scale,
+                                                  .softcap = a->softcap},
                              p->err);
 }
 
-static td_status mlp(const pass *p, const td_layer_weights *l, int32_t layer, const void *in) {
-    const td_model_config *c = p->cfg;
-    if (c->moe[layer])
-        return p->ops->moe(p->stream,
-                           &(td_moe_args){.router = l->mat[TD_LM_ROUTER],
-                                          .gate_up = (const td_weight *const *)l->expert_up,
-                                          .down = (const td_weight *const *)l->expert_down,
-                                          .act = c->act,
-                                          .in = in,
-                                          .out = p->x,
-                                          .scratch = p->experts,
-                                          .n_tokens = p->n_tokens,
-                                          .n_cols = c->n_hidden,
-                                          .n_ffn = c->n_ffn_expert,
-                                          .n_experts = c->n_experts,
-                                          .top_k = c->n_experts_used,
-                                          .normalise = c->moe_normalise,
-                                          .scale = c->residual_scale},
-                           p->err);
+/* From the block's input to what the output projection reads, in narrow. */
+static td_status mix(const pass *p, const td_layer_weights *l, const td_mixer *m, const void *in) {
+    switch (m->kind) {
+    case TD_MIXER_ATTENTION:
+        return attend(p, l, &m->attention, in);
+    }
+    return td_error_set(p->err, TD_E_INTERNAL, "there is no mixer of kind %d", (int)m->kind);
+}
+
+static td_status run_dense(const pass *p, const td_layer_weights *l, const td_dense *d,
+                           const void *in) {
     td_status rc = project(p, in, l->mat[TD_LM_UP], l->vec[TD_LV_UP_BIAS]);
     if (rc != TD_OK)
         return rc;
     rc = p->ops->act(p->stream,
-                     &(td_act_args){.act = c->act,
-                                    .gated = c->gated,
+                     &(td_act_args){.act = d->act,
+                                    .gated = d->gated,
                                     .in = p->wide,
                                     .out = p->narrow,
                                     .out_dtype = p->compute,
                                     .n_tokens = p->n_tokens,
-                                    .n_cols = c->n_ffn},
+                                    .n_cols = d->n_ffn},
                      p->err);
     if (rc != TD_OK)
         return rc;
@@ -212,23 +206,55 @@ static td_status mlp(const pass *p, const td_layer_weights *l, int32_t layer, co
                            l->vec[TD_LV_POST_FFN_NORM]);
 }
 
-static td_status layer_forward(const pass *p, const td_layer_weights *l, int32_t layer) {
+static td_status run_experts(const pass *p, const td_layer_weights *l, const td_experts *e,
+                             const void *in) {
+    return p->ops->moe(p->stream,
+                       &(td_moe_args){.router = l->mat[TD_LM_ROUTER],
+                                      .gate_up = (const td_weight *const *)l->expert_up,
+                                      .down = (const td_weight *const *)l->expert_down,
+                                      .act = e->act,
+                                      .in = in,
+                                      .out = p->x,
+                                      .scratch = p->experts,
+                                      .n_tokens = p->n_tokens,
+                                      .n_cols = p->cfg->n_hidden,
+                                      .n_ffn = e->n_ffn,
+                                      .n_experts = e->n_experts,
+                                      .top_k = e->n_used,
+                                      .normalise = e->normalise,
+                                      .scale = p->cfg->residual_scale},
+                       p->err);
+}
+
+/* From the block's input to x. */
+static td_status run_ffn(const pass *p, const td_layer_weights *l, const td_ffn *f,
+                         const void *in) {
+    switch (f->kind) {
+    case TD_FFN_DENSE:
+        return run_dense(p, l, &f->dense, in);
+    case TD_FFN_EXPERTS:
+        return run_experts(p, l, &f->experts, in);
+    }
+    return td_error_set(p->err, TD_E_INTERNAL, "there is no ffn of kind %d", (int)f->kind);
+}
+
+static td_status layer_forward(const pass *p, const td_layer *layer, const td_layer_weights *l) {
     const td_model_config *c = p->cfg;
     const float *norm2 = l->vec[c->shared_norm ? TD_LV_ATTN_NORM : TD_LV_FFN_NORM];
     const float *bias2 = l->vec[c->shared_norm ? TD_LV_ATTN_NORM_BIAS : TD_LV_FFN_NORM_BIAS];
-    void *mlp_in = c->parallel_residual ? p->narrow2 : p->narrow;
+    void *ffn_in = c->parallel_residual ? p->narrow2 : p->narrow;
     td_status rc = block_input(p, l->vec[TD_LV_ATTN_NORM], l->vec[TD_LV_ATTN_NORM_BIAS], p->narrow);
-    /* Before attention changes x. */
+    /* Before the mixer changes x. */
     if (rc == TD_OK && c->parallel_residual)
-        rc = block_input(p, norm2, bias2, mlp_in);
+        rc = block_input(p, norm2, bias2, ffn_in);
     if (rc == TD_OK)
-        rc = attend(p, l, layer, p->narrow);
+        rc = mix(p, l, &layer->mixer, p->narrow);
     if (rc == TD_OK)
         rc =
             add_to_residual(p, l->mat[TD_LM_O], l->vec[TD_LV_O_BIAS], l->vec[TD_LV_POST_ATTN_NORM]);
     if (rc == TD_OK && !c->parallel_residual)
-        rc = block_input(p, norm2, bias2, mlp_in);
-    return rc == TD_OK ? mlp(p, l, layer, mlp_in) : rc;
+        rc = block_input(p, norm2, bias2, ffn_in);
+    return rc == TD_OK ? run_ffn(p, l, &layer->ffn, ffn_in) : rc;
 }
 
 /* Where the captured values of the micro-batch's rows lie on the device. */
@@ -412,11 +438,10 @@ static td_status embed(const pass *p, const td_stage_state *stage, const char *i
 /* The rows of dynamic ropes for the sequences that are longer than the model's context. */
 static td_status take_dynamic_ropes(const pass *p, const td_stage_state *stage,
                                     const td_forward_batch *b) {
-    size_t half = (size_t)(p->cfg->rotary_dim / 2), n = (size_t)b->n_tokens * half;
     td_status rc = TD_OK;
     for (int32_t i = 0; rc == TD_OK && i < b->n_dynamic; i++) {
         const td_dynamic_rope *d = &b->dynamic[i];
-        size_t at = (size_t)d->first_row * half;
+        size_t at = (size_t)d->first_elem, n = (size_t)b->n_tokens * (size_t)d->n_cols;
         rc = p->ops->copy_in(p->stream, (float *)stage->buf[TD_BUF_COS] + at, d->cos_rows, n * 4,
                              p->err);
         if (rc == TD_OK)
@@ -449,11 +474,13 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
               .wide = stage->buf[TD_BUF_WIDE],
               .qkv = stage->buf[TD_BUF_QKV],
               .experts = stage->buf[TD_BUF_EXPERTS],
-              .cos_table = stage->buf[TD_BUF_COS],
-              .sin_table = stage->buf[TD_BUF_SIN],
               .err = err};
-    for (int32_t k = 0; k < cfg->n_ropes; k++)
+    td_rope_layout rope = td_rope_layout_of(cfg, lim->max_tokens);
+    for (int32_t k = 0; k < cfg->n_ropes && stage->buf[TD_BUF_COS]; k++) {
         p.rope_rows[k] = (const int32_t *)(ints + il.rope_rows[k]);
+        p.cos_table[k] = (const float *)stage->buf[TD_BUF_COS] + rope.first_elem[k];
+        p.sin_table[k] = (const float *)stage->buf[TD_BUF_SIN] + rope.first_elem[k];
+    }
     td_status rc = ops->copy_in(stage->stream, ints, b->host_ints, il.size_bytes, err);
     if (rc == TD_OK && stage->buf[TD_BUF_COS])
         rc = take_dynamic_ropes(&p, stage, b);
@@ -470,7 +497,7 @@ td_status td_stage_forward(const td_model_config *cfg, td_dtype compute,
     }
     for (int32_t item = TD_MAX(stage->item_begin, 1);
          rc == TD_OK && item < TD_MIN(stage->item_end, cfg->n_layers + 1); item++) {
-        rc = layer_forward(&p, &stage->weights->layers[item - 1], item - 1);
+        rc = layer_forward(&p, &cfg->layers[item - 1], &stage->weights->layers[item - 1]);
     }
     if (rc != TD_OK)
         return rc;

@@ -20,8 +20,9 @@ typedef struct td_stage_state {
 
 /* Rows that one dynamic rope table gets for one micro-batch: its long section, from the start. */
 typedef struct td_dynamic_rope {
-    int64_t first_row;                /* td_rope_layout.long_row */
-    const float *cos_rows, *sin_rows; /* host, [n_tokens, rotary_dim / 2] */
+    int64_t first_elem;               /* of that section, td_rope_layout */
+    int32_t n_cols;                   /* rotary_dim / 2 */
+    const float *cos_rows, *sin_rows; /* host, [n_tokens, n_cols] */
 } td_dynamic_rope;
 
 /* What the stages need to know of a micro-batch. */

@@ -1,10 +1,14 @@
 /* hf_config.c - config.json of a Hugging Face checkpoint -> td_model_config.
  *
  * The family table (families.c) says which keys and defaults an architecture has; this file reads
- * them. What changes the arithmetic and is not implemented is refused by name: a teacher that is
- * computed approximately is worse than none.
+ * them. One layer is described from what holds for all and copied; then what differs between layers
+ * (windows, ropes, experts) is changed in the copies.
+ *
+ * What changes the arithmetic and is not implemented is refused by name: a teacher that is computed
+ * approximately is worse than none.
  */
-#include "model/families.h"
+#include "model/hf_parts.h"
+#include "model/shapes.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -17,50 +21,6 @@
 #include "base/memory.h"
 
 enum { CONFIG_MAX_BYTES = 16 << 20 };
-
-/* --- getters ---------------------------------------------------------------------------------- */
-
-td_status td_config_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
-                        int32_t *out) {
-    int64_t v;
-    td_status rc = td_json_get_int(r->root, key, min, max, r->path, TD_E_MODEL, &v, r->err);
-    if (rc == TD_OK)
-        *out = (int32_t)v;
-    return rc;
-}
-
-td_status td_config_opt_i32(const td_config_reader *r, const char *key, int32_t min, int32_t max,
-                            int32_t *out) {
-    return td_json_has(r->root, key) ? td_config_i32(r, key, min, max, out) : TD_OK;
-}
-
-td_status td_config_opt_bool(const td_config_reader *r, const char *key, bool *out) {
-    return td_json_opt_bool(r->root, key, r->path, TD_E_MODEL, out, r->err);
-}
-
-td_status td_config_opt_float(const td_config_reader *r, const char *key, double min, double max,
-                              float *out) {
-    double v = *out;
-    td_status rc = td_json_opt_real(r->root, key, min, max, r->path, TD_E_MODEL, &v, r->err);
-    if (rc == TD_OK)
-        *out = (float)v;
-    return rc;
-}
-
-td_status td_config_refuse(const td_config_reader *r, const char *what, const char *value,
-                           const char *instead) {
-    return td_error_set(r->err, TD_E_MODEL, "%s: %s \"%.64s\" is not supported; %s", r->path, what,
-                        value, instead);
-}
-
-td_status td_config_refuse_true(const td_config_reader *r, const char *key) {
-    bool v = false;
-    td_status rc = td_config_opt_bool(r, key, &v);
-    if (rc != TD_OK || !v)
-        return rc;
-    return td_error_set(r->err, TD_E_MODEL, "%s: \"%s\" is true, which is not supported", r->path,
-                        key);
-}
 
 /* --- architecture ----------------------------------------------------------------------------- */
 
@@ -103,7 +63,7 @@ static td_status read_architecture(const td_config_reader *r, const td_family **
 /* A dense architecture whose config speaks of experts is some other model. */
 static td_status refuse_experts(const td_config_reader *r, const td_family *f) {
     static const char *const keys[] = {"num_experts", "num_local_experts", "n_routed_experts"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(keys) && !f->moe; i++) {
+    for (size_t i = 0; i < TD_ARRAY_LEN(keys) && !f->has_experts; i++) {
         int32_t n = 0;
         td_status rc = td_config_opt_i32(r, keys[i], 0, INT32_MAX, &n);
         if (rc != TD_OK)
@@ -120,8 +80,7 @@ static const char *key_or(const char *key, const char *usual) {
     return key ? key : usual;
 }
 
-static td_status read_activation(const td_config_reader *r, const td_family *f,
-                                 td_model_config *c) {
+static td_status read_activation(const td_config_reader *r, const td_family *f, td_act *out) {
     static const struct {
         const char *name;
         td_act act;
@@ -138,91 +97,117 @@ static td_status read_activation(const td_config_reader *r, const td_family *f,
         act = "gelu_pytorch_tanh";
     for (size_t i = 0; i < TD_ARRAY_LEN(acts); i++)
         if (!strcmp(act, acts[i].name)) {
-            c->act = acts[i].act;
+            *out = acts[i].act;
             return TD_OK;
         }
     return td_config_refuse(r, key, act, "silu, gelu, gelu_new and gelu_pytorch_tanh are");
 }
 
-static td_status read_sizes(const td_config_reader *r, const td_family *f, td_model_config *c) {
+static td_status read_heads(const td_config_reader *r, const td_family *f, int32_t n_hidden,
+                            td_attention *a) {
+    td_status rc;
+    /* An absent key has the class's default; an explicit null means "as many as heads". */
+    bool has_key = json_object_get(r->root, "num_key_value_heads") != NULL;
+    a->n_kv_heads = has_key || !f->default_kv_heads ? a->n_heads : f->default_kv_heads;
+    a->head_dim = f->default_head_dim ? f->default_head_dim : n_hidden / a->n_heads;
+    if (f->fixed_heads && f->rope != TD_ROPE_RULE_NONE) {
+        /* transformers would size only the rotary table by it. */
+        int32_t head_dim = a->head_dim;
+        if ((rc = td_config_opt_i32(r, "head_dim", 1, 1 << 16, &head_dim)) != TD_OK)
+            return rc;
+        if (head_dim != a->head_dim)
+            return td_error_set(r->err, TD_E_MODEL,
+                                "%s: head_dim %d contradicts hidden_size / num_attention_heads, "
+                                "which is %d, in %s",
+                                r->path, head_dim, a->head_dim, f->architecture);
+    }
+    if (f->fixed_heads)
+        a->n_kv_heads = a->n_heads;
+    else if ((rc = td_config_opt_i32(r, "num_key_value_heads", 1, 4096, &a->n_kv_heads)) != TD_OK ||
+             (rc = td_config_opt_i32(r, "head_dim", 1, 1024, &a->head_dim)) != TD_OK)
+        return rc;
+    if (a->n_heads % a->n_kv_heads)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: num_attention_heads (%d) is no multiple of num_key_value_heads "
+                            "(%d)",
+                            r->path, a->n_heads, a->n_kv_heads);
+    if (f->fixed_heads && n_hidden % a->n_heads)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: the hidden size (%d) is no multiple of the number of heads (%d)",
+                            r->path, n_hidden, a->n_heads);
+    if (a->head_dim < 2 || a->head_dim > 1024 || a->head_dim % 2)
+        return td_error_set(r->err, TD_E_MODEL,
+                            "%s: head_dim is %d, but it must be even and from 2 to 1024", r->path,
+                            a->head_dim);
+    a->scale = (float)(1.0 / sqrt((double)a->head_dim));
+    return TD_OK;
+}
+
+/* Sizes of the model, and of the layer that all are copies of. */
+static td_status read_sizes(const td_config_reader *r, const td_family *f, td_model_config *c,
+                            td_layer *layer) {
     const char *ffn = key_or(f->key_ffn, "intermediate_size");
+    td_attention *a = &layer->mixer.attention;
+    td_dense *d = &layer->ffn.dense;
     td_status rc;
     if ((rc = td_config_i32(r, key_or(f->key_layers, "num_hidden_layers"), 1, TD_MAX_LAYERS,
                             &c->n_layers)) != TD_OK ||
         (rc = td_config_i32(r, key_or(f->key_hidden, "hidden_size"), 1, 1 << 20, &c->n_hidden)) !=
             TD_OK ||
         (rc = td_config_i32(r, key_or(f->key_heads, "num_attention_heads"), 1, 4096,
-                            &c->n_heads)) != TD_OK ||
+                            &a->n_heads)) != TD_OK ||
         (rc = td_config_i32(r, "vocab_size", 1, 1 << 24, &c->n_vocab)) != TD_OK)
         return rc;
-    c->n_ffn = 4 * c->n_hidden;
-    rc = f->ffn_is_4x ? td_config_opt_i32(r, ffn, 1, 1 << 22, &c->n_ffn)
-                      : td_config_i32(r, ffn, 1, 1 << 22, &c->n_ffn);
+    d->n_ffn = 4 * c->n_hidden;
+    rc = f->ffn_is_4x ? td_config_opt_i32(r, ffn, 1, 1 << 22, &d->n_ffn)
+                      : td_config_i32(r, ffn, 1, 1 << 22, &d->n_ffn);
     if (rc != TD_OK)
         return rc;
     c->max_positions = f->default_positions;
-    /* An absent key has the class's default; an explicit null means "as many as heads". */
-    bool has_key = json_object_get(r->root, "num_key_value_heads") != NULL;
-    c->n_kv_heads = has_key || !f->default_kv_heads ? c->n_heads : f->default_kv_heads;
-    c->head_dim = f->default_head_dim ? f->default_head_dim : c->n_hidden / c->n_heads;
     if ((rc = td_config_opt_i32(r, key_or(f->key_positions, "max_position_embeddings"), 1, 1 << 30,
-                                &c->max_positions)) != TD_OK)
+                                &c->max_positions)) != TD_OK ||
+        (rc = read_heads(r, f, c->n_hidden, a)) != TD_OK)
         return rc;
-    if (f->fixed_heads && f->rope != TD_ROPE_RULE_NONE) {
-        /* transformers would size only the rotary table by it. */
-        int32_t head_dim = c->head_dim;
-        if ((rc = td_config_opt_i32(r, "head_dim", 1, 1 << 16, &head_dim)) != TD_OK)
-            return rc;
-        if (head_dim != c->head_dim)
-            return td_error_set(r->err, TD_E_MODEL,
-                                "%s: head_dim %d contradicts hidden_size / num_attention_heads, "
-                                "which is %d, in %s",
-                                r->path, head_dim, c->head_dim, f->architecture);
-    }
-    if (f->fixed_heads)
-        c->n_kv_heads = c->n_heads;
-    else if ((rc = td_config_opt_i32(r, "num_key_value_heads", 1, 4096, &c->n_kv_heads)) != TD_OK ||
-             (rc = td_config_opt_i32(r, "head_dim", 1, 1024, &c->head_dim)) != TD_OK)
-        return rc;
-    if (c->n_heads % c->n_kv_heads)
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: num_attention_heads (%d) is no multiple of num_key_value_heads "
-                            "(%d)",
-                            r->path, c->n_heads, c->n_kv_heads);
-    if (f->fixed_heads && c->n_hidden % c->n_heads)
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: the hidden size (%d) is no multiple of the number of heads (%d)",
-                            r->path, c->n_hidden, c->n_heads);
-    if (c->head_dim < 2 || c->head_dim > 1024 || c->head_dim % 2)
-        return td_error_set(r->err, TD_E_MODEL,
-                            "%s: head_dim is %d, but it must be even and from 2 to 1024", r->path,
-                            c->head_dim);
-    c->rotary_dim = c->head_dim;
     c->norm_eps = f->default_eps > 0 ? (float)f->default_eps : 1e-6f;
     return td_config_opt_float(r, key_or(f->key_eps, "rms_norm_eps"), 0, 1, &c->norm_eps);
 }
 
-static td_status read_switches(const td_config_reader *r, const td_family *f, td_model_config *c) {
+/* Constants of the architecture, and the keys that turn parts on; as read_sizes. */
+static td_status read_switches(const td_config_reader *r, const td_family *f, td_model_config *c,
+                               td_layer *layer) {
     bool attention_bias = f->default_attention_bias, mlp_bias = false;
+    td_attention *a = &layer->mixer.attention;
+    td_dense *d = &layer->ffn.dense;
     td_status rc;
     c->tied_embeddings = f->default_tied;
     if ((rc = td_config_opt_bool(r, "tie_word_embeddings", &c->tied_embeddings)) != TD_OK ||
         (rc = td_config_opt_bool(r, "attention_bias", &attention_bias)) != TD_OK ||
         (rc = td_config_opt_bool(r, "mlp_bias", &mlp_bias)) != TD_OK)
         return rc;
-    c->qkv_bias = f->qkv_bias || (f->attention_bias && attention_bias);
-    c->o_bias = f->o_bias || (f->attention_bias && attention_bias);
-    c->mlp_bias = f->mlp_always_bias || (f->mlp_bias && mlp_bias);
-    c->qk_norm = f->qk_norm;
+    a->qkv_bias = f->qkv_bias || (f->attention_bias && attention_bias);
+    a->o_bias = f->o_bias || (f->attention_bias && attention_bias);
+    a->qk_norm = f->qk_norm;
+    d->bias = f->mlp_always_bias || (f->mlp_bias && mlp_bias);
+    d->gated = !f->not_gated;
     c->norm_kind = f->norm_kind;
     c->norm_bias = f->norm_bias;
     c->norm_plus_one = f->norm_plus_one;
     c->pre_norm = !f->no_pre_norm;
     c->post_norm = f->post_norm;
-    c->gated = !f->not_gated;
     c->learned_positions = f->learned_positions;
     c->embed_scale = c->residual_scale = c->logits_divisor = 1;
-    c->attention_scale = (float)(1.0 / sqrt((double)c->head_dim));
+    return TD_OK;
+}
+
+static td_status read_layers(const td_config_reader *r, const td_family *f, td_model_config *c) {
+    td_layer layer = {.mixer = {.kind = TD_MIXER_ATTENTION}, .ffn = {.kind = TD_FFN_DENSE}};
+    td_status rc;
+    if ((rc = read_activation(r, f, &layer.ffn.dense.act)) != TD_OK ||
+        (rc = read_sizes(r, f, c, &layer)) != TD_OK ||
+        (rc = read_switches(r, f, c, &layer)) != TD_OK)
+        return rc;
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->layers[i] = layer;
     return TD_OK;
 }
 
@@ -241,14 +226,15 @@ static td_status read_layer_types(const td_config_reader *r, const td_family *f,
                             "%s: \"layer_types\" must be a list of %d names, one per layer",
                             r->path, c->n_layers);
     for (int32_t i = 0; i < c->n_layers; i++) {
+        int32_t *window = &c->layers[i].mixer.attention.window;
         const char *type = json_string_value(json_array_get(list, (size_t)i));
         bool sliding = type && !strcmp(type, "sliding_attention");
         if (!sliding && (!type || strcmp(type, "full_attention") != 0))
             return td_config_refuse(r, "the layer type", type ? type : "(not a string)",
                                     "full_attention and sliding_attention are");
         if (decides)
-            c->window[i] = sliding ? width : 0;
-        else if (sliding != (c->window[i] > 0))
+            *window = sliding ? width : 0;
+        else if (sliding != (*window > 0))
             return td_error_set(r->err, TD_E_MODEL,
                                 "%s: \"layer_types\" contradicts sliding_window; %s has the same "
                                 "attention in all layers",
@@ -284,9 +270,10 @@ static td_status read_window(const td_config_reader *r, const td_family *f, td_m
     if (rc != TD_OK)
         return rc;
     for (int32_t i = 0; i < c->n_layers; i++) {
+        td_attention *a = &c->layers[i].mixer.attention;
         bool full = i < first || (pattern && (i + 1) % pattern == 0) ||
-                    (f->window == TD_WINDOW_NO_ROPE && c->rope_of[i] >= 0);
-        c->window[i] = full ? 0 : width;
+                    (f->window == TD_WINDOW_NO_ROPE && a->rope >= 0);
+        a->window = full ? 0 : width;
     }
     return read_layer_types(r, f, width, c);
 }
@@ -328,24 +315,7 @@ static td_status read_token_id(const td_config_reader *r, const char *key, int32
     return TD_OK;
 }
 
-/* --- experts and quantisation ----------------------------------------------------------------- */
-
-static td_status read_experts(const td_config_reader *r, const td_family *f, td_model_config *c) {
-    int32_t n_moe = 0;
-    for (int32_t i = 0; i < c->n_layers; i++)
-        n_moe += c->moe[i];
-    if (!n_moe) {
-        c->n_experts = c->n_ffn_expert = 0;
-        return TD_OK;
-    }
-    c->n_experts_used = f->default_experts_used;
-    td_status rc = td_config_opt_i32(r, "num_experts_per_tok", 1, 4096, &c->n_experts_used);
-    if (rc == TD_OK && c->n_experts_used > c->n_experts)
-        rc = td_error_set(r->err, TD_E_MODEL,
-                          "%s: num_experts_per_tok (%d) is above the number of experts (%d)",
-                          r->path, c->n_experts_used, c->n_experts);
-    return rc;
-}
+/* --- the whole ------------------------------------------------------------------------------- */
 
 static int64_t count_params(const td_family *f, const td_model_config *c) {
     int64_t n = 0, matrices, vectors;
@@ -366,15 +336,14 @@ static td_status read_config(const td_config_reader *r, td_model_config *c) {
     if (!json_is_object(r->root))
         return td_error_set(r->err, TD_E_MODEL, "%s: expected an object, found %s", r->path,
                             td_json_type_name(r->root));
-    if ((rc = read_architecture(r, &f)) != TD_OK || (rc = refuse_experts(r, f)) != TD_OK ||
-        (rc = read_activation(r, f, c)) != TD_OK)
+    if ((rc = read_architecture(r, &f)) != TD_OK || (rc = refuse_experts(r, f)) != TD_OK)
         return rc;
     strcpy(c->architecture, f->architecture);
-    if ((rc = read_sizes(r, f, c)) != TD_OK || (rc = read_switches(r, f, c)) != TD_OK ||
+    if ((rc = read_layers(r, f, c)) != TD_OK ||
         (rc = td_config_read_rope_layers(r, f, c)) != TD_OK ||
         (rc = read_window(r, f, c)) != TD_OK || (rc = td_config_read_rope(r, f, c)) != TD_OK ||
         (rc = read_dtype(r, c)) != TD_OK || (rc = td_config_read_quantisation(r, c)) != TD_OK ||
-        (f->finish && (rc = f->finish(r, c)) != TD_OK) || (rc = read_experts(r, f, c)) != TD_OK ||
+        (f->finish && (rc = f->finish(r, c)) != TD_OK) ||
         (rc = read_token_id(r, "bos_token_id", &c->bos_id)) != TD_OK ||
         (rc = read_token_id(r, "eos_token_id", &c->eos_id)) != TD_OK)
         return rc;

@@ -9,7 +9,7 @@
  * left out need no reading. Activations are not quantised here, as in transformers when it is
  * asked to dequantise.
  */
-#include "model/families.h"
+#include "model/hf_parts.h"
 
 #include <string.h>
 

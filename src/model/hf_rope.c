@@ -4,7 +4,7 @@
  * all within "rope_parameters", where Gemma 3 nests one object per layer type. Where a file has
  * both, the old one wins, as it does there.
  */
-#include "model/families.h"
+#include "model/hf_parts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@ typedef struct rope_source {
     const json_t *obj; /* NULL: none, all default */
     const char *where;
     int32_t max_positions;
+    int32_t head_dim; /* D of the layers that turn by it */
     int64_t original; /* of a top-level key, which wins; 0 = none */
     bool longrope_only;
     td_error *err;
@@ -160,7 +161,7 @@ static td_status read_type(const rope_source *s, int32_t n_pairs, td_rope *r) {
 
 /* One table from the object `s->obj`; `theta` and `partial` hold when it has no such keys. */
 static td_status read_table(const rope_source *s, const td_family *f, double theta, double partial,
-                            td_model_config *c, td_rope *r) {
+                            td_rope *r) {
     td_status rc = TD_OK;
     *r = (td_rope){.theta = theta, .factor = 1, .attention_factor = 1};
     if (s->obj && ((rc = real(s, "rope_theta", 1, max_theta, &r->theta)) != TD_OK ||
@@ -170,13 +171,13 @@ static td_status read_table(const rope_source *s, const td_family *f, double the
         return td_error_set(s->err, TD_E_MODEL,
                             "%s: partial_rotary_factor %g is not supported in %s, only 1 is",
                             s->where, partial, f->architecture);
-    c->rotary_dim = (int32_t)(c->head_dim * partial);
-    if (c->rotary_dim < 2 || c->rotary_dim % 2)
+    r->rotary_dim = (int32_t)(s->head_dim * partial);
+    if (r->rotary_dim < 2 || r->rotary_dim % 2)
         return td_error_set(s->err, TD_E_MODEL,
                             "%s: the rotary dimension (%g of head_dim %d) is %d, but it must be "
                             "even and at least 2",
-                            s->where, partial, c->head_dim, c->rotary_dim);
-    return read_type(s, c->rotary_dim / 2, r);
+                            s->where, partial, s->head_dim, r->rotary_dim);
+    return read_type(s, r->rotary_dim / 2, r);
 }
 
 static bool is_nested(const json_t *obj) {
@@ -210,10 +211,10 @@ static td_status read_by_window(const td_config_reader *r, const td_family *f, r
                                 s->where, f->architecture);
     }
     s->obj = json_is_object(full) ? full : NULL;
-    if ((rc = read_table(s, f, theta, 1, c, &c->rope[0])) != TD_OK)
+    if ((rc = read_table(s, f, theta, 1, &c->rope[0])) != TD_OK)
         return rc;
     s->obj = json_is_object(sliding) ? sliding : NULL;
-    if ((rc = read_table(s, f, local, 1, c, &c->rope[1])) != TD_OK)
+    if ((rc = read_table(s, f, local, 1, &c->rope[1])) != TD_OK)
         return rc;
     /* transformers looks for "truncate" outside of the nested parameters and never finds it. */
     for (int i = 0; i < 2; i++)
@@ -223,8 +224,10 @@ static td_status read_by_window(const td_config_reader *r, const td_family *f, r
                                 "transformers ignores it; take it out",
                                 s->where, f->architecture);
     c->n_ropes = 2;
-    for (int32_t i = 0; i < c->n_layers; i++)
-        c->rope_of[i] = c->window[i] > 0;
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        td_attention *a = &c->layers[i].mixer.attention;
+        a->rope = a->window > 0;
+    }
     return TD_OK;
 }
 
@@ -272,7 +275,7 @@ static td_status read_tables(const td_config_reader *r, const td_family *f, rope
                             f->architecture);
     s->obj = obj;
     c->n_ropes = 1;
-    return read_table(s, f, theta, partial, c, &c->rope[0]);
+    return read_table(s, f, theta, partial, &c->rope[0]);
 }
 
 /* SmolLM3: "no_rope_layers" holds 1 for a layer with rope; without it, every
@@ -298,14 +301,15 @@ static td_status read_listed(const td_config_reader *r, td_model_config *c) {
                                     i);
             rope = json_is_true(v) || json_integer_value(v) != 0;
         }
-        c->rope_of[i] = rope ? 0 : -1;
+        c->layers[i].mixer.attention.rope = rope ? 0 : -1;
     }
     return TD_OK;
 }
 
 td_status td_config_read_rope_layers(const td_config_reader *r, const td_family *f,
                                      td_model_config *c) {
-    memset(c->rope_of, f->rope == TD_ROPE_RULE_NONE ? -1 : 0, sizeof c->rope_of);
+    for (int32_t i = 0; i < c->n_layers; i++)
+        c->layers[i].mixer.attention.rope = f->rope == TD_ROPE_RULE_NONE ? -1 : 0;
     return f->rope == TD_ROPE_RULE_LISTED ? read_listed(r, c) : TD_OK;
 }
 
@@ -329,6 +333,7 @@ td_status td_config_read_rope(const td_config_reader *r, const td_family *f, td_
         rc = read_tables(r, f,
                          &(rope_source){.where = where,
                                         .max_positions = c->max_positions,
+                                        .head_dim = c->layers[0].mixer.attention.head_dim,
                                         .longrope_only = f->longrope_only,
                                         .err = r->err},
                          obj, is_old, c);

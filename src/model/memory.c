@@ -1,9 +1,12 @@
-/* memory.c - sizes of a stage's weights and buffers; pure arithmetic (see stage_buffers.h). */
+/* memory.c - sizes of a stage's weights and buffers (stage_buffers.h): pure arithmetic over the
+ * descriptions of its layers. The planner asks for many ranges of many layers, so a range costs a
+ * few comparisons per layer.
+ */
 #include "model/stage_buffers.h"
 
 #include <string.h>
 
-#include "model/families.h"
+#include "model/shapes.h"
 #include "base/memory.h"
 
 static uint64_t take(uint64_t *cursor, int64_t n) {
@@ -21,16 +24,15 @@ td_rope_layout td_rope_layout_of(const td_model_config *cfg, int32_t max_tokens)
             limit = TD_MIN(r->original_positions, max_tokens);
         else if (r->type == TD_ROPE_DYNAMIC)
             limit = TD_MIN(cfg->max_positions, max_tokens);
-        l.first_row[k] = l.n_rows;
-        l.limit[k] = limit;
-        l.n_rows += limit;
-        l.long_row[k] = l.n_rows;
+        int64_t n_rows = limit;
         if (limit < max_tokens) {
-            l.n_rows += max_tokens;
-            l.by_length = true;
+            n_rows += max_tokens;
             if (r->type == TD_ROPE_DYNAMIC)
-                l.n_dynamic++;
+                l.n_dynamic_elems += (int64_t)max_tokens * (r->rotary_dim / 2);
         }
+        l.limit[k] = limit;
+        l.first_elem[k] = l.n_elems;
+        l.n_elems += n_rows * (r->rotary_dim / 2);
     }
     return l;
 }
@@ -77,22 +79,102 @@ uint64_t td_session_host_bytes(const td_session_limits *lim, const td_capture_sp
                                      (uint64_t)lim->max_rows * td_capture_dense_bytes(spec));
 }
 
-void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
-                           const td_session_limits *lim, const td_capture_spec *spec,
-                           int32_t item_begin, int32_t item_end,
-                           uint64_t size_bytes[TD_BUF_COUNT]) {
-    uint64_t T = (uint64_t)lim->max_tokens, Rc = (uint64_t)TD_MIN(lim->capture_rows, lim->max_rows);
-    uint64_t C = (uint64_t)cfg->n_hidden, F = 0, V = (uint64_t)cfg->n_vocab;
-    uint64_t D = (uint64_t)cfg->head_dim, q = (uint64_t)cfg->n_heads * D;
-    uint64_t kv = (uint64_t)cfg->n_kv_heads * D, cs = td_dtype_size(compute);
-    bool has_layers = item_begin <= cfg->n_layers && item_end > 1 && item_begin < item_end;
-    bool is_last = item_end == cfg->n_layers + 2, has_experts = false;
+/* The layers of a range, by what they need: models have many layers of few kinds. */
+typedef struct layer_kinds {
+    int32_t n;
+    const td_layer *like[TD_MAX_LAYERS]; /* the first of its kind */
+    int32_t count[TD_MAX_LAYERS];
+} layer_kinds;
+
+static bool same_mixer_size(const td_mixer *x, const td_mixer *y) {
+    const td_attention *a = &x->attention, *b = &y->attention;
+    return x->kind == y->kind && a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads &&
+           a->head_dim == b->head_dim && a->qk_norm == b->qk_norm && a->qkv_bias == b->qkv_bias &&
+           a->o_bias == b->o_bias;
+}
+
+static bool same_ffn_size(const td_ffn *x, const td_ffn *y) {
+    if (x->kind != y->kind)
+        return false;
+    if (x->kind == TD_FFN_DENSE)
+        return x->dense.n_ffn == y->dense.n_ffn && x->dense.gated == y->dense.gated &&
+               x->dense.bias == y->dense.bias;
+    return x->experts.n_experts == y->experts.n_experts && x->experts.n_ffn == y->experts.n_ffn &&
+           x->experts.n_used == y->experts.n_used;
+}
+
+static void find_kinds(const td_model_config *cfg, int32_t item_begin, int32_t item_end,
+                       layer_kinds *out) {
+    out->n = 0;
     for (int32_t i = TD_MAX(item_begin, 1); i < TD_MIN(item_end, cfg->n_layers + 1); i++) {
-        if (cfg->moe[i - 1])
-            has_experts = true;
-        else
-            F = (uint64_t)cfg->n_ffn;
+        const td_layer *l = &cfg->layers[i - 1];
+        int32_t k = 0;
+        while (k < out->n && !(same_ffn_size(&l->ffn, &out->like[k]->ffn) &&
+                               same_mixer_size(&l->mixer, &out->like[k]->mixer)))
+            k++;
+        if (k == out->n) {
+            out->like[k] = l;
+            out->count[out->n++] = 0;
+        }
+        out->count[k]++;
     }
+}
+
+/* Of the buffers that all layers of a stage share: the largest of what each needs. */
+typedef struct layer_needs {
+    int64_t narrow_cols, wide_cols, qkv_cols; /* of TD_BUF_NARROW, TD_BUF_WIDE, TD_BUF_QKV */
+    uint64_t expert_bytes;                    /* TD_BUF_EXPERTS */
+} layer_needs;
+
+static void add_mixer_needs(const td_mixer *m, layer_needs *n) {
+    switch (m->kind) {
+    case TD_MIXER_ATTENTION: {
+        const td_attention *a = &m->attention;
+        int64_t q = (int64_t)a->n_heads * a->head_dim, kv = (int64_t)a->n_kv_heads * a->head_dim;
+        n->narrow_cols = TD_MAX(n->narrow_cols, q);
+        n->wide_cols = TD_MAX(n->wide_cols, q + 2 * kv);
+        n->qkv_cols = TD_MAX(n->qkv_cols, q + 2 * kv);
+        break;
+    }
+    }
+}
+
+static void add_ffn_needs(const td_model_config *cfg, const td_ffn *f, int32_t max_tokens,
+                          td_dtype compute, layer_needs *n) {
+    switch (f->kind) {
+    case TD_FFN_DENSE: {
+        int64_t F = f->dense.n_ffn;
+        n->narrow_cols = TD_MAX(n->narrow_cols, F);
+        n->wide_cols = TD_MAX(n->wide_cols, f->dense.gated ? 2 * F : F);
+        break;
+    }
+    case TD_FFN_EXPERTS: {
+        const td_experts *e = &f->experts;
+        uint64_t size_bytes = td_moe_scratch_bytes(max_tokens, cfg->n_hidden, e->n_ffn,
+                                                   e->n_experts, e->n_used, compute);
+        n->expert_bytes = TD_MAX(n->expert_bytes, size_bytes);
+        break;
+    }
+    }
+}
+
+static layer_needs needs_of(const td_model_config *cfg, td_dtype compute, int32_t max_tokens,
+                            const layer_kinds *kinds) {
+    layer_needs n = {.narrow_cols = cfg->n_hidden, .wide_cols = cfg->post_norm ? cfg->n_hidden : 0};
+    for (int32_t k = 0; k < kinds->n; k++) {
+        add_mixer_needs(&kinds->like[k]->mixer, &n);
+        add_ffn_needs(cfg, &kinds->like[k]->ffn, max_tokens, compute, &n);
+    }
+    return n;
+}
+
+static void buffer_sizes(const td_model_config *cfg, td_dtype compute, const td_session_limits *lim,
+                         const td_capture_spec *spec, int32_t item_end, const layer_kinds *kinds,
+                         uint64_t size_bytes[TD_BUF_COUNT]) {
+    uint64_t T = (uint64_t)lim->max_tokens, Rc = (uint64_t)TD_MIN(lim->capture_rows, lim->max_rows);
+    uint64_t C = (uint64_t)cfg->n_hidden, V = (uint64_t)cfg->n_vocab, cs = td_dtype_size(compute);
+    layer_needs needs = needs_of(cfg, compute, lim->max_tokens, kinds);
+    bool is_last = item_end == cfg->n_layers + 2;
 
     memset(size_bytes, 0, TD_BUF_COUNT * sizeof *size_bytes);
     size_bytes[TD_BUF_INTS] =
@@ -100,21 +182,16 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
     size_bytes[TD_BUF_X0] = T * C * 4;
     if (!is_last)
         size_bytes[TD_BUF_X1] = T * C * 4;
-    if (has_layers) {
-        size_bytes[TD_BUF_NARROW] = T * TD_MAX(TD_MAX(C, q), F) * cs;
+    if (kinds->n) {
+        size_bytes[TD_BUF_NARROW] = T * (uint64_t)needs.narrow_cols * cs;
         if (cfg->parallel_residual)
             size_bytes[TD_BUF_NARROW2] = T * C * cs;
-        size_bytes[TD_BUF_WIDE] =
-            T * TD_MAX(TD_MAX(q + 2 * kv, cfg->gated ? 2 * F : F), cfg->post_norm ? C : 0) * 4;
+        size_bytes[TD_BUF_WIDE] = T * (uint64_t)needs.wide_cols * 4;
         if (lim->narrow_attention && compute != TD_F32)
-            size_bytes[TD_BUF_QKV] = T * (q + 2 * kv) * cs;
-        uint64_t n_rows = (uint64_t)td_rope_layout_of(cfg, lim->max_tokens).n_rows;
+            size_bytes[TD_BUF_QKV] = T * (uint64_t)needs.qkv_cols * cs;
         size_bytes[TD_BUF_COS] = size_bytes[TD_BUF_SIN] =
-            n_rows * (uint64_t)(cfg->rotary_dim / 2) * 4;
-        if (has_experts)
-            size_bytes[TD_BUF_EXPERTS] =
-                td_moe_scratch_bytes(lim->max_tokens, cfg->n_hidden, cfg->n_ffn_expert,
-                                     cfg->n_experts, cfg->n_experts_used, compute);
+            (uint64_t)td_rope_layout_of(cfg, lim->max_tokens).n_elems * 4;
+        size_bytes[TD_BUF_EXPERTS] = needs.expert_bytes;
     }
     if (is_last && lim->max_rows > 0) {
         size_bytes[TD_BUF_HIDDEN] = Rc * C * cs;
@@ -124,6 +201,15 @@ void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
             size_bytes[TD_BUF_DENSE] = Rc * td_capture_dense_bytes(spec);
         size_bytes[TD_BUF_OUT] = td_capture_layout_of(spec, lim->max_rows).size_bytes;
     }
+}
+
+void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
+                           const td_session_limits *lim, const td_capture_spec *spec,
+                           int32_t item_begin, int32_t item_end,
+                           uint64_t size_bytes[TD_BUF_COUNT]) {
+    layer_kinds kinds;
+    find_kinds(cfg, item_begin, item_end, &kinds);
+    buffer_sizes(cfg, compute, lim, spec, item_end, &kinds, size_bytes);
 }
 
 /* An item's tensors as they lie on a device: matrices and tables in the compute dtype, vectors in
@@ -145,22 +231,21 @@ static uint64_t item_weight_bytes(const td_model_config *c, const td_family *f, 
 void td_stage_memory_estimate(const td_model_config *cfg, td_dtype compute,
                               const td_session_limits *lim, const td_capture_spec *spec,
                               int32_t item_begin, int32_t item_end, td_stage_memory *out) {
-    uint64_t size_bytes[TD_BUF_COUNT], layer_bytes[2] = {0}; /* dense, with experts */
+    uint64_t size_bytes[TD_BUF_COUNT], cs = td_dtype_size(compute);
     const td_family *f = td_family_find(cfg->architecture);
     td_stage_memory m = {0};
-    td_stage_buffer_sizes(cfg, compute, lim, spec, item_begin, item_end, size_bytes);
+    layer_kinds kinds;
+    find_kinds(cfg, item_begin, item_end, &kinds);
+    buffer_sizes(cfg, compute, lim, spec, item_end, &kinds, size_bytes);
     for (int b = 0; b < TD_BUF_COUNT; b++)
         *(b < TD_BUF_FIRST_WORKSPACE ? &m.activation_bytes : &m.workspace_bytes) += size_bytes[b];
-    /* The planner asks for many ranges: each kind of layer is counted once. */
-    for (int32_t i = item_begin; f && i < item_end; i++) {
-        if (i == 0 || i == cfg->n_layers + 1) {
-            m.weight_bytes += item_weight_bytes(cfg, f, td_dtype_size(compute), i);
-            continue;
-        }
-        uint64_t *kind = &layer_bytes[cfg->moe[i - 1]];
-        if (!*kind)
-            *kind = item_weight_bytes(cfg, f, td_dtype_size(compute), i);
-        m.weight_bytes += *kind;
+    for (int32_t k = 0; f && k < kinds.n; k++) {
+        int32_t item = (int32_t)(kinds.like[k] - cfg->layers) + 1;
+        m.weight_bytes += (uint64_t)kinds.count[k] * item_weight_bytes(cfg, f, cs, item);
     }
+    if (f && item_begin == 0 && item_end > 0)
+        m.weight_bytes += item_weight_bytes(cfg, f, cs, 0);
+    if (f && item_begin <= cfg->n_layers + 1 && item_end > cfg->n_layers + 1)
+        m.weight_bytes += item_weight_bytes(cfg, f, cs, cfg->n_layers + 1);
     *out = m;
 }

@@ -37,6 +37,7 @@ typedef enum td_rope_type {
 /* Parameters of one rotary table, as transformers' modeling_rope_utils.py names them. */
 typedef struct td_rope {
     td_rope_type type;
+    int32_t rotary_dim; /* leading elements of a head that are turned; even, <= D */
     double theta, factor;
     double low_freq, high_freq;  /* llama3 */
     double beta_fast, beta_slow; /* yarn */
@@ -52,50 +53,92 @@ typedef enum td_qk_norm {
     TD_QK_NORM_FULL  /* over the whole projection (OLMo 2) */
 } td_qk_norm;
 
-/* A model in the terms of the one forward pass (src/model/forward.c); which config.json gives
- * which value is the business of src/model/families.c. */
-typedef struct td_model_config {
-    char architecture[64];       /* "LlamaForCausalLM"; finds the family (tensor names, layouts) */
-    int32_t n_layers;            /* L, at most TD_MAX_LAYERS */
-    int32_t n_hidden;            /* C */
-    int32_t n_ffn;               /* F, of layers without experts */
+/* A layer is a mixer, which carries information from token to token, and an ffn, which works on
+ * each token alone. Both are described by a tag and by what that kind needs. Families translate
+ * config.json into such descriptions; tensor shapes, weights, memory, cost and the forward pass
+ * follow from them and know no family. Layers of one model may differ in all of this. */
+
+typedef enum td_mixer_kind { TD_MIXER_ATTENTION } td_mixer_kind;
+
+typedef struct td_attention {
     int32_t n_heads, n_kv_heads; /* H, Hkv; H a multiple of Hkv */
     int32_t head_dim;            /* D, even */
-    int32_t rotary_dim;          /* leading elements of a head that are turned; even, <= D */
-    int32_t n_vocab;             /* V, padded size: rows of the embedding */
-    int32_t max_positions;       /* the model's own limit */
-    bool learned_positions;      /* max_positions rows are added to the embedding (GPT-2) */
+    int32_t window;        /* tokens that a token sees, itself among them; 0 = all before it */
+    int32_t rope;          /* which of td_model_config.rope turns q and k; -1 = none */
+    td_qk_norm qk_norm;    /* before rope */
+    float scale;           /* of q k^T */
+    float softcap;         /* of scaled q k^T; 0 = none */
+    bool qkv_bias, o_bias; /* what the weights have */
+} td_attention;
+
+typedef struct td_mixer {
+    td_mixer_kind kind;
+    union {
+        td_attention attention;
+    };
+} td_mixer;
+
+typedef enum td_ffn_kind { TD_FFN_DENSE, TD_FFN_EXPERTS } td_ffn_kind;
+
+typedef struct td_dense {
+    int32_t n_ffn; /* F */
+    td_act act;
+    bool gated; /* down(act(gate) * up); else down(act(up)) */
+    bool bias;  /* of all its projections */
+} td_dense;
+
+/* A router gives each token its n_used most probable experts, weighted by a softmax over all. */
+typedef struct td_experts {
+    int32_t n_experts; /* E */
+    int32_t n_used;    /* <= E */
+    int32_t n_ffn;     /* F of one expert, which is gated and has no bias */
+    td_act act;
+    bool normalise; /* the weights of the chosen ones are divided by their sum */
+} td_experts;
+
+typedef struct td_ffn {
+    td_ffn_kind kind;
+    union {
+        td_dense dense;
+        td_experts experts;
+    };
+} td_ffn;
+
+typedef struct td_layer {
+    td_mixer mixer;
+    td_ffn ffn;
+} td_layer;
+
+/* A model in the terms of the one forward pass (src/model/forward.c); which config.json gives
+ * which value is the business of src/model/families.c. What stands outside of `layers` holds for
+ * the whole model. */
+typedef struct td_model_config {
+    char architecture[64];  /* "LlamaForCausalLM"; finds the family (tensor names, layouts) */
+    int32_t n_layers;       /* L, at most TD_MAX_LAYERS */
+    int32_t n_hidden;       /* C */
+    int32_t n_vocab;        /* V, padded size: rows of the embedding */
+    int32_t max_positions;  /* the model's own limit */
+    bool learned_positions; /* max_positions rows are added to the embedding (GPT-2) */
     bool tied_embeddings;
 
+    /* Norms, and how the blocks of a layer stand in the residual stream. */
     td_norm_kind norm_kind;
     float norm_eps;
     bool norm_bias;         /* LayerNorm with a bias */
     bool norm_plus_one;     /* y * (1 + weight): the 1 is added when the weight is loaded (Gemma) */
     bool pre_norm;          /* x + block(norm(x)) */
     bool post_norm;         /* x + norm(block(...)) */
-    bool parallel_residual; /* x + attention(norm1(x)) + mlp(norm2(x)) */
+    bool parallel_residual; /* x + mixer(norm1(x)) + ffn(norm2(x)) */
     bool shared_norm;       /* parallel, with norm2 = norm1 (StableLM) */
 
-    td_act act;
-    bool gated;                           /* down(act(gate) * up); else down(act(up)) */
-    bool qkv_bias, o_bias, mlp_bias;      /* what the weights have */
-    td_qk_norm qk_norm;                   /* before rope */
     float embed_scale;                    /* 1 = none */
     bool embed_scale_rounded;             /* rounded to the compute dtype first, as Gemma does */
     float residual_scale;                 /* of what a block adds; 1 = none */
-    float attention_scale;                /* of q k^T */
-    bool attention_scale_by_layer;        /* divided by the number of the layer, from 1 (GPT-2) */
-    float attention_softcap;              /* 0 = none */
     float logits_softcap, logits_divisor; /* 0 and 1 = none */
 
-    int32_t window[TD_MAX_LAYERS]; /* sliding window of each layer, 0 = full */
-    int8_t rope_of[TD_MAX_LAYERS]; /* rope table of each layer, -1 = none */
     td_rope rope[TD_MAX_ROPE_TABLES];
     int32_t n_ropes;
-
-    bool moe[TD_MAX_LAYERS];                         /* layers whose MLP is a mixture of experts */
-    int32_t n_experts, n_experts_used, n_ffn_expert; /* 0 without experts */
-    bool moe_normalise; /* weights of the chosen experts are divided by their sum */
+    td_layer layers[TD_MAX_LAYERS]; /* [n_layers] */
 
     td_dtype weight_dtype;        /* torch_dtype; TD_F32 when absent; of FP8 ones the others */
     bool fp8;                     /* matrices may be F8_E4M3 with scales */

@@ -12,7 +12,6 @@
 #include "model/rope.h"
 
 #include <math.h>
-#include <string.h>
 
 static const double pi = 3.14159265358979323846;
 
@@ -62,7 +61,7 @@ static void yarn(const td_rope *r, int32_t dim, const float *pos_freqs, float *i
 /* The base of a dynamic table. Within the model's own context Python's floats compute it; beyond,
  * the length is a tensor and all of it f32. */
 static float dynamic_base(const td_model_config *cfg, const td_rope *r, int32_t n_tokens) {
-    double exponent = (double)cfg->rotary_dim / (cfg->rotary_dim - 2), max = cfg->max_positions;
+    double exponent = (double)r->rotary_dim / (r->rotary_dim - 2), max = cfg->max_positions;
     if (n_tokens <= cfg->max_positions)
         return (float)(r->theta * pow(r->factor * max / max - (r->factor - 1), exponent));
     float grown = (float)r->factor * (float)n_tokens / (float)max - (float)(r->factor - 1);
@@ -71,7 +70,7 @@ static float dynamic_base(const td_model_config *cfg, const td_rope *r, int32_t 
 
 void td_rope_inv_freq(const td_model_config *cfg, int32_t k, int32_t n_tokens, float *inv_freq) {
     const td_rope *r = &cfg->rope[k];
-    int32_t dim = cfg->rotary_dim, n = dim / 2;
+    int32_t dim = r->rotary_dim, n = dim / 2;
     float base = (float)r->theta, pos_freqs[TD_MAX_ROPE_PAIRS];
     /* With two dimensions the exponent of the dynamic base is infinite: nothing to scale. */
     if (r->type == TD_ROPE_DYNAMIC && dim > 2)
@@ -103,10 +102,10 @@ void td_rope_inv_freq(const td_model_config *cfg, int32_t k, int32_t n_tokens, f
     }
 }
 
-static void fill(const td_model_config *cfg, int32_t k, const float *inv_freq, int32_t n_positions,
-                 float *cos_rows, float *sin_rows) {
-    int32_t half = cfg->rotary_dim / 2;
-    float factor = (float)cfg->rope[k].attention_factor;
+static void fill(const td_rope *r, const float *inv_freq, int32_t n_positions, float *cos_rows,
+                 float *sin_rows) {
+    int32_t half = r->rotary_dim / 2;
+    float factor = (float)r->attention_factor;
     for (int32_t pos = 0; pos < n_positions; pos++)
         for (int32_t i = 0; i < half; i++) {
             float angle = (float)pos * inv_freq[i];
@@ -120,37 +119,38 @@ static void fill(const td_model_config *cfg, int32_t k, const float *inv_freq, i
 void td_rope_tables(const td_model_config *cfg, int32_t max_tokens, float *cos_table,
                     float *sin_table) {
     td_rope_layout l = td_rope_layout_of(cfg, max_tokens);
-    int64_t half = cfg->rotary_dim / 2;
     float inv_freq[TD_MAX_ROPE_PAIRS];
     for (int32_t k = 0; k < cfg->n_ropes; k++) {
-        int64_t at = l.first_row[k] * half, beyond = l.long_row[k] * half;
+        const td_rope *r = &cfg->rope[k];
+        int64_t at = l.first_elem[k], beyond = at + (int64_t)l.limit[k] * (r->rotary_dim / 2);
         td_rope_inv_freq(cfg, k, 1, inv_freq);
-        fill(cfg, k, inv_freq, l.limit[k], cos_table + at, sin_table + at);
-        if (l.limit[k] == max_tokens || cfg->rope[k].type == TD_ROPE_DYNAMIC)
+        fill(r, inv_freq, l.limit[k], cos_table + at, sin_table + at);
+        if (l.limit[k] == max_tokens || r->type == TD_ROPE_DYNAMIC)
             continue;
         td_rope_inv_freq(cfg, k, max_tokens, inv_freq);
-        fill(cfg, k, inv_freq, max_tokens, cos_table + beyond, sin_table + beyond);
+        fill(r, inv_freq, max_tokens, cos_table + beyond, sin_table + beyond);
     }
 }
 
 bool td_rope_rows(const td_model_config *cfg, const td_rope_layout *l, int32_t k,
                   const td_batch *batch, int32_t *rows, float *cos_rows, float *sin_rows) {
-    bool is_dynamic = cfg->rope[k].type == TD_ROPE_DYNAMIC, filled = false;
-    int64_t half = cfg->rotary_dim / 2;
+    const td_rope *r = &cfg->rope[k];
+    bool is_dynamic = r->type == TD_ROPE_DYNAMIC, filled = false;
+    int64_t half = r->rotary_dim / 2;
     float inv_freq[TD_MAX_ROPE_PAIRS];
     for (int32_t i = 0; i < batch->n_seqs; i++) {
         int32_t t0 = batch->seq_offsets[i], n = batch->seq_offsets[i + 1] - t0;
-        int64_t first = l->first_row[k];
+        int32_t first = 0;
         if (n > l->limit[k]) {
-            first = l->long_row[k] + (is_dynamic ? t0 : 0);
+            first = l->limit[k] + (is_dynamic ? t0 : 0);
             if (is_dynamic) {
                 td_rope_inv_freq(cfg, k, n, inv_freq);
-                fill(cfg, k, inv_freq, n, cos_rows + t0 * half, sin_rows + t0 * half);
+                fill(r, inv_freq, n, cos_rows + t0 * half, sin_rows + t0 * half);
                 filled = true;
             }
         }
         for (int32_t t = 0; t < n; t++)
-            rows[t0 + t] = (int32_t)(first + t);
+            rows[t0 + t] = first + t;
     }
     return filled;
 }

@@ -20,7 +20,7 @@ typedef struct slot {
     void *host_ints;  /* td_ints_layout; from the first stage's device */
     void *host_out;   /* td_capture_layout; from the last stage's device */
     void *host_dense; /* [max_rows] rows of td_dense_row_bytes or NULL; as host_out */
-    float *host_rope; /* [n_dynamic, 2, max_tokens, rotary_dim / 2] or NULL; as host_ints */
+    float *host_rope; /* cos, then sin of each dynamic rope's long section, or NULL; as host_ints */
     td_event *done;
     int32_t n_rows;
     bool in_flight;
@@ -139,7 +139,7 @@ static td_status create_stages(td_session *s, td_error *err) {
     }
     if (rc != TD_OK)
         return rc;
-    size_t n = (size_t)s->rope.n_rows * (size_t)(s->cfg.rotary_dim / 2);
+    size_t n = (size_t)s->rope.n_elems;
     float *cos_table = td_calloc(n, sizeof *cos_table),
           *sin_table = td_calloc(n, sizeof *sin_table);
     if (!cos_table || !sin_table)
@@ -161,8 +161,7 @@ static td_status create_slots(td_session *s, td_error *err) {
             .size_bytes;
     uint64_t n_out = td_capture_layout_of(&s->spec, s->lim.max_rows).size_bytes;
     uint64_t n_dense = (uint64_t)s->lim.max_rows * td_capture_dense_bytes(&s->spec);
-    uint64_t n_rope = (uint64_t)s->rope.n_dynamic * 2 * (uint64_t)s->lim.max_tokens *
-                      (uint64_t)(s->cfg.rotary_dim / 2) * sizeof(float);
+    uint64_t n_rope = (uint64_t)s->rope.n_dynamic_elems * 2 * sizeof(float);
     td_status rc = TD_OK;
     for (int32_t i = 0; rc == TD_OK && i < s->lim.n_slots; i++) {
         slot *sl = &s->slots[i];
@@ -324,14 +323,17 @@ static void fill_slot(const td_session *s, const td_batch *batch, slot *sl, td_f
     for (int32_t i = 0; s->cfg.learned_positions && i < batch->n_seqs; i++)
         for (int32_t t = batch->seq_offsets[i]; t < batch->seq_offsets[i + 1]; t++)
             positions[t] = t - batch->seq_offsets[i];
-    size_t n = (size_t)s->lim.max_tokens * (size_t)(s->cfg.rotary_dim / 2);
     float *cos_rows = sl->host_rope;
     for (int32_t k = 0; k < s->cfg.n_ropes; k++) {
-        bool has_rows = s->cfg.rope[k].type == TD_ROPE_DYNAMIC && s->rope.n_dynamic > 0;
+        const td_rope *r = &s->cfg.rope[k];
+        const int32_t half = r->rotary_dim / 2, limit = s->rope.limit[k];
+        const size_t n = (size_t)s->lim.max_tokens * (size_t)half;
+        bool has_rows = r->type == TD_ROPE_DYNAMIC && limit < s->lim.max_tokens;
         float *sin_rows = has_rows ? cos_rows + n : NULL;
         if (td_rope_rows(&s->cfg, &s->rope, k, batch, (int32_t *)(dst + l.rope_rows[k]), cos_rows,
                          sin_rows))
-            b->dynamic[b->n_dynamic++] = (td_dynamic_rope){s->rope.long_row[k], cos_rows, sin_rows};
+            b->dynamic[b->n_dynamic++] = (td_dynamic_rope){
+                s->rope.first_elem[k] + (int64_t)limit * half, half, cos_rows, sin_rows};
         if (has_rows)
             cos_rows += 2 * n;
     }

@@ -15,11 +15,11 @@ typedef enum td_stage_buffer {
     TD_BUF_X0,      /* F32 [T, C] residual stream */
     TD_BUF_X1,      /* its double, so that a stage runs ahead while the next still copies */
     TD_BUF_NARROW,  /* compute dtype [T, max(C, H*D, F)]: GEMM inputs, one live at a time */
-    TD_BUF_NARROW2, /* compute dtype [T, C]: the MLP's input, with a parallel residual */
-    TD_BUF_WIDE,    /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate_up; [T, C] before post
-                       norms */
+    TD_BUF_NARROW2, /* compute dtype [T, C]: the ffn's input, with a parallel residual */
+    /* F32 [T, max((H + 2 Hkv) * D, 2F)]: qkv, then gate and up; [T, C] before post norms */
+    TD_BUF_WIDE,
     TD_BUF_QKV, /* compute dtype [T, (H + 2 Hkv) * D], with narrow_attention and 16-bit compute */
-    TD_BUF_COS, /* F32 [rows, rotary_dim / 2], td_rope_layout */
+    TD_BUF_COS, /* F32, td_rope_layout */
     TD_BUF_SIN,
     TD_BUF_EXPERTS, /* scratch of the experts, if a layer has them */
     /* capture workspace, last stage only */
@@ -32,22 +32,22 @@ typedef enum td_stage_buffer {
 } td_stage_buffer;
 
 /* size_bytes[b] of each buffer of a stage that holds items [item_begin, item_end); 0 = not there.
- * Values from a validated config and limits cannot overflow 64 bits. */
+ * Layers share the buffers: where they differ, the largest need counts. Values from a validated
+ * config and limits cannot overflow 64 bits. */
 void td_stage_buffer_sizes(const td_model_config *cfg, td_dtype compute,
                            const td_session_limits *lim, const td_capture_spec *spec,
                            int32_t item_begin, int32_t item_end, uint64_t size_bytes[TD_BUF_COUNT]);
 
-/* Rows of the cos and sin tables: the tables of a model one after the other, each with a section
- * for sequences of at most limit[k] tokens, at first_row[k], and where the rope depends on the
- * length of a sequence and longer ones fit a micro-batch, one of max_tokens rows at long_row[k]:
- * of longrope by position, of a dynamic rope by token of the micro-batch, filled with each.
- * Positions never pass the micro-batch, so that is all there is. */
+/* Where the rotary tables of a model lie in TD_BUF_COS and TD_BUF_SIN, one after the other. A row
+ * of table k is rotary_dim / 2 elements. First come limit[k] rows, for sequences of at most so many
+ * tokens. Where the rope depends on the length of a sequence and longer ones fit a micro-batch,
+ * max_tokens rows follow, the long section: of longrope by position, of a dynamic rope by token of
+ * the micro-batch, filled with each. Positions never pass the micro-batch, so that is all. */
 typedef struct td_rope_layout {
-    int64_t first_row[TD_MAX_ROPE_TABLES], long_row[TD_MAX_ROPE_TABLES];
+    int64_t first_elem[TD_MAX_ROPE_TABLES];
     int32_t limit[TD_MAX_ROPE_TABLES];
-    int64_t n_rows;
-    int32_t n_dynamic; /* tables with a dynamic long section */
-    bool by_length;    /* some table has a long section */
+    int64_t n_elems;
+    int64_t n_dynamic_elems; /* of the long sections of dynamic ropes */
 } td_rope_layout;
 td_rope_layout td_rope_layout_of(const td_model_config *cfg, int32_t max_tokens);
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/shapes.h"
 #include "model/weights_internal.h"
 #include "base/clock.h"
 #include "base/memory.h"
@@ -26,11 +27,12 @@ td_status td_weights_open(const char *model_dir, const td_model_config *cfg, td_
     return TD_OK;
 }
 
-static void free_domain(td_domain_weights *d, int32_t n_layers, int32_t n_experts) {
+static void free_domain(td_domain_weights *d, const td_model_config *cfg) {
     if (!d->device)
         return;
     const td_device_ops *ops = d->device->ops;
-    for (int32_t i = 0; d->layers && i < n_layers; i++) {
+    for (int32_t i = 0; d->layers && i < cfg->n_layers; i++) {
+        int32_t n_experts = td_layer_experts(&cfg->layers[i]);
         td_layer_weights *l = &d->layers[i];
         for (int k = 0; k < TD_LM_COUNT; k++)
             if (l->mat[k])
@@ -59,7 +61,7 @@ static void free_domain(td_domain_weights *d, int32_t n_layers, int32_t n_expert
 
 static void free_domains(td_weights *w) {
     for (int32_t i = 0; i < w->n_domains; i++)
-        free_domain(&w->domains[i], w->cfg.n_layers, w->cfg.n_experts);
+        free_domain(&w->domains[i], &w->cfg);
     free(w->domains);
     w->domains = NULL;
     w->n_domains = 0;
@@ -174,8 +176,8 @@ static td_status find_domains(td_weights *w, const td_stage *stages, int32_t n_s
     for (int32_t i = 0; i < w->n_domains; i++)
         for (int32_t k = 0; k < w->cfg.n_layers; k++) {
             td_layer_weights *l = &w->domains[i].layers[k];
-            size_t E = (size_t)w->cfg.n_experts;
-            if (!w->cfg.moe[k] || !w->domains[i].has_item[k + 1])
+            size_t E = (size_t)td_layer_experts(&w->cfg.layers[k]);
+            if (!E || !w->domains[i].has_item[k + 1])
                 continue;
             l->expert_up = td_calloc(E, sizeof *l->expert_up);
             l->expert_down = td_calloc(E, sizeof *l->expert_down);

@@ -36,7 +36,8 @@ typedef struct td_target {
     int32_t item; /* domains that hold this item hold the target */
     int32_t n_parts;
     td_ckpt_entry *parts[3]; /* all have a tensor */
-    bool by_head;            /* the one part holds q, k and v head by head */
+    int32_t n_heads;         /* H when the one part holds q, k and v head by head, else 0 */
+    int32_t head_rows;       /* D, then */
     bool plus_one;
 } td_target;
 
@@ -68,8 +69,8 @@ td_target_kind td_target_kind_of(const td_target *t);
 void td_target_set(td_domain_weights *d, const td_target *t, void *array, td_weight *weight);
 
 /* Row of the tensor where part (0 q, 1 k, 2 v) of a head begins, when it is stored head by head. */
-static inline int64_t td_by_head_row(const td_model_config *c, int32_t part, int32_t head) {
-    return ((int64_t)head * 3 + part) * c->head_dim;
+static inline int64_t td_by_head_row(const td_target *t, int32_t part, int32_t head) {
+    return ((int64_t)head * 3 + part) * t->head_rows;
 }
 
 static inline bool td_domain_packs(const td_domain_weights *d) {

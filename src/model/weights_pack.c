@@ -52,7 +52,6 @@ static td_status upload(packer *p, int32_t domain, const td_ckpt_entry *e, const
 
 /* The vectors of the parts, one after the other, as one F32 array. */
 static td_status pack_vector(packer *p, int32_t domain, const td_target *t) {
-    const td_model_config *c = &p->w->cfg;
     td_domain_weights *d = &p->w->domains[domain];
     size_t n_elems = 0, at = 0;
     for (int32_t i = 0; i < t->n_parts; i++)
@@ -63,12 +62,12 @@ static td_status pack_vector(packer *p, int32_t domain, const td_target *t) {
     for (int32_t i = 0; i < t->n_parts; i++) {
         const td_st_tensor *x = t->parts[i]->tensor;
         td_checkpoint_touch(t->parts[i], &p->bytes_read);
-        for (int32_t part = 0; t->by_head && part < 3; part++)
-            for (int32_t h = 0; h < c->n_heads; h++)
-                for (int32_t k = 0; k < c->head_dim; k++)
+        for (int32_t part = 0; t->n_heads && part < 3; part++)
+            for (int32_t h = 0; h < t->n_heads; h++)
+                for (int32_t k = 0; k < t->head_rows; k++)
                     host[at++] = td_element_load(x->data, (td_dtype)x->dtype,
-                                                 (size_t)(td_by_head_row(c, part, h) + k));
-        for (int64_t k = 0; !t->by_head && k < x->n_elems; k++)
+                                                 (size_t)(td_by_head_row(t, part, h) + k));
+        for (int64_t k = 0; !t->n_heads && k < x->n_elems; k++)
             host[at++] = td_element_load(x->data, (td_dtype)x->dtype, (size_t)k);
     }
     for (size_t k = 0; t->plus_one && k < n_elems; k++)
@@ -90,21 +89,21 @@ static td_status pack_matrix(packer *p, int32_t domain, const td_target *t) {
     td_tensor_view views[TD_ARRAY_LEN(t->parts)] = {{{0}, NULL}};
     int32_t n_mats = 0;
     td_status rc = TD_OK;
-    td_host_matrix *mats = td_calloc(3 * (size_t)(t->by_head ? c->n_heads : 1), sizeof *mats);
+    td_host_matrix *mats = td_calloc(3 * (size_t)TD_MAX(t->n_heads, 1), sizeof *mats);
     if (!mats)
         return td_error_nomem(p->err, "parts of a matrix", 3 * sizeof *mats);
     for (int32_t i = 0; i < t->n_parts && rc == TD_OK; i++) {
         td_tensor_view *v = &views[i];
         td_checkpoint_touch(t->parts[i], &p->bytes_read);
         rc = td_tensor_open(t->parts[i], c, v, p->err);
-        if (!t->by_head)
+        if (!t->n_heads)
             mats[n_mats++] = v->matrix;
         size_t row_bytes = (size_t)v->matrix.n_cols * td_dtype_size(v->matrix.dtype);
-        for (int32_t part = 0; rc == TD_OK && t->by_head && part < 3; part++)
-            for (int32_t h = 0; h < c->n_heads; h++)
+        for (int32_t part = 0; rc == TD_OK && t->n_heads && part < 3; part++)
+            for (int32_t h = 0; h < t->n_heads; h++)
                 mats[n_mats++] = (td_host_matrix){
-                    (const char *)v->matrix.data + (size_t)td_by_head_row(c, part, h) * row_bytes,
-                    v->matrix.dtype, c->head_dim, v->matrix.n_cols};
+                    (const char *)v->matrix.data + (size_t)td_by_head_row(t, part, h) * row_bytes,
+                    v->matrix.dtype, t->head_rows, v->matrix.n_cols};
     }
     td_weight *weight;
     if (rc == TD_OK && (rc = d->device->ops->weight_prepare(d->device, mats, n_mats, p->w->compute,

@@ -171,7 +171,7 @@ static td_status add_target(td_weight_stream *s, const td_target *t, int32_t ste
             *last = (job){.target = t,
                           .entry = e,
                           .to = to,
-                          .run_elems = t->by_head ? w->cfg.head_dim * cols : 0,
+                          .run_elems = t->n_heads ? t->head_rows * cols : 0,
                           .first_destination = s->n_destinations,
                           .step = step};
         }
@@ -248,7 +248,7 @@ static td_status send_block(td_weight_stream *s, const job *j, block *b, int64_t
             m = n - i;
             if (j->run_elems) { /* run u is q, k or v (u % 3) of head u / 3 */
                 int64_t u = at / j->run_elems, within = at % j->run_elems;
-                at = (u % 3 * s->w->cfg.n_heads + u / 3) * j->run_elems + within;
+                at = (u % 3 * j->target->n_heads + u / 3) * j->run_elems + within;
                 m = TD_MIN(m, j->run_elems - within);
             }
             rc = ops->copy_in(ds->stream, to->base + (size_t)at * elem, b->data + (size_t)i * elem,
@@ -334,8 +334,7 @@ static td_status send_tensor(reader *r, const job *j, const source *src, td_erro
         if (rc == TD_OK)
             rc = send_block(s, j, b, i, n, err);
         /* After a failed send copies may still read a block that is not marked pending. That is
-         * harmless: the load has failed, and the block's memory lives until the streams are gone.
-         */
+         * harmless: the load has failed, and the block's memory outlives the streams. */
         give_block(s, k);
         if (rc != TD_OK)
             return rc;

@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 
+#include "model/shapes.h"
 #include "model/weights_internal.h"
 #include "base/memory.h"
 
@@ -58,6 +59,13 @@ static td_status add(td_target_list *l, td_target t, td_ckpt_entry *const *entri
     return TD_OK;
 }
 
+/* Does the part of a layer's target hold q, k and v head by head? */
+static void set_by_head(td_target *t, bool by_head, const td_model_config *cfg) {
+    const td_attention *a = &cfg->layers[t->layer].mixer.attention;
+    t->n_heads = by_head ? a->n_heads : 0;
+    t->head_rows = by_head ? a->head_dim : 0;
+}
+
 static td_status add_layer(td_target_list *l, const td_model_config *cfg, td_checkpoint *ck,
                            int32_t layer, td_error *err) {
     bool by_head = td_checkpoint_family(ck)->qkv_by_head;
@@ -69,7 +77,7 @@ static td_status add_layer(td_target_list *l, const td_model_config *cfg, td_che
     for (int i = 0; rc == TD_OK && i < TD_LV_COUNT; i++) {
         t.place = TD_AT_VECTOR;
         t.index = i;
-        t.by_head = by_head && i == TD_LV_QKV_BIAS;
+        set_by_head(&t, by_head && i == TD_LV_QKV_BIAS, cfg);
         t.plus_one = cfg->norm_plus_one && is_norm_weight(i);
         rc = add(l, t, &e[vector_recipes[i].first], vector_recipes[i].n, err);
     }
@@ -77,11 +85,11 @@ static td_status add_layer(td_target_list *l, const td_model_config *cfg, td_che
     for (int i = 0; rc == TD_OK && i < TD_LM_COUNT; i++) {
         t.place = TD_AT_MATRIX;
         t.index = i;
-        t.by_head = by_head && i == TD_LM_QKV;
+        set_by_head(&t, by_head && i == TD_LM_QKV, cfg);
         rc = add(l, t, &e[matrix_recipes[i].first], matrix_recipes[i].n, err);
     }
-    t.by_head = false;
-    for (int32_t x = 0; rc == TD_OK && cfg->moe[layer] && x < cfg->n_experts; x++) {
+    set_by_head(&t, false, cfg);
+    for (int32_t x = 0; rc == TD_OK && x < td_layer_experts(&cfg->layers[layer]); x++) {
         td_ckpt_entry *up[] = {td_checkpoint_expert(ck, layer, x, TD_ET_GATE),
                                td_checkpoint_expert(ck, layer, x, TD_ET_UP)};
         td_ckpt_entry *down = td_checkpoint_expert(ck, layer, x, TD_ET_DOWN);

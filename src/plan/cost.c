@@ -1,4 +1,4 @@
-/* Cost model: FLOPs and bytes of each item of the model, seconds of a stage on a device.
+/* cost.c - the cost model: FLOPs and bytes of each item of the model, seconds of a stage on a device.
  *
  * A GEMM takes the longer of its arithmetic and the reading of its weights, which a micro-batch
  * does once; attention costs by query-key pairs; what lies between GEMMs (norms, rope, gated
@@ -50,9 +50,47 @@ typedef struct item_work {
     double token_bytes, row_bytes; /* activations read and written between GEMMs */
 } item_work;
 
+static void add_mixer_work(const td_mixer *m, double C, item_work *w) {
+    switch (m->kind) {
+    case TD_MIXER_ATTENTION: {
+        const td_attention *a = &m->attention;
+        double D = a->head_dim, H = a->n_heads, qkv = (H + 2 * a->n_kv_heads) * D;
+        double params = qkv * C + H * D * C;
+        w->token_flops += 2 * params;
+        w->weight_params += params;
+        w->pair_flops += 4 * H * D; /* q k^T, and the weighted sum of v */
+        w->windowed = a->window > 0;
+        w->token_bytes += 4 * (3 * qkv + 2 * H * D); /* q k v through rope and attention */
+        break;
+    }
+    }
+}
+
+static void add_ffn_work(const td_ffn *f, double C, item_work *w) {
+    switch (f->kind) {
+    case TD_FFN_DENSE: {
+        double mats = f->dense.gated ? 3 : 2, F = f->dense.n_ffn;
+        w->token_flops += 2 * mats * F * C;
+        w->weight_params += mats * F * C;
+        w->token_bytes += 4 * mats * F; /* gate and up */
+        break;
+    }
+    case TD_FFN_EXPERTS: {
+        /* A token passes the router and the chosen ones, but a micro-batch has tokens for all. */
+        const td_experts *e = &f->experts;
+        double F = e->n_ffn, E = e->n_experts, used = e->n_used;
+        w->moe = true;
+        w->token_flops += 2 * (E * C + used * 3 * F * C);
+        w->weight_params += E * C + E * 3 * F * C;
+        w->token_bytes += 4 * 3 * used * F;
+        break;
+    }
+    }
+}
+
+/* Whole numbers, of any real model below 2^53: it does not matter in which order they add up. */
 static item_work work_of(const td_model_config *m, int32_t item) {
-    double C = m->n_hidden, D = m->head_dim, H = m->n_heads, Hkv = m->n_kv_heads;
-    double qkv = (H + 2 * Hkv) * D;
+    double C = m->n_hidden;
     if (item == 0) /* a gathered row in, a row of f32 out */
         return (item_work){.token_bytes = 6 * C};
     if (item == m->n_layers + 1) {
@@ -61,36 +99,28 @@ static item_work work_of(const td_model_config *m, int32_t item) {
         return (item_work){
             .row_flops = 2 * C * V, .weight_params = C * V, .row_bytes = 3 * 4 * V + 8 * C};
     }
-    /* Of a mixture of experts a token passes the router and the chosen ones, but a micro-batch has
-     * tokens for all of them. */
-    bool moe = m->moe[item - 1];
-    double mats = m->gated ? 3 : 2, F = m->n_ffn, attention = qkv * C + H * D * C;
-    double used = attention + mats * F * C, read = used;
-    if (moe) {
-        F = m->n_ffn_expert;
-        used = attention + m->n_experts * C + m->n_experts_used * mats * F * C;
-        read = attention + m->n_experts * C + m->n_experts * mats * F * C;
-        F *= m->n_experts_used;
-    }
-    return (item_work){.token_flops = 2 * used,
-                       .pair_flops = 4 * H * D, /* q k^T, and the weighted sum of v */
-                       .windowed = m->window[item - 1] > 0,
-                       .moe = moe,
-                       .weight_params = read,
-                       /* two norms, residuals, q k v through rope and attention, gate and up */
-                       .token_bytes = 4 * (6 * C + 3 * qkv + 2 * H * D + mats * F)};
+    const td_layer *l = &m->layers[item - 1];
+    item_work w = {.token_bytes = 4 * 6 * C}; /* two norms, residuals */
+    add_mixer_work(&l->mixer, C, &w);
+    add_ffn_work(&l->ffn, C, &w);
+    return w;
+}
+
+/* 0 = the layer sees all tokens before, or its mixer counts no pairs. */
+static int32_t window_of(const td_layer *l) {
+    return l->mixer.kind == TD_MIXER_ATTENTION ? l->mixer.attention.window : 0;
 }
 
 /* The window that most layers with a window have. */
 static int32_t common_window(const td_model_config *m) {
     int32_t best = 0, most = 0;
     for (int32_t i = 0; i < m->n_layers; i++) {
-        int32_t n = 0;
-        for (int32_t j = 0; m->window[i] > 0 && j < m->n_layers; j++)
-            n += m->window[j] == m->window[i];
+        int32_t window = window_of(&m->layers[i]), n = 0;
+        for (int32_t j = 0; window > 0 && j < m->n_layers; j++)
+            n += window_of(&m->layers[j]) == window;
         if (n > most) {
             most = n;
-            best = m->window[i];
+            best = window;
         }
     }
     return best;

@@ -9,6 +9,23 @@
 #include "model/model.h"
 #include "base/memory.h"
 
+static int layer_is_sane(const td_model_config *c, const td_layer *l) {
+    const td_attention *a = &l->mixer.attention;
+    const td_experts *e = &l->ffn.experts;
+    const td_rope *r = a->rope >= 0 ? &c->rope[a->rope] : NULL;
+    if (l->mixer.kind != TD_MIXER_ATTENTION || a->window < 0 || a->rope < -1 ||
+        a->rope >= c->n_ropes || a->n_heads < 1 || a->n_kv_heads < 1 ||
+        a->n_heads % a->n_kv_heads != 0 || a->head_dim < 2 || a->head_dim % 2 != 0 ||
+        a->head_dim > 1024 || !(a->scale > 0) || a->softcap < 0)
+        return 0;
+    if (r && (r->rotary_dim < 2 || r->rotary_dim % 2 != 0 || r->rotary_dim > a->head_dim))
+        return 0;
+    if (l->ffn.kind == TD_FFN_DENSE)
+        return l->ffn.dense.n_ffn >= 1;
+    return l->ffn.kind == TD_FFN_EXPERTS && e->n_experts >= 1 && e->n_used >= 1 &&
+           e->n_used <= e->n_experts && e->n_ffn >= 1;
+}
+
 static int is_sane(const td_model_config *c) {
     td_session_limits lim = {.max_tokens = 8192,
                              .max_seqs = 8192,
@@ -19,14 +36,11 @@ static int is_sane(const td_model_config *c) {
     td_stage_memory m;
     td_stage_memory_estimate(c, TD_BF16, &lim, &spec, 0, c->n_layers + 2, &m);
     for (int32_t i = 0; i < c->n_layers; i++)
-        if (c->window[i] < 0 || c->rope_of[i] < -1 || c->rope_of[i] >= c->n_ropes ||
-            (c->moe[i] && (c->n_experts < 1 || c->n_ffn_expert < 1)))
+        if (!layer_is_sane(c, &c->layers[i]))
             return 0;
-    return c->n_layers > 0 && c->n_layers <= TD_MAX_LAYERS && c->n_hidden > 0 &&
-           c->n_heads % c->n_kv_heads == 0 && c->head_dim % 2 == 0 && c->head_dim <= 1024 &&
-           c->rotary_dim % 2 == 0 && c->rotary_dim <= c->head_dim && c->n_params > 0 &&
-           c->n_experts_used <= c->n_experts && c->embed_scale > 0 && c->residual_scale > 0 &&
-           c->logits_divisor > 0 && m.weight_bytes >= (uint64_t)c->n_params;
+    return c->n_layers > 0 && c->n_layers <= TD_MAX_LAYERS && c->n_hidden > 0 && c->n_params > 0 &&
+           c->embed_scale > 0 && c->residual_scale > 0 && c->logits_divisor > 0 &&
+           m.weight_bytes >= (uint64_t)c->n_params;
 }
 
 /* One of each way to read things. */

@@ -1,3 +1,4 @@
+/* fake_device.c - see fake_device.h. */
 #include "fake_device.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* fixture.c - see fixture.h. */
 #include "fixture.h"
 
 #include <criterion/criterion.h>
@@ -98,8 +99,10 @@ static void add_random(fx_model *m, const char *name, td_dtype dtype, int64_t ro
 
 fx_model fx_model_make(const td_model_config *c, td_dtype dtype, uint64_t seed) {
     fx_model m = {.cfg = *c};
-    int64_t C = c->n_hidden, F = c->n_ffn, D = c->head_dim, V = c->n_vocab;
-    int64_t q = c->n_heads * D, kv = c->n_kv_heads * D;
+    const td_attention *a = &c->layers[0].mixer.attention;
+    const td_dense *d = &c->layers[0].ffn.dense;
+    int64_t C = c->n_hidden, F = d->n_ffn, D = a->head_dim, V = c->n_vocab;
+    int64_t q = a->n_heads * D, kv = a->n_kv_heads * D;
     const struct {
         const char *name;
         int64_t rows, cols;
@@ -110,19 +113,19 @@ fx_model fx_model_make(const td_model_config *c, td_dtype dtype, uint64_t seed) 
         {"self_attn.k_proj.weight", kv, C, true},
         {"self_attn.v_proj.weight", kv, C, true},
         {"self_attn.o_proj.weight", C, q, true},
-        {"self_attn.q_proj.bias", q, 0, c->qkv_bias},
-        {"self_attn.k_proj.bias", kv, 0, c->qkv_bias},
-        {"self_attn.v_proj.bias", kv, 0, c->qkv_bias},
-        {"self_attn.o_proj.bias", C, 0, c->o_bias},
-        {"self_attn.q_norm.weight", D, 0, c->qk_norm},
-        {"self_attn.k_norm.weight", D, 0, c->qk_norm},
+        {"self_attn.q_proj.bias", q, 0, a->qkv_bias},
+        {"self_attn.k_proj.bias", kv, 0, a->qkv_bias},
+        {"self_attn.v_proj.bias", kv, 0, a->qkv_bias},
+        {"self_attn.o_proj.bias", C, 0, a->o_bias},
+        {"self_attn.q_norm.weight", D, 0, a->qk_norm != TD_QK_NORM_NONE},
+        {"self_attn.k_norm.weight", D, 0, a->qk_norm != TD_QK_NORM_NONE},
         {"post_attention_layernorm.weight", C, 0, true},
         {"mlp.gate_proj.weight", F, C, true},
         {"mlp.up_proj.weight", F, C, true},
         {"mlp.down_proj.weight", C, F, true},
-        {"mlp.gate_proj.bias", F, 0, c->mlp_bias},
-        {"mlp.up_proj.bias", F, 0, c->mlp_bias},
-        {"mlp.down_proj.bias", C, 0, c->mlp_bias},
+        {"mlp.gate_proj.bias", F, 0, d->bias},
+        {"mlp.up_proj.bias", F, 0, d->bias},
+        {"mlp.down_proj.bias", C, 0, d->bias},
     };
     add_random(&m, "model.embed_tokens.weight", dtype, V, C, &seed);
     for (int32_t l = 0; l < c->n_layers; l++)

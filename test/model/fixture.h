@@ -27,8 +27,17 @@ typedef struct fx_model {
     size_t n;
 } fx_model;
 
-/* All tensors that the config asks for, seeded: matrices about N(0, 1/sqrt(cols)), norms about 1.
- */
+/* A layer of a Llama: attention with these heads, all turned by rope 0, and a gated ffn. */
+#define FX_LAYER(heads, kv_heads, dim, ffn_size)                                                   \
+    {                                                                                              \
+        .mixer = {.attention = {.n_heads = (heads), .n_kv_heads = (kv_heads), .head_dim = (dim)}}, \
+        .ffn = {                                                                                   \
+            .dense = {.n_ffn = (ffn_size), .gated = true}                                          \
+        }                                                                                          \
+    }
+
+/* All tensors that the config asks for, its layers all like the first and Llama's, seeded: matrices
+ * about N(0, 1/sqrt(cols)), norms about 1. */
 fx_model fx_model_make(const td_model_config *cfg, td_dtype dtype, uint64_t seed);
 const fx_tensor *fx_find(const fx_model *m, const char *name);
 fx_tensor *fx_add(fx_model *m, const char *name, td_dtype dtype, int64_t rows, int64_t cols);

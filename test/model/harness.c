@@ -1,3 +1,4 @@
+/* harness.c - see harness.h. */
 #include "harness.h"
 
 #include <criterion/criterion.h>
@@ -5,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
 
 hs_samples hs_samples_read(const char *path) {
     hs_samples s = {.offsets = calloc(1, sizeof *s.offsets)};

@@ -1,3 +1,4 @@
+/* reference.c - see reference.h. */
 #include "reference.h"
 
 #include <math.h>
@@ -31,10 +32,10 @@ static void project(const double *x, const float *w, const float *bias, int32_t 
 
 /* Only what the fixtures use: default and linear scaling. */
 static void rotate(const td_model_config *c, double *head, int32_t position) {
-    int32_t half = c->head_dim / 2;
+    int32_t D = c->layers[0].mixer.attention.head_dim, half = D / 2;
     double factor = c->rope[0].type == TD_ROPE_LINEAR ? c->rope[0].factor : 1.0;
     for (int32_t i = 0; i < half; i++) {
-        double angle = position / factor / pow(c->rope[0].theta, 2.0 * i / c->head_dim);
+        double angle = position / factor / pow(c->rope[0].theta, 2.0 * i / D);
         double a = head[i], b = head[i + half];
         head[i] = a * cos(angle) - b * sin(angle);
         head[i + half] = b * cos(angle) + a * sin(angle);
@@ -43,8 +44,9 @@ static void rotate(const td_model_config *c, double *head, int32_t position) {
 
 static void attend(const td_model_config *c, int32_t layer, const double *qkv, int32_t t,
                    double *out) {
-    int32_t D = c->head_dim, H = c->n_heads, Hkv = c->n_kv_heads, width = (H + 2 * Hkv) * D;
-    int32_t window = c->window[layer];
+    const td_attention *a = &c->layers[layer].mixer.attention;
+    int32_t D = a->head_dim, H = a->n_heads, Hkv = a->n_kv_heads, width = (H + 2 * Hkv) * D;
+    int32_t window = a->window;
     int32_t first = window && t - window + 1 > 0 ? t - window + 1 : 0;
     double *p = calloc((size_t)t + 1, sizeof *p);
     for (int32_t h = 0; h < H; h++) {
@@ -71,7 +73,9 @@ static void attend(const td_model_config *c, int32_t layer, const double *qkv, i
 
 void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logits) {
     const td_model_config *c = &m->cfg;
-    int32_t C = c->n_hidden, F = c->n_ffn, D = c->head_dim, H = c->n_heads, Hkv = c->n_kv_heads;
+    const td_attention *mixer = &c->layers[0].mixer.attention; /* layers differ in windows alone */
+    int32_t C = c->n_hidden, F = c->layers[0].ffn.dense.n_ffn;
+    int32_t D = mixer->head_dim, H = mixer->n_heads, Hkv = mixer->n_kv_heads;
     int32_t width = (H + 2 * Hkv) * D;
     double *x = calloc((size_t)(n * C), sizeof *x), *qkv = calloc((size_t)(n * width), sizeof *qkv);
     size_t widest = (size_t)TD_MAX(TD_MAX(C, F), H * D);
@@ -82,7 +86,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
         for (int32_t i = 0; i < C; i++)
             x[t * C + i] = embed[ids[t] * C + i];
     for (int32_t l = 0; l < c->n_layers; l++) {
-        bool qb = c->qkv_bias;
+        bool qb = mixer->qkv_bias;
         for (int32_t t = 0; t < n; t++) {
             double *q = qkv + t * width, *k = q + H * D, *v = k + Hkv * D;
             norm(x + t * C, tensor(m, l, "input_layernorm.weight"), c->norm_eps, C, a);
@@ -93,7 +97,7 @@ void ref_forward(const fx_model *m, const int32_t *ids, int32_t n, double *logit
             project(a, tensor(m, l, "self_attn.v_proj.weight"),
                     qb ? tensor(m, l, "self_attn.v_proj.bias") : NULL, C, Hkv * D, v);
             for (int32_t h = 0; h < H + Hkv; h++) {
-                if (c->qk_norm)
+                if (mixer->qk_norm)
                     norm(
                         q + h * D,
                         tensor(m, l, h < H ? "self_attn.q_norm.weight" : "self_attn.k_norm.weight"),

@@ -11,18 +11,15 @@
 #include "base/memory.h"
 #include "base/strbuf.h"
 
+#define LAYER FX_LAYER(4, 2, 4, 24)
 static const td_model_config small = {.architecture = "LlamaForCausalLM",
                                       .n_layers = 2,
                                       .n_hidden = 16,
-                                      .n_ffn = 24,
-                                      .n_heads = 4,
-                                      .n_kv_heads = 2,
-                                      .head_dim = 4,
+                                      .layers = {LAYER, LAYER},
                                       .n_vocab = 40,
                                       .max_positions = 64,
                                       .norm_eps = 1e-5f,
-                                      .pre_norm = true,
-                                      .gated = true};
+                                      .pre_norm = true};
 
 static void expect_refused(const char *dir, const td_model_config *cfg, const char *message) {
     td_weights *w = NULL;

@@ -26,58 +26,78 @@ static td_model_config must_load(const char *json) {
     return c;
 }
 
+/* What most families have alike in all layers; the tests of windows, ropes and experts look at
+ * each. */
+static const td_attention *attention(const td_model_config *c, int32_t layer) {
+    cr_assert_eq(c->layers[layer].mixer.kind, TD_MIXER_ATTENTION);
+    return &c->layers[layer].mixer.attention;
+}
+
+static const td_dense *dense(const td_model_config *c, int32_t layer) {
+    cr_assert_eq(c->layers[layer].ffn.kind, TD_FFN_DENSE);
+    return &c->layers[layer].ffn.dense;
+}
+
 static bool windows_are(const td_model_config *c, const int32_t *want) {
-    return c->n_layers == 4 && !memcmp(c->window, want, 4 * sizeof *want);
+    for (int32_t i = 0; i < 4; i++)
+        if (attention(c, i)->window != want[i])
+            return false;
+    return c->n_layers == 4;
+}
+
+static bool has_experts(const td_model_config *c, int32_t layer) {
+    return c->layers[layer].ffn.kind == TD_FFN_EXPERTS;
 }
 
 Test(hf_config, defaults_follow_the_architecture) {
     td_model_config c = must_load(LLAMA "}");
-    cr_expect_eq(c.n_kv_heads, 32);
-    cr_expect_eq(c.head_dim, 2);
+    cr_expect_eq(attention(&c, 3)->n_kv_heads, 32);
+    cr_expect_eq(attention(&c, 3)->head_dim, 2);
     cr_expect_eq(c.max_positions, 2048);
     cr_expect_float_eq(c.norm_eps, 1e-6f, 1e-12f);
     cr_expect_eq(c.rope[0].theta, 10000.0);
     cr_expect_not(c.tied_embeddings);
     cr_expect_eq(c.weight_dtype, TD_F32);
     cr_expect_eq(c.bos_id, -1);
-    cr_expect_eq(c.window[3], 0);
+    cr_expect_eq(attention(&c, 3)->window, 0);
 
     c = must_load("{" ARCH("Mistral") SIZES "}");
-    cr_expect_eq(c.n_kv_heads, 8);
+    cr_expect_eq(attention(&c, 3)->n_kv_heads, 8);
     cr_expect(windows_are(&c, (int32_t[]){4096, 4096, 4096, 4096}));
     c = must_load("{" ARCH("Mistral") SIZES ",\"sliding_window\":null,"
                                             "\"num_key_value_heads\":null}");
     cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0}));
-    cr_expect_eq(c.n_kv_heads, 32);
+    cr_expect_eq(attention(&c, 3)->n_kv_heads, 32);
 
     c = must_load("{" ARCH("Qwen2") SIZES ",\"num_key_value_heads\":4}");
-    cr_expect(c.qkv_bias && !c.o_bias && !c.qk_norm);
+    cr_expect(attention(&c, 3)->qkv_bias && !attention(&c, 3)->o_bias &&
+              !attention(&c, 3)->qk_norm);
     cr_expect(windows_are(&c, (int32_t[]){0, 0, 0, 0}));
 
     c = must_load("{" ARCH("Qwen3") SIZES "}");
-    cr_expect_eq(c.head_dim, 128);
-    cr_expect(c.qk_norm == TD_QK_NORM_HEAD && !c.qkv_bias);
+    cr_expect_eq(attention(&c, 3)->head_dim, 128);
+    cr_expect(attention(&c, 3)->qk_norm == TD_QK_NORM_HEAD && !attention(&c, 3)->qkv_bias);
 }
 
 Test(hf_config, constants_of_the_families) {
     td_model_config c = must_load("{" ARCH("Gemma") SIZES "}");
-    cr_expect_eq(c.n_kv_heads, 16);
-    cr_expect_eq(c.head_dim, 256);
+    cr_expect_eq(attention(&c, 3)->n_kv_heads, 16);
+    cr_expect_eq(attention(&c, 3)->head_dim, 256);
     cr_expect_eq(c.embed_scale, 8.0f);
-    cr_expect(c.norm_plus_one && c.tied_embeddings && c.act == TD_ACT_GELU_TANH);
+    cr_expect(c.norm_plus_one && c.tied_embeddings && dense(&c, 3)->act == TD_ACT_GELU_TANH);
     cr_expect(!c.post_norm && c.logits_softcap == 0);
     c = must_load("{" ARCH("Gemma") SIZES ",\"hidden_act\":\"gelu\"}");
-    cr_expect_eq(c.act, TD_ACT_GELU_TANH);
+    cr_expect_eq(dense(&c, 3)->act, TD_ACT_GELU_TANH);
 
     c = must_load("{" ARCH("Gemma2") SIZES ",\"query_pre_attn_scalar\":64}");
     cr_expect(c.post_norm && c.pre_norm);
     cr_expect_eq(c.logits_softcap, 30.0f);
-    cr_expect_eq(c.attention_softcap, 50.0f);
-    cr_expect_eq(c.attention_scale, 0.125f);
+    cr_expect_eq(attention(&c, 3)->softcap, 50.0f);
+    cr_expect_eq(attention(&c, 3)->scale, 0.125f);
     c = must_load("{" ARCH("Gemma2") SIZES ",\"final_logit_softcapping\":null,"
                                            "\"attn_logit_softcapping\":20}");
     cr_expect_eq(c.logits_softcap, 0.0f);
-    cr_expect_eq(c.attention_softcap, 20.0f);
+    cr_expect_eq(attention(&c, 3)->softcap, 20.0f);
 
     c = must_load("{" ARCH("Gemma3") SIZES
                   ",\"sliding_window_pattern\":2,"
@@ -85,7 +105,7 @@ Test(hf_config, constants_of_the_families) {
     cr_expect_eq(c.n_ropes, 2);
     cr_expect(c.rope[0].theta == 1e6 && c.rope[0].type == TD_ROPE_LINEAR);
     cr_expect(c.rope[1].theta == 1e4 && c.rope[1].type == TD_ROPE_DEFAULT);
-    cr_expect(c.rope_of[0] == 1 && c.rope_of[1] == 0);
+    cr_expect(attention(&c, 0)->rope == 1 && attention(&c, 1)->rope == 0);
     c = must_load("{" ARCH("Gemma3") SIZES
                   ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":5e5},"
                   "\"sliding_attention\":{\"rope_theta\":77}}}");
@@ -93,10 +113,12 @@ Test(hf_config, constants_of_the_families) {
 
     c = must_load("{\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":4,\"n_embd\":64,"
                   "\"n_head\":4,\"n_inner\":null,\"vocab_size\":100}");
-    cr_expect_eq(c.n_ffn, 256);
+    cr_expect_eq(dense(&c, 3)->n_ffn, 256);
     cr_expect_eq(c.max_positions, 1024);
-    cr_expect(c.learned_positions && c.n_ropes == 0 && c.rope_of[0] == -1 && c.tied_embeddings);
-    cr_expect(c.norm_kind == TD_NORM_LAYER && !c.gated && c.mlp_bias && c.o_bias);
+    cr_expect(c.learned_positions && c.n_ropes == 0 && attention(&c, 0)->rope == -1 &&
+              c.tied_embeddings);
+    cr_expect(c.norm_kind == TD_NORM_LAYER && !dense(&c, 3)->gated && dense(&c, 3)->bias &&
+              attention(&c, 3)->o_bias);
 
     /* A top-level original length is not for nested parameters, an empty rope_scaling for nothing.
      */
@@ -112,21 +134,23 @@ Test(hf_config, constants_of_the_families) {
     c = must_load("{" ARCH("GPTNeoX") "\"num_hidden_layers\":4,\"hidden_size\":64,"
                                       "\"intermediate_size\":96,\"num_attention_heads\":2,"
                                       "\"vocab_size\":100,\"rotary_emb_base\":500}");
-    cr_expect_eq(c.rotary_dim, 8);
+    cr_expect_eq(c.rope[0].rotary_dim, 8);
     cr_expect_eq(c.rope[0].theta, 500.0);
-    cr_expect(c.parallel_residual && c.act == TD_ACT_GELU && c.qkv_bias);
+    cr_expect(c.parallel_residual && dense(&c, 3)->act == TD_ACT_GELU &&
+              attention(&c, 3)->qkv_bias);
 
     c = must_load("{" ARCH("Olmo2") SIZES "}");
-    cr_expect(!c.pre_norm && c.post_norm && c.qk_norm == TD_QK_NORM_FULL);
+    cr_expect(!c.pre_norm && c.post_norm && attention(&c, 3)->qk_norm == TD_QK_NORM_FULL);
     c = must_load("{" ARCH("SmolLM3") SIZES "}");
-    cr_expect(c.rope_of[2] == 0 && c.rope_of[3] == -1 && c.rope[0].theta == 2e6);
+    cr_expect(attention(&c, 2)->rope == 0 && attention(&c, 3)->rope == -1 &&
+              c.rope[0].theta == 2e6);
     c = must_load("{" ARCH("Granite") SIZES ",\"embedding_multiplier\":12,\"logits_scaling\":8,"
                                             "\"residual_multiplier\":0.25}");
     cr_expect(c.embed_scale == 12 && c.logits_divisor == 8 && c.residual_scale == 0.25f);
-    cr_expect_eq(c.attention_scale, 1.0f);
+    cr_expect_eq(attention(&c, 3)->scale, 1.0f);
     c = must_load("{" ARCH("StableLm") SIZES ",\"use_parallel_residual\":true,"
                                              "\"partial_rotary_factor\":1}");
-    cr_expect(c.shared_norm && c.parallel_residual && c.rotary_dim == 2);
+    cr_expect(c.shared_norm && c.parallel_residual && c.rope[0].rotary_dim == 2);
 }
 
 Test(hf_config, experts) {
@@ -134,18 +158,22 @@ Test(hf_config, experts) {
                                   ",\"decoder_sparse_step\":2,\"num_experts\":8,"
                                   "\"moe_intermediate_size\":10,\"num_experts_per_tok\":3,"
                                   "\"mlp_only_layers\":[3]}");
-    cr_expect(!c.moe[0] && c.moe[1] && !c.moe[2] && !c.moe[3]);
-    cr_expect(c.n_experts == 8 && c.n_experts_used == 3 && c.n_ffn_expert == 10);
-    cr_expect_not(c.moe_normalise);
+    cr_expect(!has_experts(&c, 0) && has_experts(&c, 1) && !has_experts(&c, 2) &&
+              !has_experts(&c, 3));
+    const td_experts *e = &c.layers[1].ffn.experts;
+    cr_expect(e->n_experts == 8 && e->n_used == 3 && e->n_ffn == 10);
+    cr_expect_not(e->normalise);
     /* Three dense MLPs, and one of 8 experts with a router. */
     int64_t attention = 2 * 64 * 64 + 2 * 64 * 8 + 2 * 2;
     cr_expect_eq(c.n_params, 4 * (attention + 128) + 3 * (3 * 64 * 96) + 8 * 64 + 8 * 3 * 64 * 10 +
                                  2 * 6400 + 64);
     c = must_load("{" ARCH("Mixtral") SIZES "}");
-    cr_expect(c.moe[0] && c.moe[3] && c.moe_normalise && c.rope[0].theta == 1e6);
-    cr_expect(c.n_experts == 8 && c.n_experts_used == 2 && c.n_ffn_expert == 96);
+    cr_expect(has_experts(&c, 0) && has_experts(&c, 3) && c.rope[0].theta == 1e6);
+    e = &c.layers[3].ffn.experts;
+    cr_expect(e->n_experts == 8 && e->n_used == 2 && e->n_ffn == 96 && e->normalise);
     c = must_load("{" ARCH("Qwen3Moe") SIZES ",\"num_experts\":0}");
-    cr_expect(!c.moe[0] && c.n_experts == 0);
+    for (int32_t i = 0; i < 4; i++)
+        cr_expect_eq(dense(&c, i)->n_ffn, 96);
 }
 
 Test(hf_config, quantised_to_fp8) {
@@ -164,9 +192,9 @@ Test(hf_config, quantised_to_fp8) {
 Test(hf_config, biases_only_where_the_architecture_reads_the_key) {
     td_model_config c =
         must_load("{" ARCH("Mistral") SIZES ",\"attention_bias\":true,\"mlp_bias\":true}");
-    cr_expect(!c.qkv_bias && !c.o_bias && !c.mlp_bias);
+    cr_expect(!attention(&c, 3)->qkv_bias && !attention(&c, 3)->o_bias && !dense(&c, 3)->bias);
     c = must_load("{" ARCH("Qwen2") SIZES ",\"attention_bias\":true,\"mlp_bias\":true}");
-    cr_expect(c.qkv_bias && !c.o_bias && !c.mlp_bias);
+    cr_expect(attention(&c, 3)->qkv_bias && !attention(&c, 3)->o_bias && !dense(&c, 3)->bias);
 }
 
 Test(hf_config, windows) {

@@ -11,24 +11,22 @@
 
 enum { V = 96 };
 
+#define LAYER FX_LAYER(6, 2, 8, 68)
 /* Odd sizes on purpose: nothing is a multiple of a tile. */
 static const td_model_config base = {.architecture = "LlamaForCausalLM",
                                      .n_layers = 4,
                                      .n_hidden = 40,
-                                     .n_ffn = 68,
-                                     .n_heads = 6,
-                                     .n_kv_heads = 2,
-                                     .head_dim = 8,
+                                     .layers = {LAYER, LAYER, LAYER, LAYER},
                                      .n_vocab = V,
                                      .max_positions = 512,
                                      .norm_eps = 1e-5f,
                                      .pre_norm = true,
-                                     .gated = true,
                                      .rope = {{.theta = 10000, .factor = 1}}};
 
 /* A folder with config.json and weights of such a model. `extra` is further JSON. */
 static fx_model write_model(const td_model_config *cfg, td_dtype dtype, const char *extra,
                             char **dir) {
+    const td_attention *a = &cfg->layers[0].mixer.attention;
     fx_model m = fx_model_make(cfg, dtype, 7);
     *dir = fx_temp_dir();
     fx_write_tensors(&m, 0, m.n, *dir, "model.safetensors");
@@ -37,8 +35,8 @@ static fx_model write_model(const td_model_config *cfg, td_dtype dtype, const ch
         "\"intermediate_size\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,"
         "\"head_dim\":%d,\"vocab_size\":%d,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":512,"
         "\"tie_word_embeddings\":%s%s}",
-        cfg->architecture, cfg->n_layers, cfg->n_hidden, cfg->n_ffn, cfg->n_heads, cfg->n_kv_heads,
-        cfg->head_dim, cfg->n_vocab, cfg->tied_embeddings ? "true" : "false", extra);
+        cfg->architecture, cfg->n_layers, cfg->n_hidden, cfg->layers[0].ffn.dense.n_ffn, a->n_heads,
+        a->n_kv_heads, a->head_dim, cfg->n_vocab, cfg->tied_embeddings ? "true" : "false", extra);
     fx_write(*dir, "config.json", json, strlen(json));
     free(json);
     return m;
@@ -96,10 +94,12 @@ Test(session, every_feature_agrees_with_a_plain_forward_pass) {
         char *dir;
         strcpy(c.architecture, cases[i].architecture);
         c.tied_embeddings = cases[i].tied;
-        c.qkv_bias = cases[i].qkv_bias;
-        c.qk_norm = cases[i].qk_norm ? TD_QK_NORM_HEAD : TD_QK_NORM_NONE;
-        for (int32_t l = cases[i].first; l < c.n_layers; l++)
-            c.window[l] = cases[i].window;
+        for (int32_t l = 0; l < c.n_layers; l++) {
+            td_attention *a = &c.layers[l].mixer.attention;
+            a->qkv_bias = cases[i].qkv_bias;
+            a->qk_norm = cases[i].qk_norm ? TD_QK_NORM_HEAD : TD_QK_NORM_NONE;
+            a->window = l >= cases[i].first ? cases[i].window : 0;
+        }
         c.rope[0].type = cases[i].linear > 1 ? TD_ROPE_LINEAR : TD_ROPE_DEFAULT;
         c.rope[0].factor = cases[i].linear;
         fx_model m = write_model(&c, cases[i].dtype, cases[i].extra, &dir);
@@ -132,7 +132,8 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
     hs_samples s = hs_samples_random(4, 60, 300, V, 11);
     td_model_config c = base;
     strcpy(c.architecture, "Qwen3ForCausalLM");
-    c.qk_norm = TD_QK_NORM_HEAD;
+    for (int32_t l = 0; l < c.n_layers; l++)
+        c.layers[l].mixer.attention.qk_norm = TD_QK_NORM_HEAD;
     char *dir;
     fx_model m = write_model(&c, TD_BF16, "", &dir);
     int32_t n_compared = 0;

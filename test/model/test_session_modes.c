@@ -13,18 +13,15 @@
 
 enum { V = 300, C = 40, MAX_ROW_BYTES = 8192 };
 
+#define LAYER FX_LAYER(6, 2, 8, 68)
 static const td_model_config base = {.architecture = "LlamaForCausalLM",
                                      .n_layers = 3,
                                      .n_hidden = C,
-                                     .n_ffn = 68,
-                                     .n_heads = 6,
-                                     .n_kv_heads = 2,
-                                     .head_dim = 8,
+                                     .layers = {LAYER, LAYER, LAYER},
                                      .n_vocab = V,
                                      .max_positions = 512,
                                      .norm_eps = 1e-5f,
                                      .pre_norm = true,
-                                     .gated = true,
                                      .rope = {{.theta = 10000, .factor = 1}}};
 
 static const td_capture_spec modes[] = {

@@ -1,9 +1,9 @@
+/* plan_fixture.c - see plan_fixture.h. */
 #include "plan_fixture.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
-
 
 void pf_open(pf *f, const char *model, const char *inventory) {
     *f = (pf){0};

@@ -14,22 +14,26 @@ typedef struct sample {
 /* FLOPs of the items [begin, end), counted position by position. */
 static double count_flops(const td_model_config *m, int32_t begin, int32_t end, const sample *s,
                           int n) {
-    double sum = 0, C = m->n_hidden, D = m->head_dim;
-    double mlp = (m->gated ? 3.0 : 2.0) * C * m->n_ffn;
-    double moe =
-        C * m->n_experts + (double)m->n_experts_used * (m->gated ? 3.0 : 2.0) * C * m->n_ffn_expert;
+    double sum = 0, C = m->n_hidden;
     for (int i = 0; i < n; i++) {
         if (end == m->n_layers + 2)
             sum += 2.0 * s[i].n_rows * C * m->n_vocab;
         for (int32_t l = begin > 1 ? begin - 1 : 0; l < end - 1 && l < m->n_layers; l++) {
+            const td_attention *a = &m->layers[l].mixer.attention;
+            const td_ffn *f = &m->layers[l].ffn;
+            const td_experts *e = &f->experts;
+            double D = a->head_dim;
+            double ffn = f->kind == TD_FFN_EXPERTS
+                             ? C * e->n_experts + e->n_used * 3.0 * C * e->n_ffn
+                             : (f->dense.gated ? 3.0 : 2.0) * C * f->dense.n_ffn;
             for (int32_t t = 0; t < s[i].n_tokens; t++) {
                 int32_t seen = t + 1;
-                if (m->window[l] && seen > m->window[l])
-                    seen = m->window[l];
-                sum += 2 * C * D * m->n_heads * 2;    /* q and o */
-                sum += 2 * C * D * m->n_kv_heads * 2; /* k and v */
-                sum += 2 * (m->moe[l] ? moe : mlp);
-                sum += 2.0 * m->n_heads * D * seen * 2; /* q k^T, p v */
+                if (a->window && seen > a->window)
+                    seen = a->window;
+                sum += 2 * C * D * a->n_heads * 2;    /* q and o */
+                sum += 2 * C * D * a->n_kv_heads * 2; /* k and v */
+                sum += 2 * ffn;
+                sum += 2.0 * a->n_heads * D * seen * 2; /* q k^T, p v */
             }
         }
     }
@@ -55,14 +59,12 @@ static void close_to(double got, double want, double tolerance, const char *what
 static void make_variant(td_model_config *m, int variant) {
     for (int32_t l = 0; l < m->n_layers; l++) {
         if (variant == 1)
-            m->window[l] = l % 3 ? 16 : 0;
-        if (variant == 2)
-            m->moe[l] = l % 2;
-    }
-    if (variant == 2) {
-        m->n_experts = 8;
-        m->n_experts_used = 2;
-        m->n_ffn_expert = m->n_ffn / 2;
+            m->layers[l].mixer.attention.window = l % 3 ? 16 : 0;
+        if (variant == 2 && l % 2)
+            m->layers[l].ffn = (td_ffn){.kind = TD_FFN_EXPERTS,
+                                        .experts = {.n_experts = 8,
+                                                    .n_used = 2,
+                                                    .n_ffn = m->layers[0].ffn.dense.n_ffn / 2}};
     }
 }
 
@@ -152,7 +154,7 @@ Test(cost, a_stage_is_the_sum_of_its_items) {
     pf f;
     pf_open(&f, "llama-8b", "4xa100-4xv100");
     make_variant(&f.model, 2);
-    f.model.window[5] = 16;
+    f.model.layers[5].mixer.attention.window = 16;
     f.plan.compute = TD_F16;
     td_planner pl = {
         .model = &f.model, .plan = &f.plan, .speeds_known = true, .n_items = f.model.n_layers + 2};
@@ -187,7 +189,8 @@ Test(cost, attention_and_capture_have_rates_of_their_own) {
     td_stage_cost a = td_plan_stage_cost(&pl, &plain, 0, pl.n_items);
     td_stage_cost b = td_plan_stage_cost(&pl, &slow, 0, pl.n_items);
     const td_work_size w = size_of(SAMPLES, N_SAMPLES, 0);
-    double pairs_s = 4.0 * f.model.n_layers * f.model.n_heads * f.model.head_dim * w.n_pairs /
+    const td_attention *attention = &f.model.layers[0].mixer.attention;
+    double pairs_s = 4.0 * f.model.n_layers * attention->n_heads * attention->head_dim * w.n_pairs /
                      (plain.tflops * 1e12);
     /* logits written once and read twice, and the states before and behind the last norm */
     double rows_s = (double)w.n_rows * (12.0 * f.model.n_vocab + 8.0 * f.model.n_hidden) /

@@ -414,17 +414,18 @@ Test(predict, layers_cost_what_they_compute) {
     td_work_size_add(&f.plan.micro_batch, 30000, 30000, 16); /* a long one: attention counts */
     double tokens = 30000;
     double dense = td_plan_item_seconds(&pl, &dev, 3);
-    f.model.window[3] = 16;
+    f.model.layers[3].mixer.attention.window = 16;
     cr_expect_lt(td_plan_item_seconds(&pl, &dev, 4), dense);
     cr_expect_eq(td_plan_item_seconds(&pl, &dev, 3), dense);
 
     double C = f.model.n_hidden, E = 64, router = tokens * 2 * E * C * 1e-12;
-    f.model.moe[2] = true;
-    f.model.n_experts = (int32_t)E;
-    f.model.n_experts_used = 4;
-    f.model.n_ffn_expert = f.model.n_ffn / 4;
+    const td_ffn one = f.model.layers[2].ffn;
+    const td_ffn many = {
+        .kind = TD_FFN_EXPERTS,
+        .experts = {.n_experts = (int32_t)E, .n_used = 4, .n_ffn = one.dense.n_ffn / 4}};
+    f.model.layers[2].ffn = many;
     cr_expect_float_eq(td_plan_item_seconds(&pl, &dev, 3), dense + router, 1e-9 * dense);
-    f.model.moe[2] = false;
+    f.model.layers[2].ffn = one;
 
     td_stage_memory moe, plain;
     const td_session_limits lim = {
@@ -432,14 +433,14 @@ Test(predict, layers_cost_what_they_compute) {
     const td_capture_spec spec = {
         .top_k = 1, .n_vocab = f.model.n_vocab, .n_valid = f.model.n_vocab};
     td_stage_memory_estimate(&f.model, TD_BF16, &lim, &spec, 3, 4, &plain);
-    f.model.moe[2] = true;
+    f.model.layers[2].ffn = many;
     strcpy(f.model.architecture, "Qwen3MoeForCausalLM");
     td_stage_memory_estimate(&f.model, TD_BF16, &lim, &spec, 3, 4, &moe);
-    double mlp = 3 * C * f.model.n_ffn;
+    double mlp = 3 * C * one.dense.n_ffn;
     cr_expect_eq(moe.weight_bytes - plain.weight_bytes,
                  (uint64_t)(2 * (E * C + mlp * (E / 4 - 1))));
     cr_expect_gt(moe.activation_bytes,
-                 td_moe_scratch_bytes(100, f.model.n_hidden, f.model.n_ffn_expert, 64, 4, TD_BF16));
+                 td_moe_scratch_bytes(100, f.model.n_hidden, many.experts.n_ffn, 64, 4, TD_BF16));
     pf_close(&f);
 }
 

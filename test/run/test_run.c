@@ -203,7 +203,9 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     ops.alloc = short_alloc;
     f.job.devices[0]->ops = &ops;
     /* The gate-and-up buffer of the planned micro-batch does not fit, that of half of it does. */
-    g_alloc_limit = (size_t)f.job.plan.limits.max_tokens * 2 * (size_t)f.job.model.n_ffn * 4 - 1;
+    g_alloc_limit = (size_t)f.job.plan.limits.max_tokens * 2 *
+                        (size_t)f.job.model.layers[0].ffn.dense.n_ffn * 4 -
+                    1;
     OK(run(&f, &s, &err));
     cr_assert_lt(td_source_batch_tokens(f.job.source), 2048);
     assert_same_shards(ref, f.dir);

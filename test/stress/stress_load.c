@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "test/model/fake_device.h"
+#include "test/model/fixture.h"
 #include "model/weights.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
@@ -141,8 +142,9 @@ static void put(writer *w, bool data, const char *name, int32_t layer, int64_t r
 
 /* The numbers of the tensors follow from this order: what check() relies on. */
 static void put_all(writer *w, bool data, const td_model_config *c) {
-    int64_t C = c->n_hidden, F = c->n_ffn, q = c->n_heads * c->head_dim,
-            kv = c->n_kv_heads * c->head_dim;
+    const td_attention *a = &c->layers[0].mixer.attention;
+    int64_t C = c->n_hidden, F = c->layers[0].ffn.dense.n_ffn;
+    int64_t q = a->n_heads * a->head_dim, kv = a->n_kv_heads * a->head_dim;
     w->at = w->n = 0;
     put(w, data, "model.embed_tokens.weight", -1, c->n_vocab, C);
     put(w, data, "model.norm.weight", -1, C, 0);
@@ -187,8 +189,10 @@ static bool rows_are(const void *data, td_dtype dtype, uint32_t tensor, uint64_t
 }
 
 static bool check(const td_model_config *c, const td_domain_weights *d, td_dtype compute) {
-    uint64_t C = (uint64_t)c->n_hidden, F = (uint64_t)c->n_ffn, V = (uint64_t)c->n_vocab;
-    uint64_t q = (uint64_t)(c->n_heads * c->head_dim), kv = (uint64_t)(c->n_kv_heads * c->head_dim);
+    const td_attention *a = &c->layers[0].mixer.attention;
+    uint64_t C = (uint64_t)c->n_hidden, V = (uint64_t)c->n_vocab;
+    uint64_t F = (uint64_t)c->layers[0].ffn.dense.n_ffn;
+    uint64_t q = (uint64_t)(a->n_heads * a->head_dim), kv = (uint64_t)(a->n_kv_heads * a->head_dim);
     size_t elem = td_dtype_size(compute);
     bool ok = true;
     if (d->has_item[0])
@@ -228,14 +232,11 @@ static void stress(const char *dir) {
     td_model_config c = {.architecture = "LlamaForCausalLM",
                          .n_layers = 3,
                          .n_hidden = 96,
-                         .n_ffn = 200,
-                         .n_heads = 6,
-                         .n_kv_heads = 2,
-                         .head_dim = 16,
                          .n_vocab = 1000,
-                         .gated = true,
                          .pre_norm = true,
                          .tied_embeddings = true};
+    for (int32_t i = 0; i < c.n_layers; i++)
+        c.layers[i] = (td_layer)FX_LAYER(6, 2, 16, 200);
     td_error err = {0};
     uint64_t first_hash = 0;
     EXPECT(write_model(dir, &c, TD_F32));
@@ -287,15 +288,12 @@ static double cpu_seconds(void) {
 static void measure(const char *dir, int mega) {
     td_model_config c = {.architecture = "LlamaForCausalLM",
                          .n_hidden = 2048,
-                         .n_ffn = 7168,
-                         .n_heads = 16,
-                         .n_kv_heads = 4,
-                         .head_dim = 128,
                          .n_vocab = 32000,
-                         .gated = true,
                          .pre_norm = true,
                          .tied_embeddings = true};
-    c.n_layers = TD_MAX((mega - 131) / 109, 1);
+    c.n_layers = TD_MIN(TD_MAX((mega - 131) / 109, 1), TD_MAX_LAYERS);
+    for (int32_t i = 0; i < c.n_layers; i++)
+        c.layers[i] = (td_layer)FX_LAYER(16, 4, 128, 7168);
     td_error err = {0};
     for (int stored = 0; stored < 2; stored++) {
         td_dtype dtype = stored ? TD_F32 : TD_BF16;
