@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/memory.h"
+#include "base/strbuf.h"
 
 td_status td_row_maker_init(td_row_maker *m, const td_config *cfg, const td_tokenizer *tok,
                             const td_source_limits *lim, td_error *err) {

@@ -16,6 +16,7 @@
 #include "device/device.h"
 #include "base/dtype.h"
 #include "base/status.h"
+#include "base/memory.h"
 
 /* --- configuration: pure data ----------------------------------------------------------------- */
 

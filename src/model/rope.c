@@ -10,6 +10,7 @@
  * alone and the first.
  */
 #include "model/rope.h"
+#include "base/memory.h"
 
 #include <math.h>
 

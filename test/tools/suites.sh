@@ -37,9 +37,10 @@ runs() {
     fi
 }
 
-program test_gpu_good 0 'test_gpu_good: 7 passed, 0 failed'
+# A suite may know of the CUDA-on-CPU layer (test_gpu_gemm's tolerance) without being linked with it.
+uses='TDGEN_TEST_DEVICE TDGEN_PRETEND_GPUS' program test_gpu_good 0 'test_gpu_good: 7 passed, 0 failed'
 runs 0 '1 passed, 0 failed, 1 skipped' '7 cases passed, 0 failed'
-uses='TDGEN_TEST_DEVICE TDGEN_PRETEND_GPUS' program test_gpu_good_pretend 1 'FAILED: not of a card'
+uses='TDGEN_TEST_DEVICE TDGEN_PRETEND_SEED' program test_gpu_good_pretend 1 'FAILED: not of a card'
 uses=nothing program test_gpu_host 1 'FAILED: not of a card'
 program test_gpu_none 77 'test_gpu_none: SKIPPED: no such device; NOTHING was tested'
 runs 0 '1 passed, 0 failed, 2 skipped' 'SKIPPED: test_gpu_none: no such device'
@@ -52,7 +53,14 @@ rm "$work"/bin/test_gpu_{bad,none}
 program test_session 0 '[====] Synthesis: Tested: 9 | Passing: 9 | Failing: 0 | Crashing: 0'
 runs 0 '2 passed, 0 failed, 1 skipped' '16 cases passed, 0 failed'
 runs 2 'run_suites.sh: unknown argument --everything' '' --everything
-rm "$work/bin/test_session"
+program test_session_modes 0 '[====] Synthesis: Tested: 5 | Passing: 5 | Failing: 0 | Crashing: 0'
+program test_device_modes 0 'test_device_modes: 6 passed, 0 failed'
+runs 0 '4 passed, 0 failed, 1 skipped' '27 cases passed, 0 failed'
+runs 0 '1 passed, 0 failed, 1 skipped' '9 cases passed, 0 failed' --only =test_session
+rm -rf "$work/logs"
+runs 0 test_session_modes $'test_gpu_good\ntest_device_modes\ntest_session' --list --tdgen none
+[[ ! -e $work/logs ]] || { echo 'FAILED: --list made a folder of logs'; failed=$((failed + 1)); }
+rm "$work"/bin/test_{session,session_modes,device_modes}
 
 # The tool: fails when it finds something, and when it says nothing at all.
 mkdir "$work/tools"

@@ -5,9 +5,10 @@ set -uo pipefail
 
 usage() {
     cat <<'END2'
-usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]] [--cpu] [--small] [--only PART]...
+usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]] [--cpu] [--small] [--only PART]... [--list]
 
-  --programs FOLDER   where test_gpu_*, test_logits, test_families and test_session are; may be repeated
+  --programs FOLDER   where test_gpu_*, test_device_modes, test_logits, test_families, test_session and
+                      test_session_modes are; may be repeated
   --tdgen PROGRAM     the program for the end-to-end script
   --sanitizer         then a slice under compute-sanitizer: memcheck over the device suites and a small
                       run, racecheck and initcheck over the kernels; SECONDS at most for each tool
@@ -15,7 +16,8 @@ usage: run_suites.sh --programs FOLDER... --tdgen PROGRAM [--sanitizer [SECONDS]
   --sanitizer-only    nothing but that slice
   --cpu               then the suites of the CPU device and of the run too: the oracle, on this processor
   --small             without the sizes of real models
-  --only PART         suites whose name holds PART; may be repeated
+  --only PART         suites whose name holds PART, or =NAME; may be repeated
+  --list              prints the names of the suites (not those under the sanitizer) and runs nothing
 
 Environment: TD_SOURCE_DIR (repository or bundle), TDGEN_TEST_DEVICE (cuda; cpu tries this script out),
 TDGEN_TEST_JOBS (4: cases of the model suites at a time).
@@ -25,7 +27,7 @@ END2
 }
 : "${TD_SOURCE_DIR:=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}"
 export TD_SOURCE_DIR TDGEN_TEST_DEVICE=${TDGEN_TEST_DEVICE:-cuda}
-folders=() parts=() tdgen='' sanitizer=0 large=1 plain=true cpu=false
+folders=() parts=() tdgen='' sanitizer=0 large=1 plain=true cpu=false list=false
 while (($# > 0)); do
     case $1 in
     --programs) folders+=("${2:?}") && shift ;;
@@ -37,25 +39,29 @@ while (($# > 0)); do
         ;;
     --small) large=0 ;;
     --cpu) cpu=true ;;
+    --list) list=true ;;
     --only) parts+=("${2:?}") && shift ;;
     -h | --help) usage && exit 0 ;;
     *) echo "run_suites.sh: unknown argument $1" >&2 && exit 2 ;;
     esac
     shift
 done
-logs=${TDGEN_LOGS:-build/logs/gpu}
-mkdir -p "$logs" || exit 1
-logs=$(cd "$logs" && pwd)
+if ! $list; then
+    logs=${TDGEN_LOGS:-build/logs/gpu}
+    mkdir -p "$logs" || exit 1
+    logs=$(cd "$logs" && pwd)
+fi
 passed=0 failed=0 skipped=0 cases=0 broken=0
 
 wanted() { # NAME
     local part
     ((${#parts[@]} == 0)) && return 0
-    for part in "${parts[@]}"; do [[ $1 == *"$part"* ]] && return 0; done
+    for part in "${parts[@]}"; do [[ $part == "=$1" || $1 == *"$part"* ]] && return 0; done
     return 1
 }
 
 skip() {
+    $list && return 0
     printf 'SKIPPED: %s\n' "$*"
     skipped=$((skipped + 1))
 }
@@ -69,9 +75,10 @@ count_cases() { # LOG
 
 # suite NAME SECONDS COMMAND...
 suite() {
-    local name=$1 limit=$2 log=$logs/$1.log begin=$SECONDS status good=0 bad=0 reason
+    local name=$1 limit=$2 log=${logs-}/$1.log begin=$SECONDS status good=0 bad=0 reason
     shift 2
     wanted "$name" || return 0
+    $list && printf '%s\n' "$name" && return 0
     timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 </dev/null
     status=$?
     read -r good bad < <(count_cases "$log") || true
@@ -98,7 +105,8 @@ suite() {
 }
 
 # Programs named so, from all folders, that choose their device by TDGEN_TEST_DEVICE; those of the
-# CUDA-on-CPU layer are not about a card.
+# CUDA-on-CPU layer are not about a card. Only the layer reads TDGEN_PRETEND_SEED; a suite for both may
+# ask for TDGEN_PRETEND_GPUS.
 programs() { # PATTERN...
     local folder pattern file
     for folder in "${folders[@]}"; do
@@ -106,7 +114,7 @@ programs() { # PATTERN...
             for file in "$folder"/$pattern; do
                 [[ -f $file && -x $file ]] || continue
                 [[ $pattern == test_gpu_* ]] && { ! grep -q TDGEN_TEST_DEVICE "$file" ||
-                    grep -q TDGEN_PRETEND_GPUS "$file"; } && continue
+                    grep -q TDGEN_PRETEND_SEED "$file"; } && continue
                 printf '%s\n' "$file"
             done
         done
@@ -118,9 +126,10 @@ if $plain; then
     export TDGEN_TEST_LARGE=$large
     mapfile -t found < <(programs 'test_gpu_*')
     ((${#found[@]} > 0)) || skip "there is no test_gpu_* in ${folders[*]}"
-    for file in "${found[@]}"; do suite "${file##*/}" 600 "$file"; done
+    # What capture makes in each mode: a suite of both kinds of device.
+    for file in "${found[@]}" $(programs test_device_modes); do suite "${file##*/}" 600 "$file"; done
     # A few at a time: each case is a process and pays for CUDA's start, and all are small.
-    for file in $(programs test_session test_families test_logits); do
+    for file in $(programs test_session test_session_modes test_families test_logits); do
         suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file" --jobs "${TDGEN_TEST_JOBS:-4}"
     done
     if [[ -n $tdgen && -f $TD_SOURCE_DIR/test/e2e/gpu.sh ]]; then
@@ -135,6 +144,8 @@ if $cpu; then
         suite "${file##*/}" 600 env CRITERION_VERBOSITY_LEVEL=1 "$file"
     done
 fi
+
+$list && exit 0
 
 # --- under compute-sanitizer
 find_sanitizer() {
@@ -201,6 +212,8 @@ if ((sanitizer > 0)); then
         for tool in memcheck racecheck initcheck; do
             tool_end=$((SECONDS + sanitizer)) tool_options=()
             for file in "${found[@]}"; do
+                # The kernels of the rows' suite are those of the others, its arrays are large.
+                [[ ${file##*/} == test_gpu_rows ]] && continue
                 # Races inside a block and unwritten memory are a matter of kernels: the suite that
                 # is about streams goes through memcheck only.
                 [[ $tool != memcheck && $file == *streams* ]] && continue
