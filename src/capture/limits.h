@@ -1,5 +1,4 @@
 /* limits.h - the most of each that a position may keep, once: for the configuration, the backends'
-#include "base/memory.h"
  * checks and the kernels' own memory alike. Plain numbers, since NVRTC compiles this too. */
 #ifndef TDGEN_CAPTURE_LIMITS_H
 #define TDGEN_CAPTURE_LIMITS_H

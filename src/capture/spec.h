@@ -17,7 +17,6 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "capture/limits.h"
-#include "base/memory.h"
 
 /* Each mode once: its enumerator and its name in the INI file and the manifest. */
 #define TD_CAPTURE_MODES(X)                                                                        \

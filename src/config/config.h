@@ -23,7 +23,6 @@
 #include "capture/capture.h"
 #include "base/dtype.h"
 #include "base/status.h"
-#include "base/memory.h"
 
 typedef enum td_compute {
     TD_COMPUTE_AUTO,

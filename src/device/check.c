@@ -1,7 +1,6 @@
 /* check.c - what every backend refuses in the arguments of an operation: see device/backend.h. */
 #include "capture/limits.h"
 #include "device/backend.h"
-#include "base/memory.h"
 
 #include <math.h>
 

@@ -4,7 +4,6 @@
 
 #include "model/stage_buffers.h"
 #include "model/weights.h"
-#include "base/memory.h"
 
 typedef struct td_stage_state {
     td_device *device;

@@ -16,7 +16,6 @@
 #include "device/device.h"
 #include "base/dtype.h"
 #include "base/status.h"
-#include "base/memory.h"
 
 /* --- configuration: pure data ----------------------------------------------------------------- */
 

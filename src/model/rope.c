@@ -10,7 +10,6 @@
  * alone and the first.
  */
 #include "model/rope.h"
-#include "base/memory.h"
 
 #include <math.h>
 

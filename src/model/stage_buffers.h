@@ -8,7 +8,6 @@
 
 #include <stdint.h>
 #include "model/model.h"
-#include "base/memory.h"
 
 typedef enum td_stage_buffer {
     /* activations */

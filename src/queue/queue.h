@@ -67,7 +67,6 @@
 #include <stdint.h>
 #include "plan/plan.h"
 #include "base/status.h"
-#include "base/memory.h"
 
 #define TD_QUEUE_MAX_OWNERS 4096 /* owner numbers are 12 bits of the state word */
 
