@@ -8,13 +8,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "app/restart.h"
 #include "data/data.h"
 #include "run/run.h"
 #include "base/file.h"
 #include "base/memory.h"
-
-#define OK(call) cr_assert_eq((call), TD_OK, "%s: %s", #call, err.text)
 
 static td_fault fault_on(const char *key, const char *name, td_fault_sample *samples, int32_t n) {
     td_fault f = {.samples = samples, .n_samples = n};
@@ -103,14 +102,8 @@ Test(faults, culprit) {
     cr_assert_eq(td_faults_culprit(all, 3, "cuda:1: gemm"), 1);
 }
 
-static void temp_dir(char *dir) {
-    strcpy(dir, "/tmp/tdgen-faults-XXXXXX");
-    cr_assert_not_null(mkdtemp(dir));
-}
-
 Test(faults, file_keeps_everything) {
-    char dir[64];
-    temp_dir(dir);
+    const char *dir = test_temp_dir();
     td_error err = {0};
     td_faults f = {.pid = 4711, .n_reexec = 3, .compute = "bf16"}, g;
     const td_suspect *blamed;
@@ -140,14 +133,12 @@ Test(faults, file_keeps_everything) {
     OK(td_faults_load(dir, &g, &err));
     cr_assert_eq(g.n_suspects, 0);
     td_faults_free(&f);
-    rmdir(dir);
 }
 
 /* Cut anywhere, or with any byte changed, the file is refused or makes some sense: no crash,
  * nothing out of bounds. */
 Test(faults, damaged_files) {
-    char dir[64], *text;
-    temp_dir(dir);
+    const char *dir = test_temp_dir();
     td_error err = {0};
     td_faults f = {.pid = 1, .compute = "f32"}, g;
     const td_suspect *blamed;
@@ -155,15 +146,15 @@ Test(faults, damaged_files) {
     OK(note(&f, "GPU-a", s, 2, &blamed));
     OK(td_faults_save(&f, dir, &err));
     td_faults_free(&f);
-    char *path = td_asprintf("%s/" TD_FAULTS_NAME, dir);
     size_t n;
-    OK(td_file_read(path, 1 << 20, TD_E_OUTPUT, &text, &n, &err));
+    char *text = test_read_file(dir, TD_FAULTS_NAME, &n);
+    cr_assert(text);
     int n_refused = 0;
     for (size_t i = 0; i < n; i++)
         for (int what = 0; what < 3; what++) {
             char old = text[i];
             text[i] = what == 0 ? old : what == 1 ? (char)(old ^ 4) : '9';
-            OK(td_file_write_atomic(path, text, what == 0 ? i : n, false, &err));
+            test_write_file(dir, TD_FAULTS_NAME, text, what == 0 ? i : n);
             text[i] = old;
             if (td_faults_load(dir, &g, &err) == TD_OK) {
                 cr_assert_leq(g.n_suspects, 2);
@@ -177,15 +168,12 @@ Test(faults, damaged_files) {
         }
     cr_assert_gt(n_refused, (int)n);
     td_faults_remove(dir);
-    rmdir(dir);
     free(text);
-    free(path);
 }
 
 /* The driver does not see the lost card any more, and numbers the others anew. */
 Test(faults, numbers_keep_their_meaning) {
-    char dir[64];
-    temp_dir(dir);
+    const char *dir = test_temp_dir();
     td_error err = {0};
     td_device_info info[4];
     memset(info, 0, sizeof info);
@@ -244,7 +232,6 @@ Test(faults, numbers_keep_their_meaning) {
     cr_assert_eq(r.faults.n_lost, 0);
     td_recover_end(&r);
     td_faults_remove(dir);
-    rmdir(dir);
 }
 
 Test(faults, repack) {

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "test/common.h"
 #include "app/commands.h"
 #include "base/status.h"
 #include "base/file.h"
@@ -17,28 +18,22 @@ typedef struct outcome {
     size_t n_out;
 } outcome;
 
-static char dir[] = "/tmp/tdgen-tokcmd-XXXXXX";
+static char *dir;
 
 static char *in_dir(const char *name) {
     return td_asprintf("%s/%s", dir, name);
 }
 
-static void write_file(const char *name, const void *data, size_t n) {
-    td_error err = {0};
-    char *path = in_dir(name);
-    cr_assert_eq(td_file_write_atomic(path, data, n, false, &err), TD_OK, "%s", err.text);
-    free(path);
-}
-
-static size_t read_file(const char *name, char *buf, size_t size) {
-    char *path = in_dir(name);
-    FILE *f = fopen(path, "rb");
-    cr_assert(f);
-    size_t n = fread(buf, 1, size - 1, f);
+static size_t take_file(const char *name, char *buf, size_t size) {
+    size_t n;
+    char *data = test_read_file(dir, name, &n), *path = in_dir(name);
+    cr_assert(data);
+    n = TD_MIN(n, size - 1);
+    memcpy(buf, data, n);
     buf[n] = '\0';
-    fclose(f);
     unlink(path);
     free(path);
+    free(data);
     return n;
 }
 
@@ -48,7 +43,7 @@ static outcome run(char **argv, const void *input, size_t n) {
     int argc = 0, status;
     while (argv[argc])
         argc++;
-    write_file("in", input, n);
+    test_write_file(dir, "in", input, n);
     fflush(NULL);
     pid_t child = fork();
     cr_assert_geq(child, 0);
@@ -66,13 +61,13 @@ static outcome run(char **argv, const void *input, size_t n) {
     cr_assert_eq(waitpid(child, &status, 0), child);
     cr_assert(WIFEXITED(status));
     o.code = WEXITSTATUS(status);
-    o.n_out = read_file("out", o.out, sizeof o.out);
-    read_file("err", o.err, sizeof o.err);
+    o.n_out = take_file("out", o.out, sizeof o.out);
+    take_file("err", o.err, sizeof o.err);
     return o;
 }
 
 static void set_up(void) {
-    cr_assert(mkdtemp(dir));
+    dir = test_temp_dir();
     char *vocab = fixture_byte_vocab(",\"ab\":256");
     char *json = fixture_json(&(fixture_parts){
         .vocab = vocab,
@@ -83,22 +78,12 @@ static void set_up(void) {
         .post_processor =
             "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},"
             "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[257]}}}"});
-    write_file("tokenizer.json", json, strlen(json));
+    test_write_file(dir, "tokenizer.json", json, strlen(json));
     free(json);
     free(vocab);
 }
 
-static void tear_down(void) {
-    static const char *const names[] = {"tokenizer.json", "in"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
-        char *path = in_dir(names[i]);
-        unlink(path);
-        free(path);
-    }
-    rmdir(dir);
-}
-
-TestSuite(tokenize_command, .init = set_up, .fini = tear_down);
+TestSuite(tokenize_command, .init = set_up);
 
 #define RUN(input, ...) run((char *[]){"tokenize", __VA_ARGS__, NULL}, input, sizeof(input) - 1)
 

@@ -8,7 +8,7 @@
 #include "base/memory.h"
 
 Test(safetensors, reads_tensors_by_order_and_name) {
-    char *dir = fx_temp_dir(), *path = td_asprintf("%s/a.safetensors", dir);
+    char *dir = test_temp_dir(), *path = td_asprintf("%s/a.safetensors", dir);
     const unsigned char data[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
     fx_write_st(dir, "a.safetensors",
                 "{\"z\":{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[0,8]},"
@@ -79,7 +79,7 @@ Test(safetensors, refuses_bad_headers_by_name) {
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}",
          "4 bytes after the last tensor belong to none"},
     };
-    char *dir = fx_temp_dir(), *path = td_asprintf("%s/bad.safetensors", dir);
+    char *dir = test_temp_dir(), *path = td_asprintf("%s/bad.safetensors", dir);
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         td_safetensors *st = NULL;
         td_error e = {0};
@@ -104,11 +104,11 @@ Test(safetensors, refuses_bad_files) {
         {"\x10\0\0\0\0\0\0\0{}", 10, "the header has 16 bytes, but the file ends after 10"},
         {"\xff\xff\xff\xff\xff\xff\xff\xff{}", 10, "over the format's limit of 100 MB"},
     };
-    char *dir = fx_temp_dir(), *path = td_asprintf("%s/f", dir);
+    char *dir = test_temp_dir(), *path = td_asprintf("%s/f", dir);
     td_safetensors *st;
     td_error e;
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
-        fx_write(dir, "f", cases[i].bytes, cases[i].n);
+        test_write_file(dir, "f", cases[i].bytes, cases[i].n);
         cr_expect_eq(td_safetensors_open(path, TD_E_MODEL, &st, &e), TD_E_MODEL);
         cr_expect(strstr(e.text, cases[i].message), "case %zu: %s", i, e.text);
     }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "test/common.h"
 #include "test/record/fixture.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -95,7 +96,7 @@ Test(coverage, a_run_counts_what_it_wrote_and_what_was_there) {
     td_coverage written, mixed;
     td_log_set_level(TD_LOG_ERROR);
     td_fixture_init(&f);
-    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_open(&f, &o, &err));
     double tail = 0;
     int64_t n = 0;
     for (int64_t k = 0; k < 3; k++) {
@@ -106,7 +107,7 @@ Test(coverage, a_run_counts_what_it_wrote_and_what_was_there) {
                 tail += (double)c.tail_mass[r];
             td_fixture_captured_free(&c);
         }
-        cr_assert_eq(td_fixture_write(&f, o, s, 3, &err), TD_OK, "%s", err.text);
+        OK(td_fixture_write(&f, o, s, 3, &err));
         td_fixture_shard_free(s);
     }
     td_output_coverage_get(o, &written);
@@ -118,16 +119,14 @@ Test(coverage, a_run_counts_what_it_wrote_and_what_was_there) {
     char *path = td_asprintf("%s/shard-000001.safetensors", f.cfg.output.dir);
     cr_assert_eq(remove(path), 0);
     free(path);
-    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_open(&f, &o, &err));
     for (int64_t k = 0; k < 3; k++) {
         td_shard *s = td_fixture_shard(&f, k, 4);
         bool done = false;
-        cr_assert_eq(
-            td_output_shard_done(o, k, s->row_begin, s->row_end, s->source_hash, &done, NULL, &err),
-            TD_OK, "%s", err.text);
+        OK(td_output_shard_done(o, k, s->row_begin, s->row_end, s->source_hash, &done, NULL, &err));
         cr_assert_eq(done, k != 1);
         if (!done)
-            cr_assert_eq(td_fixture_write(&f, o, s, 3, &err), TD_OK, "%s", err.text);
+            OK(td_fixture_write(&f, o, s, 3, &err));
         td_fixture_shard_free(s);
     }
     td_output_coverage_get(o, &mixed);

@@ -1,5 +1,5 @@
 /* Configuration: what accepted settings become. */
-#include "config_fixture.h"
+#include "fixture.h"
 
 #include "config/keys.h"
 #include "base/log.h"
@@ -12,8 +12,6 @@ static td_config load_ok(const char *text, const char *const overrides[4]) {
     cr_assert_eq(rc, TD_OK, "refused: %s", err.text);
     return cfg;
 }
-
-TestSuite(config, .fini = remove_run_ini);
 
 Test(config, defaults) {
     td_config c = load_ok(BASE_INI, NULL);

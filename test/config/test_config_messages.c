@@ -1,11 +1,10 @@
 /* Configuration: what is refused, and that the message names the place and what to do. */
-#include "config_fixture.h"
+#include "test/common.h"
+#include "fixture.h"
 
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"
-
-TestSuite(config_messages, .fini = remove_run_ini);
 
 typedef struct refusal {
     const char *text; /* after BASE_INI, or whole when `whole` */
@@ -262,7 +261,7 @@ Test(config_messages, a_long_comment_is_no_long_line) {
     snprintf(text, sizeof text, "; %01000d\n%s  # %0500d\n", 0, BASE_INI, 0);
     td_config cfg;
     td_error err;
-    cr_assert_eq(load_text(text, NULL, &cfg, &err), TD_OK, "%s", err.text);
+    OK(load_text(text, NULL, &cfg, &err));
     td_config_free(&cfg);
 }
 
@@ -306,9 +305,8 @@ Test(config_messages, notes) {
         td_error err;
         write_run_ini("", 0);
         cr_assert_eq(td_log_open_file("log.txt", &err), TD_OK);
-        cr_assert_eq(load_text(BASE_INI "[devices]\ngroups = 0|1\n[data]\nids_field = i\n",
-                               (const char *[4]){cases[i].override}, &cfg, &err),
-                     TD_OK, "%s", err.text);
+        OK(load_text(BASE_INI "[devices]\ngroups = 0|1\n[data]\nids_field = i\n",
+                     (const char *[4]){cases[i].override}, &cfg, &err));
         td_config_free(&cfg);
         cr_assert_eq(td_log_open_file(NULL, &err), TD_OK);
         char *text;

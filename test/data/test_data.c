@@ -6,38 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
+#include "suite.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
 /* Longer than the line reader's first buffer. */
 enum { TD_ROW_LONG = 1300000 };
 
-static data_fixture F;
-
-static void setup(void) {
-    fixture_open(&F);
-}
-
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data, .init = setup, .fini = teardown);
-
-static td_source *open_source(void) {
-    td_error err;
-    td_source *s = NULL;
-    cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_OK, "%s", err.text);
-    return s;
-}
-
-static td_shard *next_shard(td_source *s, bool tokenise) {
-    td_error err;
-    td_shard *shard = NULL;
-    cr_assert_eq(td_source_next(s, tokenise, &shard, &err), TD_OK, "%s", err.text);
-    return shard;
-}
+TestSuite(data, .init = data_setup, .fini = data_teardown);
 
 /* What must hold for each shard, whatever was in the file. */
 static void check_shard(const td_shard *s) {

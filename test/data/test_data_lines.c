@@ -5,20 +5,10 @@
 #include <string.h>
 
 #include "data/lines.h"
-#include "data_fixture.h"
+#include "suite.h"
 #include "base/strbuf.h"
 
-static data_fixture F;
-
-static void setup(void) {
-    fixture_open(&F);
-}
-
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_lines, .init = setup, .fini = teardown);
+TestSuite(data_lines, .init = data_setup, .fini = data_teardown);
 
 /* Bytes with many line ends and runs without any. */
 static char *random_bytes(uint64_t *rnd, size_t n) {

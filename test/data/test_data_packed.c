@@ -8,23 +8,11 @@
 #include <zstd.h>
 
 #include "data/lines.h"
-#include "data_fixture.h"
-#include "base/log.h"
+#include "suite.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-static data_fixture F;
-
-static void setup(void) {
-    fixture_open(&F);
-    td_log_set_level(TD_LOG_ERROR);
-}
-
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_packed, .init = setup, .fini = teardown);
+TestSuite(data_packed, .init = data_setup, .fini = data_teardown);
 
 /* Appends `data` as one member or frame. */
 static void put_gzip(td_strbuf *out, const char *data, size_t n) {
@@ -86,20 +74,6 @@ static td_strbuf ragged_jsonl(size_t n_bytes) {
     return b;
 }
 
-static td_source *open_it(void) {
-    td_source *s = NULL;
-    td_error err;
-    cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_OK, "%s", err.text);
-    return s;
-}
-
-static td_shard *next(td_source *s, bool tokenise) {
-    td_shard *h = NULL;
-    td_error err;
-    cr_assert_eq(td_source_next(s, tokenise, &h, &err), TD_OK, "%s", err.text);
-    return h;
-}
-
 static void same_shard(const td_shard *a, const td_shard *b) {
     cr_assert_eq(a->number, b->number);
     cr_assert_eq(a->row_begin, b->row_begin);
@@ -119,13 +93,14 @@ Test(data_packed, the_same_shards_as_the_plain_file) {
         if (k == 2) /* tape blocks end in zeros */
             td_strbuf_append(&packed, (char[700]){0}, 700);
         fixture_file(&F, "a.jsonl", plain.data, plain.len);
-        td_source *a = open_it();
+        td_source *a = open_source();
         fixture_file(&F, zstd ? "p.jsonl.zst" : "p.jsonl.gz", packed.data, packed.len);
-        td_source *b = open_it(), *scan = open_it();
+        td_source *b = open_source(), *scan = open_source();
         cr_assert_eq(td_source_format(b), TD_FORMAT_JSONL);
         uint64_t last = 0, read, total, size;
         for (int i = 0;; i++) {
-            td_shard *x = next(a, true), *y = next(b, true), *z = next(scan, false);
+            td_shard *x = next_shard(a, true), *y = next_shard(b, true),
+                     *z = next_shard(scan, false);
             cr_assert_eq(!x, !y);
             cr_assert_eq(!x, !z);
             if (!x)
@@ -140,7 +115,7 @@ Test(data_packed, the_same_shards_as_the_plain_file) {
                 td_error err;
                 cr_assert_eq(td_source_step_back(scan, &err), TD_OK, "%s", err.text);
                 cr_assert_eq(td_source_next_number(scan), i);
-                z = next(scan, true);
+                z = next_shard(scan, true);
                 same_shard(x, z);
                 td_shard_free(z);
             }
@@ -209,7 +184,7 @@ Test(data_packed, the_inner_name_and_content_say_the_format) {
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         td_strbuf p = pack(i % 2, cases[i].text, strlen(cases[i].text), 1);
         fixture_file(&F, cases[i].name, p.data, p.len);
-        td_source *s = open_it();
+        td_source *s = open_source();
         cr_assert_eq(td_source_format(s), cases[i].format, "%s", cases[i].name);
         td_source_close(s);
         td_strbuf_free(&p);
@@ -221,12 +196,12 @@ Test(data_packed, a_whole_file_is_one_row) {
     F.cfg.data.overflow = TD_OVERFLOW_SPLIT;
     td_strbuf p = pack(false, "one\ntwo\n", 8, 2);
     fixture_file(&F, "a.txt.gz", p.data, p.len);
-    td_source *s = open_it();
-    td_shard *h = next(s, true);
+    td_source *s = open_source();
+    td_shard *h = next_shard(s, true);
     cr_assert_eq(h->row_end, 1);
     cr_assert_eq(h->n_tokens, 8);
     td_shard_free(h);
-    cr_assert_null(next(s, true));
+    cr_assert_null(next_shard(s, true));
     td_source_close(s);
     td_strbuf_free(&p);
     /* Nothing inside is no row. */
@@ -294,18 +269,13 @@ Test(data_packed, a_window_beyond_the_limit_is_refused) {
     read_bad("window of more than 128 MiB");
 }
 
-static void near(const char *what, int64_t got, double expected, double tolerance) {
-    cr_assert(got > expected * (1 - tolerance) && got < expected * (1 + tolerance),
-              "%s: estimated %lld, true %.0f", what, (long long)got, expected);
-}
-
 Test(data_packed, statistics) {
     td_strbuf plain = ragged_jsonl(9u << 20);
     F.cfg.output.shard_samples = 5000;
     fixture_file(&F, "a.jsonl", plain.data, plain.len);
     double rows = 0, tokens = 0;
-    td_source *s = open_it();
-    for (td_shard *h; (h = next(s, true)); td_shard_free(h)) {
+    td_source *s = open_source();
+    for (td_shard *h; (h = next_shard(s, true)); td_shard_free(h)) {
         rows = (double)h->row_end;
         tokens += (double)h->n_tokens;
     }
@@ -318,15 +288,15 @@ Test(data_packed, statistics) {
         cr_assert_eq(td_dataset_stats_sample(&F.cfg, F.tok, &F.lim, &st, &err), TD_OK, "%s",
                      err.text);
         cr_assert(st.estimated);
-        near("rows", st.n_dataset_rows, rows, 0.05);
-        near("tokens", st.n_tokens, tokens, 0.05);
+        estimate_near("rows", st.n_dataset_rows, rows, 0.05);
+        estimate_near("tokens", st.n_tokens, tokens, 0.05);
         F.cfg.data.max_samples = 3000;
         cr_assert_eq(td_dataset_stats_sample(&F.cfg, F.tok, &F.lim, &st, &err), TD_OK);
         cr_assert_eq(st.n_dataset_rows, 3000);
         cr_assert_not(st.estimated);
         F.cfg.data.max_samples = 15000;
         cr_assert_eq(td_dataset_stats_sample(&F.cfg, NULL, &F.lim, &st, &err), TD_OK);
-        near("rows up to max_samples", st.n_dataset_rows, 15000, 0.001);
+        estimate_near("rows up to max_samples", st.n_dataset_rows, 15000, 0.001);
         cr_assert(st.estimated && st.tokens_from_bytes);
         F.cfg.data.max_samples = 0;
         td_strbuf_free(&p);
@@ -338,7 +308,7 @@ Test(data_packed, statistics) {
         cr_assert_eq(td_dataset_stats_sample(&F.cfg, F.tok, &F.lim, &st, &err), TD_OK, "%s",
                      err.text);
         cr_assert(st.estimated);
-        near("tokens of the file", st.n_tokens, (double)plain.len, 0.05);
+        estimate_near("tokens of the file", st.n_tokens, (double)plain.len, 0.05);
         F.cfg.data.text_unit = TD_TEXT_LINE;
         F.cfg.data.overflow = TD_OVERFLOW_TRUNCATE;
         td_strbuf_free(&p);

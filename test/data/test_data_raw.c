@@ -5,25 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
-#include "base/log.h"
+#include "suite.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-static data_fixture F;
-
 static void setup(void) {
-    fixture_open(&F);
-    td_log_set_level(TD_LOG_ERROR);
+    data_setup();
     F.lim = (td_source_limits){.n_vocab = 50304, .eos_id = 2, .batch_tokens = 8192};
 }
 
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_raw, .init = setup, .fini = teardown);
+TestSuite(data_raw, .init = setup, .fini = data_teardown);
 
 static td_source *open_it(void) {
     td_source *s = NULL;
@@ -31,13 +23,6 @@ static td_source *open_it(void) {
     cr_assert_eq(td_source_open(&F.cfg, NULL, &F.lim, &s, &err), TD_OK, "%s", err.text);
     cr_assert_eq(td_source_format(s), TD_FORMAT_TOKENS);
     return s;
-}
-
-static td_shard *next(td_source *s, bool tokenise) {
-    td_shard *h = NULL;
-    td_error err;
-    cr_assert_eq(td_source_next(s, tokenise, &h, &err), TD_OK, "%s", err.text);
-    return h;
 }
 
 /* Opening or reading fails with `code` and a text that holds `says`. */
@@ -61,7 +46,7 @@ Test(data_raw, blocks_of_max_length) {
         fixture_file(&F, "train.bin", wide ? (const void *)u32 : u16, wide ? 28 : 14);
         F.cfg.data.token_dtype = wide ? TD_TOKEN_U32 : TD_TOKEN_AUTO;
         td_source *s = open_it();
-        td_shard *h = next(s, true);
+        td_shard *h = next_shard(s, true);
         static const int32_t want[] = {1, 2, 3, 4, 5, 50000, 7};
         static const uint8_t mask[] = {0, 1, 1, 0, 1, 1, 0};
         cr_assert_eq(h->row_end, 3);
@@ -71,7 +56,7 @@ Test(data_raw, blocks_of_max_length) {
         cr_assert_arr_eq(h->ids, want, sizeof want);
         cr_assert_arr_eq(h->loss_mask, mask, sizeof mask);
         td_shard_free(h);
-        cr_assert_null(next(s, true));
+        cr_assert_null(next_shard(s, true));
         uint64_t read, total;
         td_source_progress(s, &read, &total);
         cr_assert_eq(read, total);
@@ -82,7 +67,7 @@ Test(data_raw, blocks_of_max_length) {
     F.lim.n_vocab = 100000;
     F.cfg.data.token_dtype = TD_TOKEN_AUTO;
     td_source *s = open_it();
-    td_shard *h = next(s, true);
+    td_shard *h = next_shard(s, true);
     cr_assert_eq(h->n_tokens, 7);
     td_shard_free(h);
     td_source_close(s);
@@ -102,7 +87,7 @@ Test(data_raw, ids_may_begin_as_another_file) {
         memcpy(ids, heads[i], 4);
         fixture_file(&F, "train.bin", ids, sizeof ids);
         td_source *s = open_it();
-        td_shard *h = next(s, true);
+        td_shard *h = next_shard(s, true);
         cr_assert_eq(h->n_tokens, 12);
         for (int k = 0; k < 12; k++)
             cr_assert_eq(h->ids[k], ids[k]);
@@ -135,7 +120,7 @@ Test(data_raw, documents_end_at_an_id) {
     td_source *a = open_it(), *b = open_it();
     int64_t row = 0;
     for (int k = 0;; k++) {
-        td_shard *x = next(a, true), *y = next(b, false);
+        td_shard *x = next_shard(a, true), *y = next_shard(b, false);
         cr_assert_eq(!x, !y);
         if (!x)
             break;
@@ -144,7 +129,7 @@ Test(data_raw, documents_end_at_an_id) {
         td_shard_free(y);
         if (k % 2 == 1) {
             cr_assert_eq(td_source_step_back(b, NULL), TD_OK);
-            y = next(b, true);
+            y = next_shard(b, true);
             cr_assert_eq(x->source_hash, y->source_hash);
             cr_assert_eq(x->n_tokens, y->n_tokens);
             cr_assert_arr_eq(x->ids, y->ids, (size_t)x->n_tokens * 4);
@@ -275,7 +260,7 @@ Test(data_raw, megatron_rows_are_documents) {
         fixture_file(&F, "m.bin", bin, (size_t)(6 * n));
         write_index(&x);
         td_source *s = open_it();
-        td_shard *h = next(s, true);
+        td_shard *h = next_shard(s, true);
         cr_assert_eq(h->row_end, 4);
         cr_assert_eq(h->n_samples, 4);
         static const int32_t lengths[] = {2, 3, 0, 1}, want[] = {10, 11, 20, 21, 22, 40};

@@ -4,23 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
-#include "base/log.h"
+#include "suite.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-static data_fixture F;
-
-static void setup(void) {
-    fixture_open(&F);
-    td_log_set_level(TD_LOG_ERROR);
-}
-
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_rows, .init = setup, .fini = teardown);
+TestSuite(data_rows, .init = data_setup, .fini = data_teardown);
 
 /* The first shard of a JSONL file with this content. */
 static td_shard *shard_of(const char *content, size_t n) {

@@ -3,20 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
+#include "suite.h"
 #include "base/strbuf.h"
 
-static data_fixture F;
-
-static void setup(void) {
-    fixture_open(&F);
-}
-
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_stats, .init = setup, .fini = teardown);
+TestSuite(data_stats, .init = data_setup, .fini = data_teardown);
 
 static td_dataset_stats stats_of(const td_tokenizer *tok) {
     td_dataset_stats st;
@@ -50,11 +40,6 @@ Test(data_stats, statistics_of_a_small_file_are_exact) {
     cr_assert_eq(st.n_tokens, 3 + 1 + 1 + 1 + 0 + 1 + 1 + 1);
 }
 
-static void near(const char *what, int64_t got, double expected, double tolerance) {
-    cr_assert(got > expected * (1 - tolerance) && got < expected * (1 + tolerance),
-              "%s: estimated %lld, true %.0f", what, (long long)got, expected);
-}
-
 Test(data_stats, statistics_of_a_large_file_are_near) {
     /* 20 MB of ragged rows, blank lines between some. */
     td_strbuf b = {0}, word = {0};
@@ -75,11 +60,11 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     fixture_file(&F, "a.jsonl", b.data, b.len);
     td_dataset_stats st = stats_of(F.tok);
     cr_assert(st.estimated);
-    near("rows", st.n_dataset_rows, rows, 0.1);
-    near("samples", st.n_samples, rows, 0.1);
-    near("tokens", st.n_tokens, tokens, 0.1);
-    near("longest", st.max_tokens, 800, 0.05);
-    near("pairs", (int64_t)st.n_pairs, pairs, 0.1);
+    estimate_near("rows", st.n_dataset_rows, rows, 0.1);
+    estimate_near("samples", st.n_samples, rows, 0.1);
+    estimate_near("tokens", st.n_tokens, tokens, 0.1);
+    estimate_near("longest", st.max_tokens, 800, 0.05);
+    estimate_near("pairs", (int64_t)st.n_pairs, pairs, 0.1);
     F.cfg.data.max_samples = 1500;
     st = stats_of(F.tok);
     cr_assert_not(st.estimated);
@@ -88,7 +73,7 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     st = stats_of(NULL);
     cr_assert(st.estimated && st.tokens_from_bytes);
     cr_assert_eq(st.n_dataset_rows, 10000);
-    near("tokens of 10000", st.n_tokens, 10000 * tokens / rows / 4, 0.1);
+    estimate_near("tokens of 10000", st.n_tokens, 10000 * tokens / rows / 4, 0.1);
 
     F.cfg.data.max_samples = 0;
     F.cfg.data.format = TD_FORMAT_TEXT;
@@ -96,10 +81,10 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
     F.cfg.data.overflow = TD_OVERFLOW_SPLIT;
     st = stats_of(F.tok);
     cr_assert(st.estimated);
-    near("tokens of the file", st.n_tokens, (double)b.len, 0.01);
-    near("pairs of the file", (int64_t)st.n_pairs, (double)b.len * (F.cfg.data.max_length + 1) / 2,
-         0.01);
-    near("samples of the file", st.n_samples, (double)b.len / F.cfg.data.max_length, 0.01);
+    estimate_near("tokens of the file", st.n_tokens, (double)b.len, 0.01);
+    estimate_near("pairs of the file", (int64_t)st.n_pairs,
+                  (double)b.len * (F.cfg.data.max_length + 1) / 2, 0.01);
+    estimate_near("samples of the file", st.n_samples, (double)b.len / F.cfg.data.max_length, 0.01);
     td_strbuf_free(&b);
     td_strbuf_free(&word);
 }

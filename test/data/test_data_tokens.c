@@ -4,23 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data_fixture.h"
-#include "base/log.h"
+#include "suite.h"
 #include "base/memory.h"
 
-static data_fixture F;
-
 static void setup(void) {
-    fixture_open(&F);
-    td_log_set_level(TD_LOG_ERROR);
+    data_setup();
     F.lim = (td_source_limits){.n_vocab = 1000, .eos_id = 2, .batch_tokens = 8192};
 }
 
-static void teardown(void) {
-    fixture_close(&F);
-}
-
-TestSuite(data_tokens, .init = setup, .fini = teardown);
+TestSuite(data_tokens, .init = setup, .fini = data_teardown);
 
 static td_status open_it(td_source **s, td_error *err) {
     return td_source_open(&F.cfg, NULL, &F.lim, s, err);

@@ -9,13 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "test/common.h"
 #include "device/device.h"
-
-#define MUST(call)                                                                                 \
-    do {                                                                                           \
-        td_status st_ = (call);                                                                    \
-        cr_assert_eq(st_, TD_OK, #call ": %s", err.text);                                          \
-    } while (0)
+#include "base/dtype.h"
 
 typedef struct fixture {
     td_device *dev;
@@ -24,28 +20,34 @@ typedef struct fixture {
     td_event *done;
 } fixture;
 
-/* n_threads overrides the enumeration's share, so that 1, 2 and 4 run on any machine. */
-static inline fixture fixture_open(int32_t n_threads) {
+/* n_threads overrides the enumeration's share, so that 1, 2 and 4 run on any machine; `share` is the
+ * share of its time that the device works. */
+static inline fixture fixture_open_at(int32_t n_threads, double share) {
     td_error err = {0};
     td_device_info *info;
     int32_t n;
     fixture f;
-    MUST(td_device_enumerate("cpu", 1, &info, &n, &err));
+    OK(td_device_enumerate("cpu", 1, &info, &n, &err));
     cr_assert_eq(n, 1);
     if (n_threads)
         info[0].n_threads = n_threads;
-    MUST(td_device_open(&info[0], &f.dev, &err));
+    info[0].speed_share = share;
+    OK(td_device_open(&info[0], &f.dev, &err));
     free(info);
     f.ops = f.dev->ops;
-    MUST(f.ops->stream_create(f.dev, &f.s, &err));
-    MUST(f.ops->event_create(f.dev, &f.done, &err));
+    OK(f.ops->stream_create(f.dev, &f.s, &err));
+    OK(f.ops->event_create(f.dev, &f.done, &err));
     return f;
+}
+
+static inline fixture fixture_open(int32_t n_threads) {
+    return fixture_open_at(n_threads, 1);
 }
 
 static inline void fixture_sync(fixture *f) {
     td_error err = {0};
-    MUST(f->ops->event_record(f->done, f->s, &err));
-    MUST(f->ops->event_sync(f->done, 0, &err));
+    OK(f->ops->event_record(f->done, f->s, &err));
+    OK(f->ops->event_sync(f->done, 0, &err));
 }
 
 static inline void fixture_close(fixture *f) {
@@ -59,10 +61,7 @@ typedef struct test_rng {
     uint64_t s;
 } test_rng;
 static inline uint64_t rng_next(test_rng *r) {
-    r->s ^= r->s << 13;
-    r->s ^= r->s >> 7;
-    r->s ^= r->s << 17;
-    return r->s;
+    return test_xorshift(&r->s);
 }
 static inline int32_t rng_below(test_rng *r, int32_t n) {
     return (int32_t)((rng_next(r) >> 33) % (uint64_t)n);
@@ -80,6 +79,39 @@ static inline float *rng_floats(test_rng *r, size_t n) {
     for (size_t i = 0; i < n; i++)
         p[i] = rng_normal(r);
     return p;
+}
+
+static inline td_weight *weight_of(fixture *f, const float *w, int64_t n, int64_t k,
+                                   td_dtype compute) {
+    td_error err = {0};
+    td_weight *out;
+    td_host_matrix part = {w, TD_F32, n, k};
+    OK(f->ops->weight_prepare(f->dev, &part, 1, compute, &out, &err));
+    return out;
+}
+
+/* Rows of f32 in the compute type; freed by the caller. */
+static inline void *to_compute(const float *x, size_t n, td_dtype compute) {
+    char *p = malloc(n * td_dtype_size(compute));
+    cr_assert(p);
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = td_f32_to_bf16(x[i]);
+        if (compute == TD_F32)
+            memcpy(p + i * 4, &x[i], 4);
+        else
+            memcpy(p + i * 2, &h, 2);
+    }
+    return p;
+}
+
+/* The activations by their definitions. */
+static inline double act_of(td_act act, double g) {
+    if (act == TD_ACT_SILU)
+        return g / (1 + exp(-g));
+    if (act == TD_ACT_GELU)
+        return g * erfc(-g / sqrt(2.0)) / 2;
+    const double y = sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g);
+    return g / (1 + exp(-2 * y)); /* = 0.5 g (1 + tanh y) */
 }
 
 static inline void near(double got, double want, double tol, const char *what, int64_t at) {

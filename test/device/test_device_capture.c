@@ -1,37 +1,13 @@
 /* Capture against a naive f64 reading of the definitions in td_capture_args. */
+#include <stdarg.h>
+
+#include "capture_check.h"
 #include "fixture.h"
 #include "base/memory.h"
 
-typedef struct record {
-    int32_t *ids, rank;
-    float *lps, lse, tail, target_lp, entropy, lse_t[16];
-} record;
-
-typedef struct cand {
-    float lp;
-    int32_t id;
-} cand;
-
-static int cand_order(const void *a, const void *b) {
-    const cand *x = a, *y = b;
-    if (x->lp != y->lp)
-        return x->lp > y->lp ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-/* Runs capture over rows [n_rows, v] and returns freshly allocated outputs. */
-typedef struct outputs {
-    int32_t *ids, *rank;
-    float *lps, *lse, *lse_t, *tail, *target_lp, *entropy;
-} outputs;
-
-/* How logits are finished; n_valid 0 stands for all. */
-typedef struct finish {
-    int32_t n_valid;
-    float divisor, softcap;
-} finish;
 static const finish plain = {0, 1, 0};
 
+/* Runs capture over rows [n_rows, v] and returns freshly allocated outputs. */
 static outputs run_capture(fixture *f, const float *logits, const int32_t *targets, int32_t n_rows,
                            int32_t v, int32_t k, const float *temps, int32_t n_temps, finish how) {
     td_error err = {0};
@@ -56,7 +32,7 @@ static outputs run_capture(fixture *f, const float *logits, const int32_t *targe
                          .target_logprob = o.target_lp,
                          .target_rank = o.rank,
                          .entropy = o.entropy};
-    MUST(f->ops->capture(f->s, &a, &err));
+    OK(f->ops->capture(f->s, &a, &err));
     fixture_sync(f);
     return o;
 }
@@ -66,77 +42,22 @@ static void outputs_free(outputs *o) {
     free(o->lse_t), free(o->tail), free(o->target_lp), free(o->entropy);
 }
 
-static void close_to(double got, double want, double abs_tol, double rel_tol, const char *what,
-                     int row) {
-    cr_assert(fabs(got - want) <= abs_tol + rel_tol * fabs(want),
-              "row %d: %s is %.9g, expected %.9g", row, what, got, want);
+static void fail(const char *fmt, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    cr_assert_fail("%s", text);
 }
 
-static void check_row(const outputs *o, const float *z, int32_t target, int32_t row, int32_t v,
-                      int32_t k, const float *temps, int32_t n_temps) {
-    float m = -INFINITY;
-    for (int32_t i = 0; i < v; i++)
-        m = TD_MAX(m, z[i]);
-    double s = 0, w = 0, tail = 0;
-    for (int32_t i = 0; i < v; i++)
-        if (z[i] > -INFINITY) {
-            double d = (double)z[i] - m;
-            s += exp(d);
-            w += exp(d) * d;
-        }
-    close_to(o->lse[row], m + log(s), 1e-6, 1e-7, "logsumexp", row);
-    close_to(o->entropy[row], log(s) - w / s, 2e-6, 1e-6, "entropy", row);
-    for (int32_t i = 0; i < n_temps; i++) {
-        double st = 0;
-        for (int32_t j = 0; j < v; j++)
-            st += exp(((double)z[j] - m) / temps[i]);
-        close_to(o->lse_t[row * n_temps + i], m / (double)temps[i] + log(st), 1e-6, 2e-7,
-                 "logsumexp_t", row);
-    }
-    /* The order uses the f32 log-probs of the definition; log S may differ in its last bit from the
-     * kernel's, so take it from the largest, whose log-prob is exactly -fl32(log S). */
-    float log_s = (float)log(s);
-    if (k > 0) {
-        close_to(-o->lps[row * k], log_s, 1e-7, 1.3e-7, "log S", row);
-        log_s = -o->lps[row * k];
-    }
-    cand *c = malloc(sizeof(*c) * (size_t)v);
-    for (int32_t i = 0; i < v; i++) {
-        float d = z[i] - m;
-        c[i] = (cand){d - log_s, i};
-    }
-    if (target >= 0) {
-        int32_t rank = 0;
-        for (int32_t i = 0; i < v; i++)
-            rank += cand_order(&c[i], &c[target]) < 0;
-        cr_assert_eq(o->rank[row], rank, "row %d: rank %d, expected %d", row, o->rank[row], rank);
-        if (k == 0 && c[target].lp > -INFINITY) /* log S may differ in its last bit */
-            close_to(o->target_lp[row], c[target].lp, 0, 3e-7, "target_logprob", row);
-        else
-            cr_assert(o->target_lp[row] == c[target].lp);
-    } else {
-        cr_assert_eq(o->rank[row], -1);
-        cr_assert(o->target_lp[row] == -INFINITY);
-    }
-    qsort(c, (size_t)v, sizeof(*c), cand_order);
-    for (int32_t i = 0; i < k; i++) {
-        const bool there = i < v && c[i].lp > -INFINITY;
-        cr_assert_eq(o->ids[row * k + i], there ? c[i].id : -1, "row %d place %d: id %d", row, i,
-                     o->ids[row * k + i]);
-        cr_assert(o->lps[row * k + i] == (there ? c[i].lp : -INFINITY), "row %d place %d", row, i);
-    }
-    for (int32_t i = k; i < v; i++)
-        if (z[c[i].id] > -INFINITY)
-            tail += exp((double)z[c[i].id] - m);
-    close_to(o->tail[row], tail / s, 1e-37, 3e-7, "tail_mass", row);
-    free(c);
-}
+static const capture_rules rules = {.fail = fail, .tail_rel = 3e-7};
 
 static void check_all(fixture *f, const float *logits, const int32_t *targets, int32_t n_rows,
                       int32_t v, int32_t k, const float *temps, int32_t n_temps) {
     outputs o = run_capture(f, logits, targets, n_rows, v, k, temps, n_temps, plain);
     for (int32_t r = 0; r < n_rows; r++)
-        check_row(&o, logits + (size_t)r * v, targets[r], r, v, k, temps, n_temps);
+        capture_check_row(&rules, &o, logits + (size_t)r * v, targets[r], r, v, k, temps, n_temps);
     outputs_free(&o);
 }
 
@@ -166,26 +87,15 @@ Test(device_capture, random_rows) {
 }
 
 Test(device_capture, ties_order_and_infinities) {
-    enum { V = 3000, K = 48, ROWS = 8 };
     fixture f = fixture_open(1);
     test_rng r = {77};
-    float *z = rng_floats(&r, V * ROWS);
-    int32_t targets[ROWS] = {0, V - 1, 17, 40, 2000, 100, 5, 9};
-    for (int i = 0; i < V; i++) {
-        z[0 * V + i] = 1.5f;                               /* all equal */
-        z[1 * V + i] = (float)(rng_below(&r, 5));          /* many ties */
-        z[2 * V + i] = (float)i * 0.01f;                   /* ascending: selection's worst */
-        z[3 * V + i] = (float)-i * 0.01f;                  /* descending */
-        z[4 * V + i] = i % 100 ? -INFINITY : z[4 * V + i]; /* fewer finite than K; masked target */
-        z[5 * V + i] = i == 100 ? 3.0f : -INFINITY;        /* one finite */
-        z[6 * V + i] = 1e-9f * (float)i + 20.0f;           /* ties after rounding only */
-        z[7 * V + i] = i == 9 ? 200.0f : -200.0f;          /* everything else underflows */
-    }
-    z[4 * V + 2000] = -INFINITY;
+    float *z = rng_floats(&r, TIES_V * TIES_ROWS);
+    const int32_t *targets = capture_ties_targets;
     const float temps[] = {1, 3};
-    check_all(&f, z, targets, ROWS, V, K, temps, 2);
-    check_all(&f, z, targets, ROWS, V, 1, temps, 1);
-    check_all(&f, z, targets, ROWS, V, V, temps, 0);
+    capture_ties(z, &r.s);
+    check_all(&f, z, targets, TIES_ROWS, TIES_V, TIES_K, temps, 2);
+    check_all(&f, z, targets, TIES_ROWS, TIES_V, 1, temps, 1);
+    check_all(&f, z, targets, TIES_ROWS, TIES_V, TIES_V, temps, 0);
     free(z);
     fixture_close(&f);
 }
@@ -204,7 +114,7 @@ Test(device_capture, bad_rows_are_marked_and_alone) {
     outputs o = run_capture(&f, z, targets, ROWS, V, K, temps, 1, plain);
     for (int row = 0; row < ROWS; row++) {
         if (row != 1 && row != 3 && row != 4) {
-            check_row(&o, z + row * V, targets[row], row, V, K, temps, 1);
+            capture_check_row(&rules, &o, z + row * V, targets[row], row, V, K, temps, 1);
             continue;
         }
         cr_assert(isnan(o.lse[row]));
@@ -234,19 +144,6 @@ Test(device_capture, tail_is_summed_from_its_terms) {
 
 /* --- finished logits -------------------------------------------------------------------------- */
 
-/* The formula, in f64, rounded once. */
-static void finish_rows(const float *logits, double *z, int32_t n_rows, int32_t v, finish how) {
-    for (int32_t i = 0; i < n_rows * v; i++) {
-        z[i] = (double)logits[i] / (double)how.divisor;
-        if (how.softcap > 0)
-            z[i] = (double)how.softcap * tanh(z[i] / (double)how.softcap);
-        if (how.n_valid && i % v >= how.n_valid)
-            z[i] = -INFINITY;
-    }
-}
-
-/* Divided, capped and masked, against the definitions in f64. The device's z may differ in its last
- * bits: what was taken must be right up to that, and consistent with itself. */
 Test(device_capture, finished_logits) {
     enum { ROWS = 6 };
     static const struct {
@@ -272,63 +169,11 @@ Test(device_capture, finished_logits) {
                     x[i * v + j] = i == 1 ? NAN : i == 2 ? INFINITY : 1000.0f;
             }
         }
-        finish_rows(x, z, ROWS, v, cases[c].how);
+        capture_finish(x, z, ROWS, v, cases[c].how);
         outputs o = run_capture(&f, x, targets, ROWS, v, k, temps, 2, cases[c].how);
-        for (int32_t row = 0; row < ROWS; row++) {
-            const double *zr = z + (size_t)row * v;
-            double m = -INFINITY, s = 0, w = 0, tail = 0, st[2] = {0, 0}, big = 1;
-            for (int32_t j = 0; j < n; j++)
-                m = TD_MAX(m, zr[j]);
-            for (int32_t j = 0; j < n; j++) {
-                const double d = zr[j] - m;
-                big = TD_MAX(big, fabs(zr[j]));
-                s += exp(d), w += exp(d) * d;
-                for (int t = 0; t < 2; t++)
-                    st[t] += exp(d / (double)temps[t]);
-            }
-            const double tol = 4e-7 * big; /* of a logit, and so of every log-prob */
-            close_to(o.lse[row], m + log(s), tol, 1e-7, "logsumexp", row);
-            close_to(o.entropy[row], log(s) - w / s, 20 * tol, 1e-6, "entropy", row);
-            for (int t = 0; t < 2; t++)
-                close_to(o.lse_t[row * 2 + t], m / (double)temps[t] + log(st[t]), 4 * tol, 2e-7,
-                         "logsumexp_t", row);
-            bool *taken = calloc((size_t)v, sizeof(bool));
-            for (int32_t i = 0; i < k; i++) {
-                const int32_t id = o.ids[row * k + i];
-                const float lp = o.lps[row * k + i];
-                if (i >= n) {
-                    cr_assert(id == -1 && lp == -INFINITY, "row %d place %d", row, i);
-                    continue;
-                }
-                cr_assert(id >= 0 && id < n && !taken[id], "row %d place %d: id %d", row, i, id);
-                taken[id] = true;
-                close_to(lp, zr[id] - m - log(s), tol, 2e-7, "logprob", row);
-                cr_assert(i == 0 || lp < o.lps[row * k + i - 1] ||
-                              (lp == o.lps[row * k + i - 1] && id > o.ids[row * k + i - 1]),
-                          "row %d: order at place %d", row, i);
-            }
-            for (int32_t j = 0; j < n; j++)
-                if (!taken[j]) {
-                    tail += exp(zr[j] - m);
-                    cr_assert(k == 0 || zr[j] - m - log(s) <= o.lps[row * k + k - 1] + 2 * tol,
-                              "row %d: id %d belongs to the best", row, j);
-                }
-            close_to(o.tail[row], tail / s, 1e-37, 4 * tol, "tail_mass", row);
-            free(taken);
-            const int32_t target = targets[row];
-            if (target >= n) {
-                cr_assert(o.target_lp[row] == -INFINITY && o.rank[row] == -1);
-                continue;
-            }
-            close_to(o.target_lp[row], zr[target] - m - log(s), tol, 2e-7, "target", row);
-            int32_t least = 0, most = 0;
-            for (int32_t j = 0; j < n; j++) {
-                least += zr[j] > zr[target] + 2 * tol;
-                most += j != target && zr[j] >= zr[target] - 2 * tol;
-            }
-            cr_assert(o.rank[row] >= least && o.rank[row] <= most, "row %d: rank %d, not %d to %d",
-                      row, o.rank[row], least, most);
-        }
+        for (int32_t row = 0; row < ROWS; row++)
+            capture_check_finished(&rules, &o, z + (size_t)row * v, targets[row], row, v, n, k,
+                                   temps);
         outputs_free(&o);
         free(x), free(z);
     }
@@ -359,7 +204,7 @@ Test(device_capture, mask_is_a_smaller_vocabulary) {
     cr_assert_arr_eq(a.target_lp, b.target_lp, sizeof(float) * ROWS);
     cr_assert_arr_eq(a.rank, b.rank, sizeof(int32_t) * ROWS);
     for (int i = 0; i < ROWS; i++)
-        check_row(&b, small + i * N, inside[i], i, N, K, temps, 1);
+        capture_check_row(&rules, &b, small + i * N, inside[i], i, N, K, temps, 1);
     outputs_free(&a), outputs_free(&b);
     free(x), free(small);
     fixture_close(&f);

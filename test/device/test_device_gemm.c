@@ -7,28 +7,6 @@
 #include "fixture.h"
 #include "base/memory.h"
 
-static td_weight *prepare(fixture *f, const float *w, int64_t n, int64_t k, td_dtype compute) {
-    td_error err = {0};
-    td_weight *out;
-    td_host_matrix part = {w, TD_F32, n, k};
-    MUST(f->ops->weight_prepare(f->dev, &part, 1, compute, &out, &err));
-    return out;
-}
-
-/* Rows of f32 in the compute type. */
-static void *to_compute(const float *x, size_t n, td_dtype compute) {
-    char *p = malloc(n * td_dtype_size(compute));
-    cr_assert(p);
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h = td_f32_to_bf16(x[i]);
-        if (compute == TD_F32)
-            memcpy(p + i * 4, &x[i], 4);
-        else
-            memcpy(p + i * 2, &h, 2);
-    }
-    return p;
-}
-
 static double as_computed(float x, td_dtype compute) {
     return compute == TD_BF16 ? (double)td_bf16_to_f32(td_f32_to_bf16(x)) : (double)x;
 }
@@ -48,7 +26,7 @@ static void check_values(td_dtype compute) {
         float *bias = rng_floats(&r, (size_t)n), *out = rng_floats(&r, (size_t)m * n);
         float *before = malloc(sizeof(float) * (size_t)m * n);
         void *in = to_compute(x, (size_t)m * k, compute);
-        td_weight *weight = prepare(&f, w, n, k, compute);
+        td_weight *weight = weight_of(&f, w, n, k, compute);
         cr_assert_eq(weight->n_rows, n);
         cr_assert_eq(weight->n_cols, k);
         cr_assert_geq(weight->size_bytes, (size_t)n * k * td_dtype_size(compute));
@@ -58,7 +36,7 @@ static void check_values(td_dtype compute) {
             const float *b = mode & 1 ? bias : NULL;
             memcpy(before, out, sizeof(float) * (size_t)m * n);
             td_gemm_args a = {weight, in, b, out, m, scale, add};
-            MUST(f.ops->gemm(f.s, &a, &err));
+            OK(f.ops->gemm(f.s, &a, &err));
             fixture_sync(&f);
             for (int32_t i = 0; i < m; i++)
                 for (int32_t j = 0; j < n; j++) {
@@ -107,9 +85,9 @@ Test(device_gemm, parts_of_any_type_are_stacked) {
         h[i] = td_f32_to_f16(w[(N1 + N2) * K + i]), w[(N1 + N2) * K + i] = td_f16_to_f32(h[i]);
     td_host_matrix parts[] = {{w, TD_F32, N1, K}, {b, TD_BF16, N2, K}, {h, TD_F16, N3, K}};
     td_weight *weight;
-    MUST(f.ops->weight_prepare(f.dev, parts, 3, TD_F32, &weight, &err));
+    OK(f.ops->weight_prepare(f.dev, parts, 3, TD_F32, &weight, &err));
     td_gemm_args a = {weight, x, NULL, out, 1, 1, false};
-    MUST(f.ops->gemm(f.s, &a, &err));
+    OK(f.ops->gemm(f.s, &a, &err));
     fixture_sync(&f);
     for (int j = 0; j < N1 + N2 + N3; j++) {
         double want = 0;
@@ -146,9 +124,9 @@ static char *check_rows(td_dtype compute) {
         float *out = malloc(sizeof(float) * (size_t)max_m * n);
         char *x = to_compute(noise, (size_t)max_m * k, compute);
         char *p = to_compute(probe, (size_t)k, compute);
-        td_weight *weight = prepare(&f[0], w, n, k, compute);
+        td_weight *weight = weight_of(&f[0], w, n, k, compute);
         td_gemm_args a = {weight, p, NULL, first, 1, 1, false};
-        MUST(f[0].ops->gemm(f[0].s, &a, &err));
+        OK(f[0].ops->gemm(f[0].s, &a, &err));
         fixture_sync(&f[0]);
         for (int round = 0; round < 40 && !why[0]; round++) {
             const int32_t m =
@@ -161,7 +139,7 @@ static char *check_rows(td_dtype compute) {
             memcpy(x + (size_t)at * k * elem, p, (size_t)k * elem);
             memset(out, 0xff, sizeof(float) * (size_t)m * n);
             a = (td_gemm_args){weight, x, NULL, out, m, 1, false};
-            MUST(f[t].ops->gemm(f[t].s, &a, &err));
+            OK(f[t].ops->gemm(f[t].s, &a, &err));
             fixture_sync(&f[t]);
             if (memcmp(out + (size_t)at * n, first, sizeof(float) * (size_t)n))
                 snprintf(why, sizeof(why), "%s [N %d, K %d]: row %d of %d, %d threads: other bits",

@@ -1,11 +1,11 @@
 /* What capture makes beside top-k and statistics: nucleus sets, draws, given ids, dense logits; and
  * conversion. Against a plain f64 reading of the definitions in td_capture_args, random numbers
- * included: they are made anew here from the paper's description. A suite of gpu_fixture.h, run on
- * CPU devices too. */
+ * included: they are made anew here from the paper's description. A suite of test/gpu/fixture.h, run
+ * on CPU devices too. */
 #include <math.h>
 #include <stdio.h>
 
-#include "gpu_fixture.h"
+#include "test/gpu/fixture.h"
 #include "capture/philox.h"
 #include "base/memory.h"
 

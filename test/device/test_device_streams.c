@@ -9,12 +9,12 @@ Test(device_registry, cpu_devices_split_the_cores) {
     td_error err = {0};
     td_device_info *info;
     int32_t n, one;
-    MUST(td_device_enumerate("cpu", 0, &info, &n, &err));
+    OK(td_device_enumerate("cpu", 0, &info, &n, &err));
     cr_assert_eq(n, 1);
     one = info[0].n_threads;
     cr_assert_geq(one, 1);
     free(info);
-    MUST(td_device_enumerate("cpu", 3, &info, &n, &err));
+    OK(td_device_enumerate("cpu", 3, &info, &n, &err));
     cr_assert_eq(n, 3);
     for (int i = 0; i < 3; i++) {
         char name[16];
@@ -46,7 +46,7 @@ Test(device_streams, operations_run_in_order_beyond_the_ring) {
     static int32_t chain[N + 1];
     chain[0] = 42;
     for (int i = 0; i < N; i++)
-        MUST(f.ops->copy_peer(f.s, &chain[i + 1], f.dev, &chain[i], sizeof(int32_t), &err));
+        OK(f.ops->copy_peer(f.s, &chain[i + 1], f.dev, &chain[i], sizeof(int32_t), &err));
     fixture_sync(&f);
     cr_assert_eq(chain[N], 42);
     cr_assert_gt(f.ops->stream_busy_s(f.s), 0);
@@ -60,23 +60,23 @@ Test(device_streams, events_order_streams_of_two_devices) {
     fixture a = fixture_open(1), b = fixture_open(2);
     td_event *there, *back;
     static int32_t in[ROUNDS], x, out[ROUNDS];
-    MUST(a.ops->event_create(a.dev, &there, &err));
-    MUST(b.ops->event_create(b.dev, &back, &err));
-    MUST(a.ops->stream_wait(a.s, back, &err)); /* never recorded: no wait */
+    OK(a.ops->event_create(a.dev, &there, &err));
+    OK(b.ops->event_create(b.dev, &back, &err));
+    OK(a.ops->stream_wait(a.s, back, &err)); /* never recorded: no wait */
     for (int i = 0; i < ROUNDS; i++) {
         in[i] = i * 7;
-        MUST(a.ops->copy_in(a.s, &x, &in[i], sizeof(x), &err));
-        MUST(a.ops->event_record(there, a.s, &err));
-        MUST(b.ops->stream_wait(b.s, there, &err));
-        MUST(b.ops->copy_out(b.s, &out[i], &x, sizeof(x), &err));
-        MUST(b.ops->event_record(back, b.s, &err));
-        MUST(a.ops->stream_wait(a.s, back, &err));
+        OK(a.ops->copy_in(a.s, &x, &in[i], sizeof(x), &err));
+        OK(a.ops->event_record(there, a.s, &err));
+        OK(b.ops->stream_wait(b.s, there, &err));
+        OK(b.ops->copy_out(b.s, &out[i], &x, sizeof(x), &err));
+        OK(b.ops->event_record(back, b.s, &err));
+        OK(a.ops->stream_wait(a.s, back, &err));
     }
-    MUST(b.ops->event_sync(back, 60, &err));
+    OK(b.ops->event_sync(back, 60, &err));
     for (int i = 0; i < ROUNDS; i++)
         cr_assert_eq(out[i], i * 7);
     /* An event may go while its last record is still in flight. */
-    MUST(a.ops->event_record(there, a.s, &err));
+    OK(a.ops->event_record(there, a.s, &err));
     a.ops->event_destroy(there);
     b.ops->event_destroy(back);
     fixture_close(&a);
@@ -93,7 +93,7 @@ Test(device_streams, arguments_are_copied_at_the_call) {
     for (int i = 0; i < T; i++)
         ids[i] = i % 10;
     td_embed_args a = {ids, table, TD_F32, out, T, C, 1, false};
-    MUST(f.ops->embed(f.s, &a, &err));
+    OK(f.ops->embed(f.s, &a, &err));
     memset(&a, 0xff, sizeof(a));
     fixture_sync(&f);
     for (int i = 0; i < T * C; i++)
@@ -110,30 +110,30 @@ Test(device_streams, failure_sticks_and_travels) {
     fixture b = fixture_open(1);
     td_event *e;
     int32_t src = 1, x = 0, y = 0;
-    MUST(a.ops->event_create(a.dev, &e, &err));
-    MUST(a.ops->copy_in(a.s, &x, &src, sizeof(x), &err));
-    MUST(a.ops->event_record(e, a.s, &err));
-    MUST(a.ops->event_sync(e, 0, &err));
+    OK(a.ops->event_create(a.dev, &e, &err));
+    OK(a.ops->copy_in(a.s, &x, &src, sizeof(x), &err));
+    OK(a.ops->event_record(e, a.s, &err));
+    OK(a.ops->event_sync(e, 0, &err));
     cr_assert_eq(x, 1);
     src = 2;
-    MUST(a.ops->copy_in(a.s, &x, &src, sizeof(x), &err)); /* fails */
-    MUST(a.ops->copy_in(a.s, &y, &src, sizeof(y), &err)); /* skipped */
-    MUST(a.ops->event_record(e, a.s, &err));
-    MUST(b.ops->stream_wait(b.s, e, &err));
-    MUST(b.ops->copy_in(b.s, &y, &src, sizeof(y), &err)); /* skipped: b fails with a */
+    OK(a.ops->copy_in(a.s, &x, &src, sizeof(x), &err)); /* fails */
+    OK(a.ops->copy_in(a.s, &y, &src, sizeof(y), &err)); /* skipped */
+    OK(a.ops->event_record(e, a.s, &err));
+    OK(b.ops->stream_wait(b.s, e, &err));
+    OK(b.ops->copy_in(b.s, &y, &src, sizeof(y), &err)); /* skipped: b fails with a */
     cr_assert_eq(a.ops->event_sync(e, 0, &err), TD_E_DEVICE);
     cr_assert(strstr(err.text, "cpu:0: copy_in"), "%s", err.text);
     memset(&err, 0, sizeof(err));
-    MUST(b.ops->event_record(b.done, b.s, &err));
+    OK(b.ops->event_record(b.done, b.s, &err));
     cr_assert_eq(b.ops->event_sync(b.done, 0, &err), TD_E_DEVICE);
     cr_assert(strstr(err.text, "waited") && strstr(err.text, "copy_in"), "%s", err.text);
     cr_assert(x == 1 && y == 0);
     /* Sticky: a later record still reports it; a new stream of the device is clean. */
-    MUST(a.ops->event_record(e, a.s, &err));
+    OK(a.ops->event_record(e, a.s, &err));
     cr_assert_eq(a.ops->event_sync(e, 0, &err), TD_E_DEVICE);
     a.ops->stream_destroy(a.s);
-    MUST(a.ops->stream_create(a.dev, &a.s, &err));
-    MUST(a.ops->copy_in(a.s, &y, &src, sizeof(y), &err));
+    OK(a.ops->stream_create(a.dev, &a.s, &err));
+    OK(a.ops->copy_in(a.s, &y, &src, sizeof(y), &err));
     fixture_sync(&a);
     cr_assert_eq(y, 2);
     a.ops->event_destroy(e);
@@ -150,11 +150,11 @@ Test(device_streams, sync_gives_up_at_its_limit) {
     char *x = malloc(64 * MIB), *y = malloc(64 * MIB);
     memset(x, 1, 64 * MIB);
     for (int i = 0; i < 40; i++)
-        MUST(f.ops->copy_in(f.s, y, x, 64 * MIB, &err));
-    MUST(f.ops->event_record(f.done, f.s, &err));
+        OK(f.ops->copy_in(f.s, y, x, 64 * MIB, &err));
+    OK(f.ops->event_record(f.done, f.s, &err));
     cr_assert_eq(f.ops->event_sync(f.done, 1e-4, &err), TD_E_DEVICE);
     cr_assert(strstr(err.text, "cpu:0"), "%s", err.text);
-    MUST(f.ops->event_sync(f.done, 0, &err));
+    OK(f.ops->event_sync(f.done, 0, &err));
     free(x), free(y);
     fixture_close(&f);
 }
@@ -191,7 +191,7 @@ Test(device_streams, a_profile_keeps_operations_apart) {
     cr_assert(in && out);
     const td_convert_args a = {
         .in = in, .out = out, .in_dtype = TD_F32, .out_dtype = TD_BF16, .n = N};
-    MUST(f.ops->convert(f.s, &a, &err));
+    OK(f.ops->convert(f.s, &a, &err));
     fixture_sync(&f);
     f.ops->stream_profile(f.s, seconds);
     for (td_op op = TD_OP_COPY; op < TD_OP_COUNT; op++)
@@ -211,18 +211,18 @@ Test(device_streams, empty_operations) {
     float w[4] = {0};
     td_host_matrix part = {w, TD_F32, 2, 2};
     td_weight *weight;
-    MUST(f.ops->weight_prepare(f.dev, &part, 1, TD_F32, &weight, &err));
-    MUST(f.ops->gemm(f.s, &(td_gemm_args){.weight = weight, .scale = 1}, &err));
-    MUST(f.ops->embed(f.s, &(td_embed_args){.n_cols = 3, .scale = 1}, &err));
-    MUST(f.ops->norm(f.s, &(td_norm_args){.n_cols = 3, .out = w}, &err));
-    MUST(f.ops->rope(f.s, &(td_rope_args){.n_heads = 1, .head_dim = 4, .rotary_dim = 4}, &err));
-    MUST(f.ops->attention(f.s, &(td_attention_args){.n_heads = 1, .n_kv_heads = 1, .head_dim = 4},
-                          &err));
-    MUST(f.ops->act(f.s, &(td_act_args){.n_cols = 3}, &err));
-    MUST(f.ops->capture(
-        f.s, &(td_capture_args){.n_vocab = 3, .top_k = 1, .n_valid = 3, .divisor = 1}, &err));
-    MUST(f.ops->convert(f.s, &(td_convert_args){.out = w}, &err));
-    MUST(f.ops->copy_in(f.s, w, w, 0, &err));
+    OK(f.ops->weight_prepare(f.dev, &part, 1, TD_F32, &weight, &err));
+    OK(f.ops->gemm(f.s, &(td_gemm_args){.weight = weight, .scale = 1}, &err));
+    OK(f.ops->embed(f.s, &(td_embed_args){.n_cols = 3, .scale = 1}, &err));
+    OK(f.ops->norm(f.s, &(td_norm_args){.n_cols = 3, .out = w}, &err));
+    OK(f.ops->rope(f.s, &(td_rope_args){.n_heads = 1, .head_dim = 4, .rotary_dim = 4}, &err));
+    OK(f.ops->attention(f.s, &(td_attention_args){.n_heads = 1, .n_kv_heads = 1, .head_dim = 4},
+                        &err));
+    OK(f.ops->act(f.s, &(td_act_args){.n_cols = 3}, &err));
+    OK(f.ops->capture(f.s, &(td_capture_args){.n_vocab = 3, .top_k = 1, .n_valid = 3, .divisor = 1},
+                      &err));
+    OK(f.ops->convert(f.s, &(td_convert_args){.out = w}, &err));
+    OK(f.ops->copy_in(f.s, w, w, 0, &err));
     fixture_sync(&f);
     f.ops->weight_destroy(weight);
     fixture_close(&f);

@@ -8,26 +8,21 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "plan/plan.h"
 #include "device/device.h"
 #include "base/file.h"
 #include "base/strbuf.h"
 
-static char dir[64], path[128];
+static const char *dir;
+static char path[128];
 
 static void setup(void) {
-    snprintf(dir, sizeof dir, "/tmp/tdgen-speeds-XXXXXX");
-    cr_assert(mkdtemp(dir));
+    dir = test_temp_dir();
     snprintf(path, sizeof path, "%s/a/b/device-speeds.json", dir);
 }
 
-static void teardown(void) {
-    char command[160];
-    snprintf(command, sizeof command, "rm -rf %s", dir);
-    cr_assert_eq(system(command), 0);
-}
-
-TestSuite(speed_cache, .init = setup, .fini = teardown);
+TestSuite(speed_cache, .init = setup);
 
 static td_speed_entry entry(int i) {
     td_speed_entry e = {.f32 = 10 + i, .bf16 = 200 + i, .f16 = 201, .mem_gbs = 1500.5};
@@ -38,9 +33,8 @@ static td_speed_entry entry(int i) {
 }
 
 static void write_file(const char *text, size_t n) {
-    cr_assert_eq(td_mkdir_p(dir, NULL), TD_OK);
     snprintf(path, sizeof path, "%s/device-speeds.json", dir);
-    cr_assert_eq(td_file_write_atomic(path, text, n, false, NULL), TD_OK);
+    test_write_file(dir, "device-speeds.json", text, n);
 }
 
 Test(speed_cache, what_is_stored_comes_back) {

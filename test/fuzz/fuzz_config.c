@@ -14,18 +14,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "mutate.h"
 #include "config/config.h"
 #include "base/log.h"
 #include "base/memory.h"
 
 static uint64_t g_state;
 
-/* xorshift64*: the state is never 0. */
 static uint32_t rnd(uint32_t below) {
-    g_state ^= g_state >> 12;
-    g_state ^= g_state << 25;
-    g_state ^= g_state >> 27;
-    return (uint32_t)((g_state * 0x2545F4914F6CDD1Du) >> 32) % below;
+    return (uint32_t)(mutate_rand(&g_state) >> 32) % below;
 }
 
 static const char *const pieces[] = {"[model]\n",
@@ -82,24 +79,18 @@ static const char base[] =
     "[run]\nseed = 7\nbatch_tokens = 4096\n";
 
 /* A few insertions, deletions, byte changes and copies within. NUL bytes occur. */
-static size_t mutate(char *buf, size_t n, size_t cap) {
+static size_t mutate_ini(char *buf, size_t n, size_t cap) {
     for (uint32_t k = 1 + rnd(6); k > 0; k--) {
         size_t at = rnd((uint32_t)n + 1);
         switch (rnd(5)) {
         case 0: { /* insert a piece */
             const char *p = pieces[rnd(TD_ARRAY_LEN(pieces))];
-            size_t len = strlen(p);
-            if (n + len > cap)
-                break;
-            memmove(buf + at + len, buf + at, n - at);
-            memcpy(buf + at, p, len);
-            n += len;
+            n = put_in(buf, n, cap, at, p, strlen(p));
             break;
         }
         case 1: { /* delete a run */
             size_t want = 1 + rnd(20), len = TD_MIN(want, n - at);
-            memmove(buf + at, buf + at + len, n - at - len);
-            n -= len;
+            n = cut_out(buf, n, at, len);
             break;
         }
         case 2: /* change a byte */
@@ -183,10 +174,10 @@ int main(int argc, char **argv) {
         size_t n = sizeof base - 1;
         memcpy(file, base, n);
         if (rnd(8) > 0)
-            n = mutate(file, n, sizeof file);
+            n = mutate_ini(file, n, sizeof file);
         size_t m = (size_t)snprintf(override, sizeof override, "devices.groups=0 | 1,2");
         if (rnd(2))
-            m = mutate(override, m, sizeof override - 1);
+            m = mutate_ini(override, m, sizeof override - 1);
         override[m] = '\0';
         if (ftruncate(fd, 0) != 0 || pwrite(fd, file, n, 0) != (ssize_t)n) {
             perror("pwrite");

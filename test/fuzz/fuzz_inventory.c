@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "mutate.h"
+#include "test/common.h"
 #include "plan/plan.h"
 #include "base/file.h"
 #include "base/memory.h"
@@ -16,14 +18,11 @@ enum { MAX_TEXT = 4096 };
 static uint64_t rng_state;
 
 static size_t rnd(size_t n) {
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (size_t)((z ^ (z >> 31)) >> 32) % n;
+    return (size_t)(test_random(&rng_state) >> 32) % n;
 }
 
 /* A few edits in place; returns the new length. */
-static size_t mutate(char *text, size_t n) {
+static size_t mutate_ini(char *text, size_t n) {
     static const char *const words[] = {
         "[",   "]",    "\n", " = ", "=", "[x]\n", "count = 2\n", "\t",  "1e99",     "-1",
         "nan", "0x10", ";",  "#",   "9", "\r",    "\xff\n",      "\n ", "[a100]\n", ":"};
@@ -37,26 +36,17 @@ static size_t mutate(char *text, size_t n) {
         case 1: /* remove */
             len = rnd(40);
             len = TD_MIN(len, n - at);
-            memmove(text + at, text + at + len, n - at - len);
-            n -= len;
+            n = cut_out(text, n, at, len);
             break;
         case 2: { /* insert */
             const char *w = words[rnd(TD_ARRAY_LEN(words))];
-            len = strlen(w);
-            if (n + len <= MAX_TEXT) {
-                memmove(text + at + len, text + at, n - at);
-                memcpy(text + at, w, len);
-                n += len;
-            }
+            n = put_in(text, n, MAX_TEXT, at, w, strlen(w));
             break;
         }
         default: /* repeat a piece */
             len = rnd(300);
             len = TD_MIN(len, n - at);
-            if (n + len <= MAX_TEXT) {
-                memmove(text + at + len, text + at, n - at);
-                n += len;
-            }
+            n = put_in(text, n, MAX_TEXT, at, NULL, len);
         }
     }
     return n;
@@ -109,7 +99,7 @@ int main(int argc, char **argv) {
         uint64_t state = rng_state;
         int which = (int)rnd(2);
         memcpy(text, seed[which], size[which]);
-        size_t n = mutate(text, size[which]);
+        size_t n = mutate_ini(text, size[which]);
         bad = ftruncate(fd, 0) || pwrite(fd, text, n, 0) != (ssize_t)n || check(path, &n_read);
         if (bad)
             fprintf(stderr, "iteration %ld, state %llu:\n%.*s\n", i, (unsigned long long)state,

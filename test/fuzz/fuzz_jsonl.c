@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "test/data/data_fixture.h"
+#include "test/data/fixture.h"
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"

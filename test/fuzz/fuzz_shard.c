@@ -7,26 +7,21 @@
  * parts). Half of the rounds then make the hashes of a shard right again, so that the checks behind
  * the hashes meet the spoilt values as well.
  */
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "test/common.h"
 #include "test/record/fixture.h"
 #include "record/identity.h"
 #include "record/shard_file.h"
 #include "base/log.h"
-#include "base/hash.h"
 #include "base/memory.h"
 
 static uint64_t rng_state;
 
 static uint64_t rnd(uint64_t below) {
-    uint64_t z = rng_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) % below;
+    return test_random(&rng_state) % below;
 }
 
 static void mutate(char *data, size_t *n, size_t cap) {
@@ -76,46 +71,6 @@ static void mutate(char *data, size_t *n, size_t cap) {
     }
 }
 
-static void put_hex(char *data, size_t n, const char *key, size_t skip, uint64_t hash) {
-    char hex[17], *at = memmem(data, n, key, strlen(key));
-    if (!at || (size_t)(data + n - at) < strlen(key) + skip + 16)
-        return;
-    td_hash_hex(hash, hex);
-    memcpy(at + strlen(key) + skip, hex, 16);
-}
-
-/* The hashes of a spoilt shard, where its header still has places for them. */
-static void reseal(char *data, size_t n, const td_layout *l) {
-    uint64_t header, h;
-    if (n < 8)
-        return;
-    memcpy(&header, data, 8);
-    if (header > n - 8)
-        return;
-    const char *body = data + 8 + header;
-    size_t body_n = n - 8 - (size_t)header, k = 0;
-    put_hex(data + 8, (size_t)header, "\"data_hash\":\"", 0, td_hash64(body, body_n));
-    for (int i = 0; i < TD_T_COUNT; i++) {
-        const td_layout_tensor *t = &l->tensor[i];
-        if (!t->present)
-            continue;
-        if (t->end <= body_n)
-            put_hex(data + 8, (size_t)header, "\"tensor_hashes\":\"", 17 * k,
-                    td_hash64(body + t->begin, t->end - t->begin));
-        k++;
-    }
-    if (td_layout_header_hash(data + 8, (size_t)header, &h))
-        put_hex(data + 8, (size_t)header, "\"header_hash\":\"", 0, h);
-}
-
-static bool write_all(const char *path, const char *data, size_t n) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
-    bool ok = fd >= 0 && write(fd, data, n) == (ssize_t)n;
-    if (fd >= 0)
-        close(fd);
-    return ok;
-}
-
 /* Rounds on a run of one mode; returns how many spoilt folders were refused, -1 on a failure. */
 static long fuzz_mode(const td_fixture_mode *m, long rounds, FILE *sink) {
     td_fixture f;
@@ -151,18 +106,15 @@ static long fuzz_mode(const td_fixture_mode *m, long rounds, FILE *sink) {
     for (long i = 0; i < rounds; i++) {
         const char *name = files[rnd(4) ? 0 : 1 + rnd(2)];
         size_t n = 0;
-        char *good = td_fixture_read(f.cfg.output.dir, name, &n), *bad = malloc(n + 512);
-        char *path = td_asprintf("%s/%s", f.cfg.output.dir, name);
+        char *good = test_read_file(f.cfg.output.dir, name, &n), *bad = malloc(n + 512);
         size_t good_n = n;
-        if (!good || !bad || !path)
-            abort();
+        MUST(good && bad);
         memcpy(bad, good, n);
         mutate(bad, &n, good_n + 512);
         if (name == files[0] && !f.cfg.output.zstd && rnd(2))
-            reseal(bad, n, &layout);
+            (void)td_fixture_seal(bad, n, &layout);
         bool changed = n != good_n || memcmp(bad, good, n) != 0;
-        if (!write_all(path, bad, n))
-            abort();
+        test_write_file(f.cfg.output.dir, name, bad, n);
         td_inspect_options opt = {
             .sample = (int64_t)rnd(10) - 1, .n_positions = 100, .n_candidates = 9};
         td_inspect(f.cfg.output.dir, &opt, sink, &err);
@@ -173,9 +125,7 @@ static long fuzz_mode(const td_fixture_mode *m, long rounds, FILE *sink) {
             fprintf(stderr, "%s, round %ld, %s: changed %d, but verify says %s: %s\n",
                     m ? m->name : "topk", i, name, changed, td_status_name(v), err.text);
         n_refused += v == TD_E_VERIFY;
-        if (!write_all(path, good, good_n))
-            abort();
-        free(path);
+        test_write_file(f.cfg.output.dir, name, good, good_n);
         free(bad);
         free(good);
         if (wrong) {

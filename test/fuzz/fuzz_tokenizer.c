@@ -10,10 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include "mutate.h"
+#include "test/common.h"
 #include "base/log.h"
 #include "tokenizer/tokenizer.h"
-#include "base/file.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
@@ -87,19 +87,8 @@ static const char *const seeds[] = {
 
 static uint64_t state;
 static size_t rng(size_t below) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (size_t)(state >> 11) % below;
+    return (size_t)(test_xorshift(&state) >> 11) % below;
 }
-
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "fuzz_tokenizer: %s fails (line %d)\n", #cond, __LINE__);              \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 enum { MAX_JSON = 8192, MAX_TEXT = 300 };
 
@@ -120,21 +109,13 @@ static size_t damage(char *buf) {
             buf[at] = "{}[]\",:\\0129-e.u"[rng(16)];
             break;
         case 2:
-            memmove(buf + at, buf + at + len, n - at - len);
-            n -= len;
+            n = cut_out(buf, n, at, len);
             break;
         case 3:
-            if (n + len <= MAX_JSON) {
-                memmove(buf + at + len, buf + at, n - at);
-                n += len;
-            }
+            n = put_in(buf, n, MAX_JSON, at, NULL, len);
             break;
         default:
-            if (n + other_len <= MAX_JSON) {
-                memmove(buf + at + other_len, buf + at, n - at);
-                memcpy(buf + at, other + from, other_len);
-                n += other_len;
-            }
+            n = put_in(buf, n, MAX_JSON, at, other + from, other_len);
         }
     }
     return n;
@@ -163,7 +144,7 @@ static void use(const td_tokenizer *tok) {
     td_error err = {0};
     td_ids a = {0}, b = {0};
     td_strbuf text = {0};
-    CHECK(td_tok_scratch_create(tok, &s, &err) == TD_OK);
+    MUST(td_tok_scratch_create(tok, &s, &err) == TD_OK);
     for (int k = 0; k < 5; k++) {
         char in[MAX_TEXT];
         size_t n = random_text(in);
@@ -171,15 +152,15 @@ static void use(const td_tokenizer *tok) {
         a.n = b.n = 0;
         td_strbuf_clear(&text);
         td_status rc = td_tokenizer_encode(tok, s, in, n, special, &a, &err);
-        CHECK(rc == TD_OK || rc == TD_E_DATA); /* a damaged pattern may run away */
-        CHECK(td_tokenizer_encode(tok, s, in, n, special, &b, &err) == rc);
-        CHECK(a.n == b.n && (a.n == 0 || memcmp(a.ids, b.ids, a.n * sizeof *a.ids) == 0));
+        MUST(rc == TD_OK || rc == TD_E_DATA); /* a damaged pattern may run away */
+        MUST(td_tokenizer_encode(tok, s, in, n, special, &b, &err) == rc);
+        MUST(a.n == b.n && (a.n == 0 || memcmp(a.ids, b.ids, a.n * sizeof *a.ids) == 0));
         for (size_t i = 0; i < a.n; i++) {
-            CHECK(a.ids[i] >= 0 && a.ids[i] < td_tokenizer_n_vocab(tok));
+            MUST(a.ids[i] >= 0 && a.ids[i] < td_tokenizer_n_vocab(tok));
             td_tokenizer_token_text(tok, a.ids[i], &text);
         }
         rc = td_tokenizer_decode(tok, a.ids, a.n, rng(2), &text, &err);
-        CHECK(rc == TD_OK || rc == TD_E_DATA);
+        MUST(rc == TD_OK || rc == TD_E_DATA);
     }
     td_ids_free(&a);
     td_ids_free(&b);
@@ -190,27 +171,23 @@ static void use(const td_tokenizer *tok) {
 int main(int argc, char **argv) {
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
     long rounds = argc > 2 ? strtol(argv[2], NULL, 10) : 1000, n_loaded = 0;
-    char dir[] = "/tmp/tdgen-fuzz-tok-XXXXXX", path[64], json[MAX_JSON];
+    char json[MAX_JSON], *dir = test_temp_dir();
     td_log_set_level(TD_LOG_ERROR); /* ids moved: said for every second file here */
-    CHECK(mkdtemp(dir));
-    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
     for (long i = 0; i < rounds; i++) {
         td_tokenizer *tok = NULL;
         td_error err = {0};
         state = (seed * 1000003 + (uint64_t)i) * 0x9e3779b97f4a7c15u | 1;
         size_t n = damage(json);
-        CHECK(td_file_write_atomic(path, json, n, false, &err) == TD_OK);
+        test_write_file(dir, "tokenizer.json", json, n);
         td_status rc = td_tokenizer_load(dir, &tok, &err);
         if (rc == TD_OK) {
             n_loaded++;
             use(tok);
         } else {
-            CHECK(rc == TD_E_MODEL && err.text[0] && !tok);
+            MUST(rc == TD_E_MODEL && err.text[0] && !tok);
         }
         td_tokenizer_free(tok);
     }
-    unlink(path);
-    rmdir(dir);
     printf("fuzz_tokenizer: seed %llu, %ld files, %ld loaded\n", (unsigned long long)seed, rounds,
            n_loaded);
     /* Mutations that nothing survives would test the JSON parser only. */

@@ -3,20 +3,11 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "test/device/gpu_fixture.h"
+#include "fixture.h"
+#include "test/device/capture_check.h"
 #include "base/memory.h"
 
-/* How logits are finished; n_valid 0 stands for all. */
-typedef struct finish {
-    int32_t n_valid;
-    float divisor, softcap;
-} finish;
 static const finish plain = {0, 1, 0};
-
-typedef struct outputs {
-    int32_t *ids, *rank;
-    float *lps, *lse, *lse_t, *tail, *target_lp, *entropy;
-} outputs;
 
 static outputs capture(gt_side *s, const float *logits, const int32_t *targets, int32_t n_rows,
                        int32_t v, int32_t k, const float *temps, int32_t n_temps, finish how) {
@@ -60,99 +51,15 @@ static outputs capture(gt_side *s, const float *logits, const int32_t *targets, 
     return o;
 }
 
-static bool close_to(double got, double want, double abs_tol, double rel_tol, const char *what,
-                     int32_t row) {
-    if (fabs(got - want) <= abs_tol + rel_tol * fabs(want))
-        return true;
-    gt_fail("row %d: %s is %.9g, expected %.9g", row, what, got, want);
-    return false;
-}
-
-typedef struct cand {
-    float lp;
-    int32_t id;
-} cand;
-
-static int cand_order(const void *a, const void *b) {
-    const cand *x = a, *y = b;
-    if (x->lp != y->lp)
-        return x->lp > y->lp ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-/* One row whose logits are finished already: everything, ids in their order included. */
-static void check_row(const outputs *o, const float *z, int32_t target, int32_t row, int32_t v,
-                      int32_t k, const float *temps, int32_t n_temps) {
-    float m = -INFINITY;
-    for (int32_t i = 0; i < v; i++)
-        m = TD_MAX(m, z[i]);
-    double s = 0, w = 0, tail = 0;
-    for (int32_t i = 0; i < v; i++)
-        if (z[i] > -INFINITY) {
-            const double d = (double)z[i] - (double)m;
-            s += exp(d);
-            w += exp(d) * d;
-        }
-    close_to(o->lse[row], m + log(s), 1e-6, 1e-7, "logsumexp", row);
-    close_to(o->entropy[row], log(s) - w / s, 2e-6, 1e-6, "entropy", row);
-    for (int32_t i = 0; i < n_temps; i++) {
-        double st = 0;
-        for (int32_t j = 0; j < v; j++)
-            st += exp(((double)z[j] - (double)m) / (double)temps[i]);
-        close_to(o->lse_t[row * n_temps + i], (double)m / (double)temps[i] + log(st), 1e-6, 2e-7,
-                 "logsumexp_t", row);
-    }
-    /* log S may differ in its last bit from the one computed here. */
-    float log_s = (float)log(s);
-    if (k > 0) {
-        close_to(-o->lps[row * k], log_s, 1e-7, 1.3e-7, "log S", row);
-        log_s = -o->lps[row * k];
-    }
-    cand *c = gt_host(sizeof(*c) * (size_t)v);
-    for (int32_t i = 0; i < v; i++) {
-        const float d = z[i] - m;
-        c[i] = (cand){d - log_s, i};
-    }
-    if (target >= 0) {
-        int32_t rank = 0;
-        for (int32_t i = 0; i < v; i++)
-            rank += cand_order(&c[i], &c[target]) < 0;
-        if (k > 0)
-            GT_CHECK(o->rank[row] == rank, "row %d: rank %d, expected %d", row, o->rank[row], rank);
-        else /* log S unknown to the last bit: so are ties */
-            GT_CHECK(abs(o->rank[row] - rank) <= 1 + v / 1000, "row %d: rank %d, expected %d", row,
-                     o->rank[row], rank);
-        if (k == 0 && c[target].lp > -INFINITY)
-            close_to(o->target_lp[row], c[target].lp, 1e-7, 3e-7, "target_logprob", row);
-        else
-            GT_CHECK(o->target_lp[row] == c[target].lp, "row %d: target_logprob %.9g, not %.9g",
-                     row, (double)o->target_lp[row], (double)c[target].lp);
-    } else {
-        GT_CHECK(o->rank[row] == -1 && o->target_lp[row] == -INFINITY, "row %d: no target", row);
-    }
-    qsort(c, (size_t)v, sizeof(*c), cand_order);
-    for (int32_t i = 0; i < k; i++) {
-        const bool there = i < v && c[i].lp > -INFINITY;
-        const int32_t id = there ? c[i].id : -1;
-        const float lp = there ? c[i].lp : -INFINITY;
-        if (o->ids[row * k + i] != id || o->lps[row * k + i] != lp) {
-            gt_fail("row %d of [%d], place %d of %d: id %d at %.9g, expected %d at %.9g", row, v, i,
-                    k, o->ids[row * k + i], (double)o->lps[row * k + i], id, (double)lp);
-            break;
-        }
-    }
-    for (int32_t i = k; i < v; i++)
-        if (z[c[i].id] > -INFINITY)
-            tail += exp((double)z[c[i].id] - (double)m);
-    /* z - m is rounded to f32 before the exponential: half an ulp of up to 32. */
-    close_to(o->tail[row], tail / s, 1e-37, 2.5e-6, "tail_mass", row);
-}
+/* z - m is rounded to f32 before the exponential: in tails half an ulp of up to 32. */
+static const capture_rules rules = {
+    .fail = gt_fail, .tail_rel = 2.5e-6, .target_abs = 1e-7, .near_ranks = true};
 
 static void check_all(const float *logits, const int32_t *targets, int32_t n_rows, int32_t v,
                       int32_t k, const float *temps, int32_t n_temps) {
     outputs o = capture(&gt_dut, logits, targets, n_rows, v, k, temps, n_temps, plain);
     for (int32_t r = 0; r < n_rows; r++)
-        check_row(&o, logits + (size_t)r * v, targets[r], r, v, k, temps, n_temps);
+        capture_check_row(&rules, &o, logits + (size_t)r * v, targets[r], r, v, k, temps, n_temps);
     gt_release();
 }
 
@@ -196,7 +103,7 @@ static void case_peaked_rows(void) {
     }
     outputs o = capture(&gt_dut, z, targets, ROWS, V, K, some_temps, 5, plain);
     for (int32_t i = 0; i < ROWS; i++) {
-        check_row(&o, z + (size_t)i * V, targets[i], i, V, K, some_temps, 5);
+        capture_check_row(&rules, &o, z + (size_t)i * V, targets[i], i, V, K, some_temps, 5);
         const float m = z[i * V + o.ids[i * K]];
         double rest = 0;
         bool first = true;
@@ -206,7 +113,9 @@ static void case_peaked_rows(void) {
             else
                 rest += exp((double)z[i * V + j] - (double)m);
         }
-        close_to(-o.lps[i * K], log1p(rest), 1e-16, 3e-6, "log S of a sure row", i);
+        const double want = log1p(rest), got = -(double)o.lps[i * K];
+        GT_CHECK(fabs(got - want) <= 1e-16 + 3e-6 * want, "row %d: log S is %.9g, expected %.9g", i,
+                 got, want);
     }
 }
 
@@ -221,26 +130,17 @@ static void case_vocabularies_of_real_models(void) {
 }
 
 static void case_ties_order_and_infinities(void) {
-    enum { V = 3000, K = 48, ROWS = 8 };
+    enum { V = TIES_V };
     gt_rng r = {77};
-    float *z = gt_floats(&r, V * ROWS);
-    int32_t targets[ROWS] = {0, V - 1, 17, 40, 2000, 100, 5, 9};
-    for (int i = 0; i < V; i++) {
-        z[0 * V + i] = 1.5f;                               /* all equal */
-        z[1 * V + i] = (float)(gt_below(&r, 5));           /* many ties */
-        z[2 * V + i] = (float)i * 0.01f;                   /* ascending: selection's worst */
-        z[3 * V + i] = (float)-i * 0.01f;                  /* descending */
-        z[4 * V + i] = i % 100 ? -INFINITY : z[4 * V + i]; /* fewer finite than K; masked target */
-        z[5 * V + i] = i == 100 ? 3.0f : -INFINITY;        /* one finite */
-        z[6 * V + i] = 1e-9f * (float)i + 20.0f;           /* ties after rounding only */
-        z[7 * V + i] = i == 9 ? 200.0f : -200.0f;          /* everything else underflows */
-    }
-    z[4 * V + 2000] = -INFINITY;
-    static const int32_t ks[] = {1, K, 1024};
+    float *z = gt_floats(&r, V * TIES_ROWS);
+    static const int32_t ks[] = {1, TIES_K, 1024};
+    capture_ties(z, &r.s);
     for (size_t i = 0; i < TD_ARRAY_LEN(ks); i++) {
-        outputs o = capture(&gt_dut, z, targets, ROWS, V, ks[i], some_temps, 2, plain);
-        for (int32_t row = 0; row < ROWS; row++)
-            check_row(&o, z + (size_t)row * V, targets[row], row, V, ks[i], some_temps, 2);
+        outputs o =
+            capture(&gt_dut, z, capture_ties_targets, TIES_ROWS, V, ks[i], some_temps, 2, plain);
+        for (int32_t row = 0; row < TIES_ROWS; row++)
+            capture_check_row(&rules, &o, z + (size_t)row * V, capture_ties_targets[row], row, V,
+                              ks[i], some_temps, 2);
     }
 }
 
@@ -272,7 +172,7 @@ static void case_bad_rows(void) {
     outputs o = capture(&gt_dut, z, targets, ROWS, V, K, some_temps, 1, plain);
     for (int32_t row = 0; row < ROWS; row++) {
         if (row != 1 && row != 3 && row != 4) {
-            check_row(&o, z + row * V, targets[row], row, V, K, some_temps, 1);
+            capture_check_row(&rules, &o, z + row * V, targets[row], row, V, K, some_temps, 1);
             continue;
         }
         GT_CHECK(isnan(o.lse[row]), "row %d: logsumexp is %g", row, (double)o.lse[row]);
@@ -309,66 +209,6 @@ static void case_tail_is_summed_from_its_terms(void) {
     GT_CHECK(fabs((double)o.tail[0] / (99 * exp(-40.0)) - 1) < 1e-6, "tail %g", (double)o.tail[0]);
 }
 
-/* Divided, capped and masked, against the formula in f64. The device's z may differ in its last
- * bits: what was taken must be right up to that, and consistent with itself. */
-static void check_finished(const outputs *o, const double *zr, int32_t row, int32_t v, int32_t n,
-                           int32_t k, int32_t target, const float *temps) {
-    double m = -INFINITY, s = 0, w = 0, tail = 0, st[2] = {0, 0}, big = 1;
-    for (int32_t j = 0; j < n; j++)
-        m = TD_MAX(m, zr[j]);
-    for (int32_t j = 0; j < n; j++) {
-        const double d = zr[j] - m;
-        big = TD_MAX(big, fabs(zr[j]));
-        s += exp(d), w += exp(d) * d;
-        for (int t = 0; t < 2; t++)
-            st[t] += exp(d / (double)temps[t]);
-    }
-    const double tol = 4e-7 * big; /* of a logit, and so of every log-prob */
-    close_to(o->lse[row], m + log(s), tol, 1e-7, "logsumexp", row);
-    close_to(o->entropy[row], log(s) - w / s, 20 * tol, 1e-6, "entropy", row);
-    for (int t = 0; t < 2; t++)
-        close_to(o->lse_t[row * 2 + t], m / (double)temps[t] + log(st[t]), 4 * tol, 2e-7,
-                 "logsumexp_t", row);
-    bool *taken = gt_host((size_t)v * sizeof(bool));
-    for (int32_t i = 0; i < k; i++) {
-        const int32_t id = o->ids[row * k + i];
-        const float lp = o->lps[row * k + i];
-        if (i >= n) {
-            GT_CHECK(id == -1 && lp == -INFINITY, "row %d place %d: id %d", row, i, id);
-            continue;
-        }
-        if (id < 0 || id >= n || taken[id]) {
-            gt_fail("row %d place %d: id %d", row, i, id);
-            return;
-        }
-        taken[id] = true;
-        close_to(lp, zr[id] - m - log(s), tol, 2e-7, "logprob", row);
-        GT_CHECK(i == 0 || lp < o->lps[row * k + i - 1] ||
-                     (lp == o->lps[row * k + i - 1] && id > o->ids[row * k + i - 1]),
-                 "row %d: order at place %d", row, i);
-    }
-    for (int32_t j = 0; j < n; j++)
-        if (!taken[j]) {
-            tail += exp(zr[j] - m);
-            GT_CHECK(k == 0 || zr[j] - m - log(s) <= (double)o->lps[row * k + k - 1] + 2 * tol,
-                     "row %d: id %d belongs to the best", row, j);
-        }
-    close_to(o->tail[row], tail / s, 1e-37, 4 * tol, "tail_mass", row);
-    if (target >= n) {
-        GT_CHECK(o->target_lp[row] == -INFINITY && o->rank[row] == -1, "row %d: masked target",
-                 row);
-        return;
-    }
-    close_to(o->target_lp[row], zr[target] - m - log(s), tol, 2e-7, "target", row);
-    int32_t least = 0, most = 0;
-    for (int32_t j = 0; j < n; j++) {
-        least += zr[j] > zr[target] + 2 * tol;
-        most += j != target && zr[j] >= zr[target] - 2 * tol;
-    }
-    GT_CHECK(o->rank[row] >= least && o->rank[row] <= most, "row %d: rank %d, not %d to %d", row,
-             o->rank[row], least, most);
-}
-
 static void case_finished_logits(void) {
     enum { ROWS = 6 };
     static const struct {
@@ -392,15 +232,13 @@ static void case_finished_logits(void) {
                 x[i * v + j] *= (float)(1 << i); /* up to a deviation of 32: the cap is met */
                 if (j >= n)
                     x[i * v + j] = i == 1 ? NAN : i == 2 ? INFINITY : 1000.0f;
-                double y = (double)x[i * v + j] / (double)how.divisor;
-                if (how.softcap > 0)
-                    y = (double)how.softcap * tanh(y / (double)how.softcap);
-                z[i * v + j] = j >= n ? -INFINITY : y;
             }
         }
+        capture_finish(x, z, ROWS, v, how);
         outputs o = capture(&gt_dut, x, targets, ROWS, v, k, temps, 2, how);
         for (int32_t row = 0; row < ROWS; row++)
-            check_finished(&o, z + (size_t)row * v, row, v, n, k, targets[row], temps);
+            capture_check_finished(&rules, &o, z + (size_t)row * v, targets[row], row, v, n, k,
+                                   temps);
         gt_release();
     }
 }

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "test/device/gpu_fixture.h"
+#include "fixture.h"
 #include "base/memory.h"
 
 typedef struct moe_case {

@@ -15,7 +15,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "test/device/gpu_fixture.h"
+#include "fixture.h"
 #include "base/memory.h"
 
 enum { KINDS = 61, HOSTILE_EVERY = 13, PERIOD = KINDS * HOSTILE_EVERY };

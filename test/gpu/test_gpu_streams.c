@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "test/device/gpu_fixture.h"
+#include "fixture.h"
 #include "base/memory.h"
 
 enum { MIB = 1 << 20 };

@@ -2,49 +2,14 @@
 #include "fixture.h"
 
 #include <criterion/criterion.h>
-#include <ftw.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "test/common.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
-
-static char *temp_dirs[64];
-static int n_temp_dirs;
-
-static int remove_one(const char *path, const struct stat *sb, int flag, struct FTW *f) {
-    (void)sb, (void)flag, (void)f;
-    return remove(path);
-}
-
-static void remove_temp_dirs(void) {
-    while (n_temp_dirs > 0) {
-        nftw(temp_dirs[--n_temp_dirs], remove_one, 16, FTW_DEPTH | FTW_PHYS);
-        free(temp_dirs[n_temp_dirs]);
-    }
-}
-
-char *fx_temp_dir(void) {
-    cr_assert_lt(n_temp_dirs, (int)TD_ARRAY_LEN(temp_dirs));
-    char *dir = td_strdup("/tmp/tdgen-test-XXXXXX");
-    cr_assert(mkdtemp(dir));
-    if (n_temp_dirs == 0)
-        atexit(remove_temp_dirs);
-    temp_dirs[n_temp_dirs++] = dir;
-    return dir;
-}
-
-void fx_write(const char *dir, const char *name, const void *data, size_t n) {
-    char *path = td_asprintf("%s/%s", dir, name);
-    FILE *f = fopen(path, "wb");
-    cr_assert(f, "cannot write %s", path);
-    cr_assert_eq(fwrite(data, 1, n, f), n);
-    cr_assert_eq(fclose(f), 0);
-    free(path);
-}
 
 void fx_write_st(const char *dir, const char *name, const char *header, const void *data,
                  size_t n) {
@@ -57,19 +22,12 @@ void fx_write_st(const char *dir, const char *name, const char *header, const vo
     td_strbuf_append(&b, header, len);
     td_strbuf_append(&b, data, n);
     cr_assert(!b.oom);
-    fx_write(dir, name, b.data, b.len);
+    test_write_file(dir, name, b.data, b.len);
     td_strbuf_free(&b);
 }
 
-uint64_t fx_rand(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 float fx_uniform(uint64_t *state) {
-    return (float)(fx_rand(state) >> 40) * 0x1p-23f - 1.0f;
+    return (float)(test_random(state) >> 40) * 0x1p-23f - 1.0f;
 }
 
 fx_tensor *fx_add(fx_model *m, const char *name, td_dtype dtype, int64_t rows, int64_t cols) {
@@ -183,4 +141,21 @@ void fx_model_free(fx_model *m) {
         free(m->tensors[i].values);
     free(m->tensors);
     *m = (fx_model){0};
+}
+
+fx_model fx_model_write(const td_model_config *c, td_dtype dtype, const char *extra, char **dir) {
+    const td_attention *a = &c->layers[0].mixer.attention;
+    fx_model m = fx_model_make(c, dtype, 7);
+    *dir = test_temp_dir();
+    fx_write_tensors(&m, 0, m.n, *dir, "model.safetensors");
+    char *json = td_asprintf(
+        "{\"architectures\":[\"%s\"],\"num_hidden_layers\":%d,\"hidden_size\":%d,"
+        "\"intermediate_size\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,"
+        "\"head_dim\":%d,\"vocab_size\":%d,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":512,"
+        "\"tie_word_embeddings\":%s%s}",
+        c->architecture, c->n_layers, c->n_hidden, c->layers[0].ffn.dense.n_ffn, a->n_heads,
+        a->n_kv_heads, a->head_dim, c->n_vocab, c->tied_embeddings ? "true" : "false", extra);
+    test_write_file(*dir, "config.json", json, strlen(json));
+    free(json);
+    return m;
 }

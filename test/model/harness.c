@@ -39,11 +39,11 @@ hs_samples hs_samples_random(int32_t n, int32_t min_len, int32_t max_len, int32_
                              uint64_t seed) {
     hs_samples s = {.n = n, .offsets = calloc((size_t)n + 1, sizeof *s.offsets)};
     for (int32_t i = 0; i < n; i++)
-        s.offsets[i + 1] =
-            s.offsets[i] + min_len + (int32_t)(fx_rand(&seed) % (uint64_t)(max_len - min_len + 1));
+        s.offsets[i + 1] = s.offsets[i] + min_len +
+                           (int32_t)(test_random(&seed) % (uint64_t)(max_len - min_len + 1));
     s.ids = calloc((size_t)s.offsets[n], sizeof *s.ids);
     for (int32_t i = 0; i < s.offsets[n]; i++)
-        s.ids[i] = (int32_t)(fx_rand(&seed) % (uint64_t)n_vocab);
+        s.ids[i] = (int32_t)(test_random(&seed) % (uint64_t)n_vocab);
     return s;
 }
 
@@ -208,12 +208,12 @@ hs_rows hs_run(const hs_setup *setup, const hs_samples *s) {
                              .n_slots = setup->n_stages + 1,
                              .capture_rows = setup->capture_rows ? setup->capture_rows : 64,
                              .narrow_attention = devices[0]->info.narrow_attention};
-    const td_capture_spec spec = hs_spec(
-        &cfg, (td_capture_spec){.top_k = setup->top_k,
-                                .n_temperatures = setup->n_temperatures,
-                                .n_valid = setup->n_valid_vocab,
-                                .temperatures = {(double)setup->temperatures[0],
-                                                 (double)setup->temperatures[1]}});
+    const td_capture_spec spec =
+        hs_spec(&cfg, (td_capture_spec){.top_k = setup->top_k,
+                                        .n_temperatures = setup->n_temperatures,
+                                        .n_valid = setup->n_valid_vocab,
+                                        .temperatures = {(double)setup->temperatures[0],
+                                                         (double)setup->temperatures[1]}});
     cr_assert_eq(td_session_create(w, stages, setup->n_stages, &lim, &spec, &session, &e), TD_OK,
                  "%s", e.text);
 

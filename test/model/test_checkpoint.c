@@ -50,13 +50,13 @@ static void write_sharded(const fx_model *m, const char *dir, const char *second
         td_strbuf_printf(&b, "%s\"%s\":\"%s\"", i ? "," : "", m->tensors[i].name,
                          i < half ? "model-00001-of-00002.safetensors" : second_name);
     td_strbuf_puts(&b, "}}");
-    fx_write(dir, "model.safetensors.index.json", b.data, b.len);
+    test_write_file(dir, "model.safetensors.index.json", b.data, b.len);
     td_strbuf_free(&b);
 }
 
 Test(checkpoint, one_file_and_two_have_the_same_hash) {
     fx_model m = fx_model_make(&small, TD_BF16, 1);
-    char *one = fx_temp_dir(), *two = fx_temp_dir();
+    char *one = test_temp_dir(), *two = test_temp_dir();
     fx_write_tensors(&m, 0, m.n, one, "model.safetensors");
     write_sharded(&m, two, "model-00002-of-00002.safetensors");
     uint64_t h = hash_of(one, &small);
@@ -69,7 +69,7 @@ Test(checkpoint, one_file_and_two_have_the_same_hash) {
 
 Test(checkpoint, dtype_is_the_widest_matrix) {
     fx_model m = fx_model_make(&small, TD_BF16, 1);
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     td_weights *w;
     td_error e;
     m.tensors[1].dtype = TD_F32; /* a norm: does not count */
@@ -89,7 +89,7 @@ Test(checkpoint, index_names_stay_in_the_folder) {
                                       ".hidden.safetensors", "a\\\\b",
                                       "x\\u0000y",           ""};
     fx_model m = fx_model_make(&small, TD_F32, 1);
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     for (size_t i = 0; i < TD_ARRAY_LEN(bad); i++) {
         write_sharded(&m, dir, bad[i]);
         expect_refused(dir, &small, "is refused: it must be a plain name in the same folder");
@@ -99,24 +99,24 @@ Test(checkpoint, index_names_stay_in_the_folder) {
     write_sharded(&m, dir, "model-00001-of-00002.safetensors");
     expect_refused(dir, &small, "is in model-00001-of-00002.safetensors, but it is not");
     static const char no_map[] = "{\"weight_map\":[]}", no_name[] = "{\"weight_map\":{\"a\":3}}";
-    fx_write(dir, "model.safetensors.index.json", no_map, sizeof no_map - 1);
+    test_write_file(dir, "model.safetensors.index.json", no_map, sizeof no_map - 1);
     expect_refused(dir, &small, "\"weight_map\" must be an object with entries");
-    fx_write(dir, "model.safetensors.index.json", no_name, sizeof no_name - 1);
+    test_write_file(dir, "model.safetensors.index.json", no_name, sizeof no_name - 1);
     expect_refused(dir, &small, "the file of tensor a must be a string");
     fx_model_free(&m);
 }
 
 Test(checkpoint, other_formats_are_named) {
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     expect_refused(dir, &small, "there is neither model.safetensors nor");
-    fx_write(dir, "pytorch_model.bin", "x", 1);
+    test_write_file(dir, "pytorch_model.bin", "x", 1);
     expect_refused(dir, &small,
                    "the weights are in pytorch_model.bin, which is not read; convert "
                    "them to safetensors");
 }
 
 Test(checkpoint, tensors_are_checked_by_name) {
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     fx_model m = fx_model_make(&small, TD_F32, 1);
     fx_tensor *q = (fx_tensor *)fx_find(&m, "model.layers.1.self_attn.q_proj.weight");
     q->rows = 8;
@@ -148,7 +148,7 @@ Test(checkpoint, what_would_be_dropped_silently_is_refused) {
         {"model.layers.0.self_attn.rotary_emb.inv_freq", NULL},
         {"value_head.weight", NULL}, /* not of the language model: a warning */
     };
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         fx_model m = fx_model_make(&small, TD_F32, 1);
         fx_add(&m, cases[i].name, TD_F32, 16, 0);
@@ -166,7 +166,7 @@ Test(checkpoint, what_would_be_dropped_silently_is_refused) {
 Test(checkpoint, a_tied_model_does_not_need_lm_head) {
     td_model_config tied = small;
     tied.tied_embeddings = true;
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     fx_model m = fx_model_make(&tied, TD_F32, 1);
     fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
     uint64_t h = hash_of(dir, &tied);
@@ -181,7 +181,7 @@ Test(checkpoint, a_tied_model_does_not_need_lm_head) {
 
 /* Files saved from the model without its head have no "model." before their names. */
 Test(checkpoint, a_bare_model_has_no_prefix) {
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     td_model_config tied = small;
     tied.tied_embeddings = true;
     fx_model m = fx_model_make(&tied, TD_F32, 1);
@@ -198,7 +198,7 @@ Test(checkpoint, a_bare_model_has_no_prefix) {
 Test(checkpoint, an_unknown_architecture_is_refused) {
     td_model_config c = small;
     snprintf(c.architecture, sizeof c.architecture, "FalconForCausalLM");
-    expect_refused(fx_temp_dir(), &c, "the architecture \"FalconForCausalLM\" is not supported");
+    expect_refused(test_temp_dir(), &c, "the architecture \"FalconForCausalLM\" is not supported");
 }
 
 Test(checkpoint, fp8_needs_a_fitting_scale) {
@@ -233,7 +233,7 @@ Test(checkpoint, fp8_needs_a_fitting_scale) {
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[]", "640", "644") "}",
          "tensor model.norm.weight is missing", 644, 0},
     };
-    char *dir = fx_temp_dir(), data[720] = {0};
+    char *dir = test_temp_dir(), data[720] = {0};
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         td_model_config c = small;
         c.fp8 = true;

@@ -22,7 +22,6 @@
 #include "base/safetensors.h"
 #include "base/memory.h"
 
-#define FAMILIES_DIR TD_SOURCE_DIR "/test/fixtures/families"
 #define FLOOR 5e-6
 #define CEILING 1e-4
 

@@ -14,8 +14,8 @@
 #define LLAMA "{" ARCH("Llama") SIZES
 
 static td_status load(const char *json, td_model_config *c, td_error *e) {
-    char *dir = fx_temp_dir();
-    fx_write(dir, "config.json", json, strlen(json));
+    char *dir = test_temp_dir();
+    test_write_file(dir, "config.json", json, strlen(json));
     return td_model_config_load(dir, c, e);
 }
 

@@ -11,36 +11,7 @@
 
 enum { V = 96 };
 
-#define LAYER FX_LAYER(6, 2, 8, 68)
-/* Odd sizes on purpose: nothing is a multiple of a tile. */
-static const td_model_config base = {.architecture = "LlamaForCausalLM",
-                                     .n_layers = 4,
-                                     .n_hidden = 40,
-                                     .layers = {LAYER, LAYER, LAYER, LAYER},
-                                     .n_vocab = V,
-                                     .max_positions = 512,
-                                     .norm_eps = 1e-5f,
-                                     .pre_norm = true,
-                                     .rope = {{.theta = 10000, .factor = 1}}};
-
-/* A folder with config.json and weights of such a model. `extra` is further JSON. */
-static fx_model write_model(const td_model_config *cfg, td_dtype dtype, const char *extra,
-                            char **dir) {
-    const td_attention *a = &cfg->layers[0].mixer.attention;
-    fx_model m = fx_model_make(cfg, dtype, 7);
-    *dir = fx_temp_dir();
-    fx_write_tensors(&m, 0, m.n, *dir, "model.safetensors");
-    char *json = td_asprintf(
-        "{\"architectures\":[\"%s\"],\"num_hidden_layers\":%d,\"hidden_size\":%d,"
-        "\"intermediate_size\":%d,\"num_attention_heads\":%d,\"num_key_value_heads\":%d,"
-        "\"head_dim\":%d,\"vocab_size\":%d,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":512,"
-        "\"tie_word_embeddings\":%s%s}",
-        cfg->architecture, cfg->n_layers, cfg->n_hidden, cfg->layers[0].ffn.dense.n_ffn, a->n_heads,
-        a->n_kv_heads, a->head_dim, cfg->n_vocab, cfg->tied_embeddings ? "true" : "false", extra);
-    fx_write(*dir, "config.json", json, strlen(json));
-    free(json);
-    return m;
-}
+static const td_model_config base = FX_SMALL(4, V);
 
 /* --- features --------------------------------------------------------------------------------- */
 
@@ -102,7 +73,7 @@ Test(session, every_feature_agrees_with_a_plain_forward_pass) {
         }
         c.rope[0].type = cases[i].linear > 1 ? TD_ROPE_LINEAR : TD_ROPE_DEFAULT;
         c.rope[0].factor = cases[i].linear;
-        fx_model m = write_model(&c, cases[i].dtype, cases[i].extra, &dir);
+        fx_model m = fx_model_write(&c, cases[i].dtype, cases[i].extra, &dir);
         double d = max_diff_to_reference(&m, dir, &s);
         printf("%s: max abs diff of log-probs to f64 %.2e\n", cases[i].what, d);
         fflush(stdout);
@@ -135,7 +106,7 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
     for (int32_t l = 0; l < c.n_layers; l++)
         c.layers[l].mixer.attention.qk_norm = TD_QK_NORM_HEAD;
     char *dir;
-    fx_model m = write_model(&c, TD_BF16, "", &dir);
+    fx_model m = fx_model_write(&c, TD_BF16, "", &dir);
     int32_t n_compared = 0;
     for (int compute = TD_F32; compute <= TD_BF16; compute++) {
         if (!hs_can_compute((td_dtype)compute))
@@ -179,7 +150,7 @@ Test(session, a_sample_has_the_same_bytes_wherever_it_is_computed) {
 Test(session, many_micro_batches_in_flight_stay_apart) {
     hs_samples s = hs_samples_random(60, 1, 40, V, 5);
     char *dir;
-    fx_model m = write_model(&base, TD_F32, "", &dir);
+    fx_model m = fx_model_write(&base, TD_F32, "", &dir);
     hs_setup setup = {.dir = dir, .compute = TD_F32, .n_stages = 1, .top_k = 4};
     hs_rows want = hs_run(&setup, &s);
     setup.max_tokens = 48;
@@ -244,7 +215,7 @@ typedef struct rig {
 
 static void rig_open(rig *r) {
     td_error e;
-    fx_model m = write_model(&base, TD_BF16, "", &r->dir);
+    fx_model m = fx_model_write(&base, TD_BF16, "", &r->dir);
     uint64_t file_bytes = 0;
     td_load_stats stats;
     for (size_t i = 0; i < m.n; i++)
@@ -262,8 +233,8 @@ static void rig_open(rig *r) {
                                  .max_rows = 45,
                                  .n_slots = 3,
                                  .capture_rows = 16};
-    r->spec = hs_spec(
-        &r->cfg, (td_capture_spec){.top_k = 5, .n_temperatures = 1, .temperatures = {2}});
+    r->spec =
+        hs_spec(&r->cfg, (td_capture_spec){.top_k = 5, .n_temperatures = 1, .temperatures = {2}});
 }
 
 static void rig_close(rig *r) {
@@ -348,8 +319,8 @@ Test(session, the_memory_estimate_holds_for_every_family) {
         uint64_t weight_bytes = 0;
         for (int i = 0; i < 2; i++) {
             td_stage_memory m;
-            td_stage_memory_estimate(&cfg, TD_F32, &lim, &spec, stages[i].item_begin, stages[i].item_end,
-                                     &m);
+            td_stage_memory_estimate(&cfg, TD_F32, &lim, &spec, stages[i].item_begin,
+                                     stages[i].item_end, &m);
             cr_expect_eq(allocated_bytes[i], m.activation_bytes + m.workspace_bytes, "%s, stage %d",
                          names[f], i);
             weight_bytes += m.weight_bytes;
@@ -369,7 +340,7 @@ Test(session, the_memory_estimate_holds_for_every_family) {
 Test(session, ids_above_the_valid_vocabulary_get_no_probability) {
     enum { VALID = V - 11 };
     char *dir;
-    fx_model m = write_model(&base, TD_F32, "", &dir);
+    fx_model m = fx_model_write(&base, TD_F32, "", &dir);
     hs_samples s = hs_samples_random(3, 5, 20, V, 21);
     hs_setup setup = {.dir = dir, .compute = TD_F32, .n_stages = 1, .top_k = V};
     hs_rows all = hs_run(&setup, &s);
@@ -438,7 +409,7 @@ Test(session, weight_bytes_add_up_to_the_parameters) {
     td_model_config c = base;
     char *dir;
     td_error e;
-    fx_model m = write_model(&base, TD_F32, "", &dir);
+    fx_model m = fx_model_write(&base, TD_F32, "", &dir);
     cr_assert_eq(td_model_config_load(dir, &c, &e), TD_OK, "%s", e.text);
     const td_capture_spec spec = hs_spec(&c, (td_capture_spec){.top_k = 1});
     uint64_t sum = 0;
@@ -515,7 +486,7 @@ Test(session, a_tied_model_with_another_lm_head_is_refused) {
     td_error e;
     c.tied_embeddings = true;
     char *dir;
-    fx_model m = write_model(&c, TD_F32, "", &dir);
+    fx_model m = fx_model_write(&c, TD_F32, "", &dir);
     fx_tensor *head = fx_add(&m, "lm_head.weight", TD_F32, V, c.n_hidden);
     size_t n = (size_t)V * (size_t)c.n_hidden * sizeof *head->values;
     memcpy(head->values, fx_find(&m, "model.embed_tokens.weight")->values, n);

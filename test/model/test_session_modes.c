@@ -13,16 +13,7 @@
 
 enum { V = 300, C = 40, MAX_ROW_BYTES = 8192 };
 
-#define LAYER FX_LAYER(6, 2, 8, 68)
-static const td_model_config base = {.architecture = "LlamaForCausalLM",
-                                     .n_layers = 3,
-                                     .n_hidden = C,
-                                     .layers = {LAYER, LAYER, LAYER},
-                                     .n_vocab = V,
-                                     .max_positions = 512,
-                                     .norm_eps = 1e-5f,
-                                     .pre_norm = true,
-                                     .rope = {{.theta = 10000, .factor = 1}}};
+static const td_model_config base = FX_SMALL(3, V);
 
 static const td_capture_spec modes[] = {
     {.mode = TD_CAPTURE_TOPP,
@@ -52,14 +43,8 @@ typedef struct model {
 } model;
 
 static model model_make(void) {
-    static const char json[] =
-        "{\"architectures\":[\"LlamaForCausalLM\"],\"num_hidden_layers\":3,\"hidden_size\":40,"
-        "\"intermediate_size\":68,\"num_attention_heads\":6,\"num_key_value_heads\":2,"
-        "\"head_dim\":8,\"vocab_size\":300,\"rms_norm_eps\":1e-5,\"max_position_embeddings\":512,"
-        "\"tie_word_embeddings\":false}";
-    model m = {fx_model_make(&base, TD_BF16, 7), fx_temp_dir()};
-    fx_write_tensors(&m.fx, 0, m.fx.n, m.dir, "model.safetensors");
-    fx_write(m.dir, "config.json", json, strlen(json));
+    model m;
+    m.fx = fx_model_write(&base, TD_BF16, "", &m.dir);
     return m;
 }
 
@@ -114,8 +99,7 @@ typedef struct setup {
 } setup;
 
 /* Runs the samples; rows are in the samples' own order whatever the setup. */
-static rows run(const model *m, const td_capture_spec *mode, const setup *u,
-                const hs_samples *s) {
+static rows run(const model *m, const td_capture_spec *mode, const setup *u, const hs_samples *s) {
     td_model_config cfg;
     td_weights *w;
     td_session *session;

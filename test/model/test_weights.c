@@ -18,8 +18,6 @@
 #include "base/hash.h"
 #include "base/memory.h"
 
-#define FAMILIES_DIR TD_SOURCE_DIR "/test/fixtures/families"
-
 /* --- comparing what two domains hold ---------------------------------------------------------- */
 
 typedef struct comparison {
@@ -268,7 +266,7 @@ Test(weights, three_domains_cost_one_read) {
                            .pre_norm = true,
                            .tied_embeddings = true};
     fx_model m = fx_model_make(&cfg, TD_BF16, 3);
-    char *dir = fx_temp_dir();
+    char *dir = test_temp_dir();
     td_device *devices[3];
     td_stage stages[3];
     td_weights *w;
@@ -310,11 +308,11 @@ Test(weights, conversion_of_arrays_is_that_of_values) {
     for (int round = 0; round < 200; round++)
         for (size_t f = 0; f < 3; f++)
             for (size_t t = 0; t < 3; t++) {
-                size_t shift = fx_rand(&seed) % 4, n = fx_rand(&seed) % N, overflow = n;
+                size_t shift = test_random(&seed) % 4, n = test_random(&seed) % N, overflow = n;
                 unsigned char *p = src + shift;
                 for (size_t i = 0; i < n;
                      i++) { /* any bits; exponents near f16's half of the time */
-                    uint32_t u = (uint32_t)fx_rand(&seed);
+                    uint32_t u = (uint32_t)test_random(&seed);
                     if (types[f] == TD_F32 && u & 1)
                         u = (u & 0x80ffffffu) + ((0x36u + (u >> 8) % 20) << 24);
                     memcpy(p + i * td_dtype_size(types[f]), &u, td_dtype_size(types[f]));
@@ -350,13 +348,13 @@ Test(weights, pieces_hash_as_the_whole) {
     td_hasher *h = td_hasher_create();
     uint64_t seed = 9;
     for (size_t i = 0; i < N; i++)
-        data[i] = (unsigned char)fx_rand(&seed);
+        data[i] = (unsigned char)test_random(&seed);
     cr_assert(h);
     for (int round = 0; round < 50; round++) {
-        size_t n = fx_rand(&seed) % N;
+        size_t n = test_random(&seed) % N;
         td_hasher_reset(h);
         for (size_t i = 0, m; i < n; i += m) {
-            m = fx_rand(&seed) % 5000;
+            m = test_random(&seed) % 5000;
             m = TD_MIN(m, n - i);
             td_hasher_update(h, data + i, m);
         }
@@ -420,7 +418,7 @@ Test(weights, a_file_that_was_cut_is_an_error) {
                            .n_vocab = 4000,
                            .pre_norm = true};
     fx_model m = fx_model_make(&cfg, TD_BF16, 3);
-    char *dir = fx_temp_dir(), *path = td_asprintf("%s/model.safetensors", dir);
+    char *dir = test_temp_dir(), *path = td_asprintf("%s/model.safetensors", dir);
     td_weights *w;
     td_error e;
     fx_write_tensors(&m, 0, m.n, dir, "model.safetensors");
@@ -471,7 +469,7 @@ Test(weights, values_that_the_compute_type_cannot_hold_are_refused) {
     td_stage stage = {device, 0, cfg.n_layers + 2};
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         fx_model m = fx_model_make(&cfg, cases[i].stored, 3);
-        char *dir = fx_temp_dir();
+        char *dir = test_temp_dir();
         td_weights *w;
         td_error e = {0};
         const fx_tensor *t = fx_find(&m, "model.layers.0.mlp.up_proj.weight");

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "plan/plan_internal.h"
-#include "plan_fixture.h"
+#include "fixture.h"
 
 typedef struct sample {
     int32_t n_tokens, n_rows;

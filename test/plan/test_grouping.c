@@ -7,22 +7,9 @@
 #include <string.h>
 
 #include "plan/plan_internal.h"
-#include "plan_fixture.h"
+#include "fixture.h"
 
 enum { MAX_DEVICES = 6 };
-
-static uint64_t rng_state;
-
-static uint32_t rnd(uint32_t n) { /* splitmix64, reduced */
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (uint32_t)((z ^ (z >> 31)) >> 32) % n;
-}
-
-static void expect_contains(const char *got, const char *want) {
-    cr_expect(strstr(got, want), "not found: \"%s\" in:\n%s", want, got);
-}
 
 /* n devices of up to three kinds, in any order. */
 static void random_devices(pf *f, int32_t n) {

@@ -6,17 +6,9 @@
 #include <string.h>
 
 #include "plan/place.h"
+#include "fixture.h"
 
 enum { MAX_ITEMS = 12, MAX_DEVICES = 14 };
-
-static uint64_t rng_state;
-
-static uint32_t rnd(uint32_t n) { /* splitmix64, reduced */
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (uint32_t)((z ^ (z >> 31)) >> 32) % n;
-}
 
 typedef struct instance {
     int32_t n_items, n_devices, n_kinds;

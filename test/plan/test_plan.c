@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "plan_fixture.h"
+#include "fixture.h"
 
 #define BANNER                                                                                     \
     "==================================================\n"                                         \
@@ -13,10 +13,6 @@
 
 static void expect_text(const char *got, const char *want) {
     cr_expect_str_eq(got, want, "printed:\n%s\nexpected:\n%s", got, want);
-}
-
-static void expect_contains(const char *got, const char *want) {
-    cr_expect(strstr(got, want), "not found: \"%s\" in:\n%s", want, got);
 }
 
 static void expect_no_wide_line(const char *text) {

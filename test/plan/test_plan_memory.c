@@ -6,14 +6,10 @@
 #include <string.h>
 
 #include "plan/plan_internal.h"
-#include "plan_fixture.h"
+#include "fixture.h"
 
 static uint64_t total(const td_stage_memory *m) {
     return m->weight_bytes + m->activation_bytes + m->workspace_bytes;
-}
-
-static void expect_contains(const char *got, const char *want) {
-    cr_expect(strstr(got, want), "not found: \"%s\" in:\n%s", want, got);
 }
 
 /* What every plan must satisfy, whatever it was made for. */
@@ -66,15 +62,6 @@ static void check_invariants(const pf *f) {
     cr_assert_leq((int64_t)p->limits.capture_rows * f->model.n_vocab * 4, (int64_t)1 << 30);
     cr_assert_geq(p->limits.max_tokens, p->batch_tokens);
     cr_assert_leq(p->batch_tokens, f->cfg.run.batch_tokens);
-}
-
-static uint64_t rng_state;
-
-static int32_t rnd(int32_t n) {
-    uint64_t z = (rng_state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (int32_t)(((z ^ (z >> 31)) >> 32) % (uint64_t)n);
 }
 
 Test(memory, random_machines_give_sound_plans_or_a_reason) {

@@ -1,22 +1,17 @@
 #include "fixture.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include "test/common.h"
 #include "base/dtype.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
 void td_fixture_init(td_fixture *f) {
-    *f = (td_fixture){.dir = "/tmp/tdgen-record-XXXXXX"};
-    if (!mkdtemp(f->dir))
-        abort();
+    *f = (td_fixture){.dir = test_temp_dir()};
     f->cfg.model.path = td_asprintf("%s/model", f->dir);
     f->cfg.data.path = td_asprintf("%s/data.jsonl", f->dir);
     f->cfg.data.text_field = td_strdup("text");
@@ -46,24 +41,8 @@ void td_fixture_init(td_fixture *f) {
     f->skip = -1;
 }
 
-void td_fixture_remove_tree(const char *dir) {
-    DIR *d = opendir(dir);
-    struct dirent *e;
-    while (d && (e = readdir(d))) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
-            continue;
-        char *path = td_asprintf("%s/%s", dir, e->d_name);
-        if (unlink(path) != 0)
-            td_fixture_remove_tree(path);
-        free(path);
-    }
-    if (d)
-        closedir(d);
-    rmdir(dir);
-}
-
 void td_fixture_free(td_fixture *f) {
-    td_fixture_remove_tree(f->dir);
+    test_remove_tree(f->dir);
     td_config_free(&f->cfg);
 }
 
@@ -92,14 +71,6 @@ td_status td_fixture_open(td_fixture *f, td_output **out, td_error *err) {
     return rc;
 }
 
-/* splitmix64: the whole stream follows from its seed. */
-static uint64_t next_random(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 /* Tokens that can follow. */
 static int32_t n_valid(const td_fixture *f) {
     return f->cfg.capture.mask_padded_vocab ? f->id.tokenizer_n_vocab : f->teacher.n_vocab;
@@ -120,15 +91,15 @@ td_shard *td_fixture_shard(const td_fixture *f, int64_t number, int32_t n_rows) 
     td_strbuf id_bytes = {0};
     s->id_offsets = td_calloc((size_t)n_rows + 1, sizeof *s->id_offsets);
     for (int32_t i = 0; i < n_rows; i++) {
-        int32_t n = i == 1 ? 1 : 2 + (int32_t)(next_random(&rng) % (uint64_t)(max / 4));
+        int32_t n = i == 1 ? 1 : 2 + (int32_t)(test_random(&rng) % (uint64_t)(max / 4));
         td_sample *m = &s->samples[i];
         *m = (td_sample){.row = s->row_begin + i,
                          .token_offset = s->n_tokens,
                          .n_tokens = n,
                          .row_offset = s->n_rows};
         for (int32_t p = 0; p < n; p++) {
-            s->ids[s->n_tokens] = (int32_t)(next_random(&rng) % (uint64_t)n_valid(f));
-            uint8_t mask = p > 0 && !(i == 2 && next_random(&rng) % 2);
+            s->ids[s->n_tokens] = (int32_t)(test_random(&rng) % (uint64_t)n_valid(f));
+            uint8_t mask = p > 0 && !(i == 2 && test_random(&rng) % 2);
             s->loss_mask[s->n_tokens++] = mask;
             m->n_rows += mask;
         }
@@ -196,7 +167,7 @@ static double draw_row(const td_fixture *f, uint64_t *rng, const double *p, cons
     for (int32_t i = 0; i < v; i++)
         sum += p[i] > 0 ? pow(p[i], t) : 0;
     for (int32_t d = 0; d < n; d++) {
-        double u = (double)(next_random(rng) >> 11) * 0x1p-53 * sum, at = 0;
+        double u = (double)(test_random(rng) >> 11) * 0x1p-53 * sum, at = 0;
         int32_t pick = -1;
         for (int32_t i = 0; i < v; i++) {
             if (p[i] <= 0)
@@ -234,7 +205,7 @@ static void capture_row(const td_fixture *f, uint64_t *rng, int32_t target, td_c
     candidate *all = td_calloc((size_t)v, sizeof *all), *by_id = td_calloc((size_t)v, sizeof *all);
     for (int32_t i = 0; i < v; i++) {
         /* coarse values, so that ties occur */
-        z[i] = (float)(int64_t)(next_random(rng) % 64) / 8.0f - 4.0f;
+        z[i] = (float)(int64_t)(test_random(rng) % 64) / 8.0f - 4.0f;
         if (i < valid)
             m = fmaxf(m, z[i]);
     }
@@ -316,7 +287,7 @@ td_captured td_fixture_capture(const td_fixture *f, const td_shard *s, int32_t s
         c.dense_dtype = f->cfg.capture.dense_dtype;
         c.dense = floats(n * width);
         for (size_t i = 0; mode == TD_CAPTURE_HIDDEN && i < n * width; i++)
-            put_dense(&c, i, (float)(int64_t)(next_random(&rng) % 999) / 100.0f - 5.0f);
+            put_dense(&c, i, (float)(int64_t)(test_random(&rng) % 999) / 100.0f - 5.0f);
     }
     if (mode == TD_CAPTURE_HIDDEN)
         return c;
@@ -408,15 +379,6 @@ td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td
     return rc;
 }
 
-char *td_fixture_read(const char *dir, const char *name, size_t *n) {
-    char *path = td_asprintf("%s/%s", dir, name), *data = NULL;
-    td_error err;
-    if (td_file_read(path, (size_t)1 << 30, TD_E_OUTPUT, &data, n, &err) != TD_OK)
-        data = NULL;
-    free(path);
-    return data;
-}
-
 const td_fixture_mode td_fixture_modes[TD_FIXTURE_MODES] = {
     {"topk", TD_CAPTURE_TOPK, TD_BF16, false, false, false, 1},
     {"topk packed, q8", TD_CAPTURE_TOPK, TD_BF16, true, true, false, 1},
@@ -433,6 +395,14 @@ const td_fixture_mode td_fixture_modes[TD_FIXTURE_MODES] = {
     {"hidden f32", TD_CAPTURE_HIDDEN, TD_F32, false, false, false, 1},
 };
 
+const td_fixture_mode *td_fixture_mode_named(const char *name) {
+    for (int i = 0; i < TD_FIXTURE_MODES; i++)
+        if (strcmp(td_fixture_modes[i].name, name) == 0)
+            return &td_fixture_modes[i];
+    fprintf(stderr, "no mode %s\n", name);
+    abort();
+}
+
 void td_fixture_set_mode(td_fixture *f, const td_fixture_mode *m) {
     f->cfg.capture.mode = m->mode;
     f->cfg.capture.dense_dtype = m->dense_dtype;
@@ -446,4 +416,60 @@ void td_fixture_set_mode(td_fixture *f, const td_fixture_mode *m) {
     f->cfg.capture.always_ids[1] = 17;
     f->cfg.capture.n_temperatures = 1;
     f->cfg.capture.temperatures[0] = 2;
+}
+
+static td_status end_text(FILE *out, td_status rc, const td_error *err) {
+    if (rc != TD_OK)
+        fprintf(out, "error: %s\n", err->text);
+    fclose(out);
+    return rc;
+}
+
+td_status td_fixture_verify(const char *dir, char **text) {
+    size_t n;
+    td_error err = {0};
+    FILE *out = open_memstream(text, &n);
+    return end_text(out, td_verify(dir, out, false, &err), &err);
+}
+
+td_status td_fixture_inspect(td_fixture_form form, const char *dir, const td_inspect_options *opt,
+                             char **text) {
+    size_t n;
+    td_error err = {0};
+    FILE *out = open_memstream(text, &n);
+    return end_text(out, form(dir, opt, out, &err), &err);
+}
+
+bool td_fixture_put_hash(char *header, size_t n, const char *key, size_t skip, uint64_t hash) {
+    char hex[17], *at = memmem(header, n, key, strlen(key));
+    if (!at || (size_t)(header + n - at) < strlen(key) + skip + 16)
+        return false;
+    td_hash_hex(hash, hex);
+    memcpy(at + strlen(key) + skip, hex, 16);
+    return true;
+}
+
+bool td_fixture_seal(char *shard, size_t n, const td_layout *l) {
+    uint64_t header_n, h;
+    if (n < 8)
+        return false;
+    memcpy(&header_n, shard, 8);
+    if (header_n > n - 8)
+        return false;
+    char *header = shard + 8;
+    const char *body = header + header_n;
+    size_t body_n = n - 8 - (size_t)header_n, k = 0;
+    bool all =
+        td_fixture_put_hash(header, header_n, "\"data_hash\":\"", 0, td_hash64(body, body_n));
+    for (int i = 0; i < TD_T_COUNT; i++) {
+        const td_layout_tensor *t = &l->tensor[i];
+        if (!t->present)
+            continue;
+        all &= t->end <= body_n &&
+               td_fixture_put_hash(header, header_n, "\"tensor_hashes\":\"", 17 * k,
+                                   td_hash64(body + t->begin, t->end - t->begin));
+        k++;
+    }
+    return td_layout_header_hash(header, header_n, &h) &&
+           td_fixture_put_hash(header, header_n, "\"header_hash\":\"", 0, h) && all;
 }

@@ -4,11 +4,12 @@
 #define TDGEN_TEST_RECORD_FIXTURE_H
 
 #include "record/reader.h"
+#include "record/layout.h"
 #include "record/record.h"
 #include "report/report.h"
 
 typedef struct td_fixture {
-    char dir[64]; /* a fresh folder; output.dir is DIR/out */
+    const char *dir; /* a fresh folder; output.dir is DIR/out */
     td_config cfg;
     td_capture_teacher teacher;
     td_identity id;
@@ -52,11 +53,32 @@ typedef struct td_fixture_mode {
 } td_fixture_mode;
 enum { TD_FIXTURE_MODES = 13 };
 extern const td_fixture_mode td_fixture_modes[TD_FIXTURE_MODES];
+/* Aborts when there is none. */
+const td_fixture_mode *td_fixture_mode_named(const char *name);
 /* Also two always_ids and one temperature. */
 void td_fixture_set_mode(td_fixture *f, const td_fixture_mode *m);
 
-/* The whole file, NULL when it is not there. */
-char *td_fixture_read(const char *dir, const char *name, size_t *n);
-void td_fixture_remove_tree(const char *dir);
+/* What verify, or a form of inspect, prints of a folder, with its error as the last line; freed by
+ * the caller. */
+td_status td_fixture_verify(const char *dir, char **text);
+typedef td_status (*td_fixture_form)(const char *dir, const td_inspect_options *opt, FILE *out,
+                                     td_error *err);
+td_status td_fixture_inspect(td_fixture_form form, const char *dir, const td_inspect_options *opt,
+                             char **text);
+/* In a Criterion suite: verify passes the fixture's output. `what` says when, in the message. */
+#define VERIFY_OK(f, what)                                                                         \
+    do {                                                                                           \
+        char *text_;                                                                               \
+        td_status rc_ = td_fixture_verify((f)->cfg.output.dir, &text_);                            \
+        cr_assert_eq(rc_, TD_OK, "%s: %s", (what), text_);                                         \
+        free(text_);                                                                               \
+    } while (0)
+
+/* Writes a hash behind `key` (and `skip` bytes) in a shard's header of n bytes; false when there is
+ * no room. */
+bool td_fixture_put_hash(char *header, size_t n, const char *key, size_t skip, uint64_t hash);
+/* Makes all hashes within a shard of n bytes those of its content, whatever was done to it: what
+ * does not fit is left, and false returned. */
+bool td_fixture_seal(char *shard, size_t n, const td_layout *l);
 
 #endif

@@ -1,13 +1,7 @@
 /* Death and failure at every system call that writes: the folder is repaired by running again, and
- * its bytes are those of an uninterrupted run.
- *
- * The linker's --wrap sends the calls of the record code through the functions below, so nothing in
- * the program knows of this test. Each counts; the chosen one ends the process (before it acts, or
- * half way through a write), or fails as on a full disk.
- */
+ * its bytes are those of an uninterrupted run. */
 #include <criterion/criterion.h>
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,64 +11,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "test/common.h"
+#include "faults.h"
 #include "fixture.h"
 #include "base/log.h"
 #include "base/memory.h"
 
-enum fault { FAULT_NONE, FAULT_DIE, FAULT_DIE_HALF, FAULT_ENOSPC, FAULT_SHORT };
-enum { DIED = 99 };
-
-static enum fault fault;
-static long countdown; /* the call that meets the fault, from 1 */
-
-/* Is this the call? */
-static bool hit(void) {
-    return fault != FAULT_NONE && --countdown == 0;
-}
-
-/* The fault of a call that moves no bytes; true = it must fail with errno set. */
-static bool plain_fault(void) {
-    if (!hit())
-        return false;
-    if (fault == FAULT_DIE || fault == FAULT_DIE_HALF)
-        _exit(DIED);
-    if (fault == FAULT_SHORT)
-        return false;
-    errno = ENOSPC;
-    return true;
-}
-
-ssize_t __real_pwrite(int fd, const void *p, size_t n, off_t at);
-ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at);
-ssize_t __wrap_pwrite(int fd, const void *p, size_t n, off_t at) {
-    if (!hit())
-        return __real_pwrite(fd, p, n, at);
-    if (fault == FAULT_DIE_HALF || fault == FAULT_SHORT) {
-        ssize_t r = __real_pwrite(fd, p, n > 1 ? n / 2 : n, at);
-        if (fault == FAULT_SHORT)
-            return r; /* a short write is no error: the caller goes on */
-    }
-    if (fault != FAULT_ENOSPC)
-        _exit(DIED);
-    errno = ENOSPC;
-    return -1;
-}
-
-ssize_t __real_write(int fd, const void *p, size_t n);
-ssize_t __wrap_write(int fd, const void *p, size_t n);
-ssize_t __wrap_write(int fd, const void *p, size_t n) {
-    if (!hit())
-        return __real_write(fd, p, n);
-    if (fault == FAULT_DIE_HALF || fault == FAULT_SHORT) {
-        ssize_t r = __real_write(fd, p, n / 2);
-        if (fault == FAULT_SHORT)
-            return r;
-    }
-    if (fault != FAULT_ENOSPC)
-        _exit(DIED);
-    errno = ENOSPC;
-    return -1;
-}
+WRAP_WRITE(write, (int fd, const void *p, size_t n), (fd, p, n), (fd, p, n / 2))
 
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
@@ -88,35 +31,8 @@ int __wrap_open(const char *path, int flags, ...) {
     return __real_open(path, flags, mode);
 }
 
-int __real_fsync(int fd);
-int __wrap_fsync(int fd);
-int __wrap_fsync(int fd) {
-    return plain_fault() ? -1 : __real_fsync(fd);
-}
-
-int __real_rename(const char *from, const char *to);
-int __wrap_rename(const char *from, const char *to);
-int __wrap_rename(const char *from, const char *to) {
-    return plain_fault() ? -1 : __real_rename(from, to);
-}
-
-int __real_unlink(const char *path);
-int __wrap_unlink(const char *path);
-int __wrap_unlink(const char *path) {
-    return plain_fault() ? -1 : __real_unlink(path);
-}
-
-int __real_ftruncate(int fd, off_t n);
-int __wrap_ftruncate(int fd, off_t n);
-int __wrap_ftruncate(int fd, off_t n) {
-    return plain_fault() ? -1 : __real_ftruncate(fd, n);
-}
-
-int __real_posix_fallocate(int fd, off_t at, off_t n);
-int __wrap_posix_fallocate(int fd, off_t at, off_t n);
-int __wrap_posix_fallocate(int fd, off_t at, off_t n) {
-    return plain_fault() ? ENOSPC : __real_posix_fallocate(fd, at, n);
-}
+WRAP(int, ftruncate, (int fd, off_t n), (fd, n), -1)
+WRAP(int, posix_fallocate, (int fd, off_t at, off_t n), (fd, at, n), ENOSPC)
 
 /* --- the folder, all of it -------------------------------------------------------------------- */
 
@@ -152,7 +68,7 @@ static void take(const td_fixture *f, snapshot *s) {
     *s = (snapshot){0};
     for (int64_t i = 0; i < n_files(); i++) {
         char *name = file_name(i);
-        s->data[i] = td_fixture_read(f->cfg.output.dir, name, &s->n[i]);
+        s->data[i] = test_read_file(f->cfg.output.dir, name, &s->n[i]);
         cr_assert(s->data[i], "%s is missing", name);
         free(name);
     }
@@ -177,11 +93,10 @@ static void begin(td_fixture *f, const way *w, snapshot *reference) {
     the_way = w;
     td_log_set_level(TD_LOG_ERROR);
     td_fixture_init(f);
-    for (int i = 0; w != &plain && i < TD_FIXTURE_MODES; i++)
-        if (strcmp(td_fixture_modes[i].name, w->mode) == 0)
-            td_fixture_set_mode(f, &td_fixture_modes[i]);
+    if (w != &plain)
+        td_fixture_set_mode(f, td_fixture_mode_named(w->mode));
     f->skip = 3; /* so that commit rewrites the shard without that sample's rows */
-    cr_assert_eq(td_fixture_run(f, the_way->n_shards, NULL, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_run(f, the_way->n_shards, NULL, &err));
     take(f, reference);
 }
 
@@ -198,9 +113,7 @@ static void finish_run(td_fixture *f, const snapshot *reference, const char *wha
     cr_assert_eq(td_fixture_run(f, the_way->n_shards, NULL, &err), TD_OK, "%s at call %ld: %s",
                  what, k, err.text);
     same(f, reference, what, k);
-    FILE *sink = fopen("/dev/null", "w");
-    cr_assert_eq(td_verify(f->cfg.output.dir, sink, false, &err), TD_OK, "%s", err.text);
-    fclose(sink);
+    VERIFY_OK(f, what);
     no_temp_files(f, what, k);
 }
 
@@ -210,7 +123,7 @@ static void die_at_every_call(const way *w, enum fault how, const char *what) {
     begin(&f, w, &reference);
     long k = 1;
     for (;; k++) {
-        td_fixture_remove_tree(f.cfg.output.dir);
+        test_remove_tree(f.cfg.output.dir);
         pid_t child = fork();
         cr_assert_geq(child, 0);
         if (child == 0) {
@@ -257,7 +170,7 @@ static void full_disk_at_every_call(const way *w) {
     long k = 1, n_failed = 0;
     for (;; k++) {
         td_error err = {0};
-        td_fixture_remove_tree(f.cfg.output.dir);
+        test_remove_tree(f.cfg.output.dir);
         fault = FAULT_ENOSPC;
         countdown = k;
         td_status rc = td_fixture_run(&f, the_way->n_shards, NULL, &err);
@@ -295,7 +208,7 @@ Test(crash, short_writes_lose_nothing, .timeout = 300) {
     begin(&f, w, &reference);
     for (long k = 1;; k++) {
         td_error err = {0};
-        td_fixture_remove_tree(f.cfg.output.dir);
+        test_remove_tree(f.cfg.output.dir);
         fault = FAULT_SHORT;
         countdown = k;
         td_status rc = td_fixture_run(&f, the_way->n_shards, NULL, &err);
@@ -333,8 +246,8 @@ Test(crash, a_shard_that_does_not_fit_is_refused_before_anything_is_computed) {
                   strstr(err.text, "output.dir"),
               "%s", err.text);
     size_t n;
-    cr_assert_null(td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors.tmp", &n));
-    cr_assert_eq(td_fixture_write(&f, o, s, -1, &err), TD_OK, "%s", err.text);
+    cr_assert_null(test_read_file(f.cfg.output.dir, "shard-000000.safetensors.tmp", &n));
+    OK(td_fixture_write(&f, o, s, -1, &err));
     td_output_close(o);
     td_fixture_shard_free(s);
     td_fixture_free(&f);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include <zstd.h>
 
+#include "test/common.h"
 #include "fixture.h"
 #include "record/identity.h"
 #include "record/pack.h"
@@ -18,28 +19,13 @@
 #include "base/file.h"
 #include "base/memory.h"
 
-static void must(td_status rc, const td_error *err) {
-    cr_assert_eq(rc, TD_OK, "%s", err->text);
-}
-
-static void verify_ok(const td_fixture *f, const char *what) {
-    td_error err = {0};
-    size_t n;
-    char *text;
-    FILE *out = open_memstream(&text, &n);
-    td_status rc = td_verify(f->cfg.output.dir, out, false, &err);
-    fclose(out);
-    cr_assert_eq(rc, TD_OK, "%s: %s\n%s", what, err.text, text);
-    free(text);
-}
-
 static const char *shard_name(const td_fixture *f) {
     return f->cfg.output.zstd ? "shard-000000.safetensors.zst" : "shard-000000.safetensors";
 }
 
 /* The safetensors of shard 0, unpacked by libzstd itself. */
 static char *plain_shard(const td_fixture *f, size_t *n) {
-    char *data = td_fixture_read(f->cfg.output.dir, shard_name(f), n);
+    char *data = test_read_file(f->cfg.output.dir, shard_name(f), n);
     cr_assert(data, "%s is not there", shard_name(f));
     if (!f->cfg.output.zstd)
         return data;
@@ -62,7 +48,7 @@ static td_safetensors *open_plain(const td_fixture *f) {
     char *data = plain_shard(f, &n), *path = td_asprintf("%s/plain.safetensors", f->dir);
     FILE *out = fopen(path, "w");
     cr_assert(out && fwrite(data, 1, n, out) == n && fclose(out) == 0);
-    must(td_safetensors_open(path, TD_E_VERIFY, &st, &err), &err);
+    OK(td_safetensors_open(path, TD_E_VERIFY, &st, &err));
     free(path);
     free(data);
     return st;
@@ -230,22 +216,22 @@ static void check_mode(const td_fixture_mode *m) {
     td_output *o;
     td_fixture_init(&f);
     td_fixture_set_mode(&f, m);
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
-    must(td_fixture_write(&f, o, s, -1, &err), &err);
+    OK(td_fixture_write(&f, o, s, -1, &err));
     td_output_close(o);
-    verify_ok(&f, m->name);
+    VERIFY_OK(&f, m->name);
 
     td_safetensors *st = open_plain(&f);
     td_manifest manifest;
-    must(td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err), &err);
+    OK(td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err));
     char *path = td_shard_path(f.cfg.output.dir, 0), *spec = td_spec_text(&manifest.spec);
     cr_assert_str_eq(td_safetensors_meta(st, "capture"), spec);
     cr_assert_str_eq(td_safetensors_meta(st, "schema"), "tdgen-record-2");
     td_shard_file *file;
     td_row_reader *rr;
-    must(td_shard_file_open(path, &manifest.spec, TD_E_VERIFY, NULL, &file, &err), &err);
-    must(td_row_reader_create(file, &rr, &err), &err);
+    OK(td_shard_file_open(path, &manifest.spec, TD_E_VERIFY, NULL, &file, &err));
+    OK(td_row_reader_create(file, &rr, &err));
     size_t size = 8;
     for (size_t i = 0; i < td_safetensors_count(st); i++) { /* aligned, and as the manifest says */
         const td_st_tensor *t = td_safetensors_at(st, i);
@@ -298,16 +284,16 @@ Test(modes, resume_and_repair) {
         td_fixture_init(&f);
         td_fixture_set_mode(&f, m);
         f.skip = 2;
-        must(td_fixture_run(&f, 2, &n_written, &err), &err);
+        OK(td_fixture_run(&f, 2, &n_written, &err));
         cr_assert_eq(n_written, 2);
-        char *a = td_fixture_read(f.cfg.output.dir, "shards.jsonl", &na);
+        char *a = test_read_file(f.cfg.output.dir, "shards.jsonl", &na);
         char *path = td_asprintf("%s/shards.jsonl", f.cfg.output.dir);
         cr_assert_eq(unlink(path), 0);
-        must(td_fixture_run(&f, 2, &n_written, &err), &err);
+        OK(td_fixture_run(&f, 2, &n_written, &err));
         cr_assert_eq(n_written, 0, "%s", m->name);
-        char *b = td_fixture_read(f.cfg.output.dir, "shards.jsonl", &nb);
+        char *b = test_read_file(f.cfg.output.dir, "shards.jsonl", &nb);
         cr_assert(na == nb && memcmp(a, b, na) == 0, "%s", m->name);
-        verify_ok(&f, m->name);
+        VERIFY_OK(&f, m->name);
         free(path);
         free(a);
         free(b);
@@ -328,27 +314,22 @@ Test(modes, bytes_do_not_tell_the_order_of_arrival) {
         td_fixture_set_mode(&f, m);
         td_fixture_set_mode(&g, m);
         td_shard *s = td_fixture_shard(&f, 0, 9);
-        must(td_fixture_open(&f, &o, &err), &err);
-        must(td_fixture_write(&f, o, s, 4, &err), &err);
+        OK(td_fixture_open(&f, &o, &err));
+        OK(td_fixture_write(&f, o, s, 4, &err));
         td_output_close(o);
-        must(td_fixture_open(&g, &o, &err), &err);
-        must(td_shard_writer_open(o, s, (const char *[]){"cpu:test"}, 1, &w, &err), &err);
+        OK(td_fixture_open(&g, &o, &err));
+        OK(td_shard_writer_open(o, s, (const char *[]){"cpu:test"}, 1, &w, &err));
         for (int32_t k = 8; k >= 0; k--) {
             td_captured c = td_fixture_capture(&g, s, k);
-            must(k == 4 ? td_shard_writer_skip(w, k, &err)
-                        : td_shard_writer_put(w, k, 0, &c, 0, &err),
-                 &err);
+            OK(k == 4 ? td_shard_writer_skip(w, k, &err)
+                      : td_shard_writer_put(w, k, 0, &c, 0, &err));
             td_fixture_captured_free(&c);
         }
-        must(td_shard_writer_commit(w, &err), &err);
+        OK(td_shard_writer_commit(w, &err));
         td_output_close(o);
-        size_t na = 0, nb = 0;
-        char *a = td_fixture_read(f.cfg.output.dir, shard_name(&f), &na);
-        char *b = td_fixture_read(g.cfg.output.dir, shard_name(&g), &nb);
-        cr_assert(a && b && na == nb && memcmp(a, b, na) == 0, "%s", m->name);
-        verify_ok(&g, m->name);
-        free(a);
-        free(b);
+        cr_assert(test_same_file(f.cfg.output.dir, g.cfg.output.dir, shard_name(&f)), "%s",
+                  m->name);
+        VERIFY_OK(&g, m->name);
         td_fixture_shard_free(s);
         td_fixture_free(&f);
         td_fixture_free(&g);
@@ -365,25 +346,25 @@ Test(modes, compression_is_no_part_of_the_identity) {
     td_fixture_init(&f);
     td_fixture_init(&g);
     f.cfg.output.zstd = true;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
-    must(td_fixture_run(&g, 1, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
+    OK(td_fixture_run(&g, 1, NULL, &err));
     char *a = plain_shard(&f, &na), *b = plain_shard(&g, &nb);
     cr_assert(na == nb && memcmp(a, b, na) == 0, "another shard within");
     free(a);
     free(b);
     f.cfg.output.zstd = false; /* goes on without */
-    must(td_fixture_run(&f, 2, &n_written, &err), &err);
+    OK(td_fixture_run(&f, 2, &n_written, &err));
     cr_assert_eq(n_written, 1);
-    verify_ok(&f, "both forms in one folder");
+    VERIFY_OK(&f, "both forms in one folder");
 
     /* Damaged, so computed again, in the other form: the old one goes. */
     char *old = td_asprintf("%s/shard-000000.safetensors.zst", f.cfg.output.dir);
     char *plain = td_asprintf("%s/shard-000000.safetensors", f.cfg.output.dir);
     cr_assert_eq(truncate(old, 100), 0);
-    must(td_fixture_run(&f, 2, &n_written, &err), &err);
+    OK(td_fixture_run(&f, 2, &n_written, &err));
     cr_assert_eq(n_written, 1);
     cr_assert(!td_path_exists(old) && td_path_exists(plain));
-    verify_ok(&f, "written again");
+    VERIFY_OK(&f, "written again");
 
     /* Two forms of one shard are somebody else's doing. */
     FILE *x = fopen(old, "w");
@@ -404,7 +385,7 @@ Test(modes, bytes_per_row_are_what_is_written) {
         td_error err;
         td_fixture_init(&f);
         td_fixture_set_mode(&f, m);
-        must(td_fixture_run(&f, 1, NULL, &err), &err);
+        OK(td_fixture_run(&f, 1, NULL, &err));
         td_safetensors *st = open_plain(&f);
         double n_rows = atof(td_safetensors_meta(st, "n_rows")), bytes = 0;
         for (size_t k = 0; k < td_safetensors_count(st); k++) {
@@ -504,7 +485,7 @@ Test(modes, identity_has_the_keys_of_the_mode_and_no_others) {
         td_fixture_mode m = {"", modes[i].mode, TD_BF16, false, false, false, 1};
         td_fixture_init(&f);
         td_fixture_set_mode(&f, &m);
-        must(td_fixture_open(&f, &o, &err), &err);
+        OK(td_fixture_open(&f, &o, &err));
         td_output_close(o);
         for (int k = 0; k < (int)TD_ARRAY_LEN(keys); k++) {
             td_fixture g;
@@ -538,7 +519,7 @@ Test(modes, the_spec_is_read_as_it_was_written) {
         f.cfg.capture.mask_padded_vocab = true;
         a = td_fixture_spec(&f);
         json_t *o = td_spec_json(&a);
-        must(td_spec_parse(o, "x", TD_E_VERIFY, &b, &err), &err);
+        OK(td_spec_parse(o, "x", TD_E_VERIFY, &b, &err));
         cr_assert_eq(memcmp(&a.mode, &b.mode, sizeof a.mode), 0);
         char *s = td_spec_text(&a), *t = td_spec_text(&b);
         cr_assert_str_eq(s, t);
@@ -655,14 +636,14 @@ Test(modes, the_most_probable_tokens_in_every_mode) {
         td_error err;
         td_fixture_init(&f);
         td_fixture_set_mode(&f, m);
-        must(td_fixture_run(&f, 1, NULL, &err), &err);
+        OK(td_fixture_run(&f, 1, NULL, &err));
         td_manifest manifest;
         td_shard_file *file;
         td_row_reader *rr;
-        must(td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err), &err);
+        OK(td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err));
         char *path = td_shard_path(f.cfg.output.dir, 0);
-        must(td_shard_file_open(path, &manifest.spec, TD_E_VERIFY, NULL, &file, &err), &err);
-        must(td_row_reader_create(file, &rr, &err), &err);
+        OK(td_shard_file_open(path, &manifest.spec, TD_E_VERIFY, NULL, &file, &err));
+        OK(td_row_reader_create(file, &rr, &err));
         td_row_view v;
         td_row_problem why;
         int32_t ids[60];
@@ -709,14 +690,11 @@ Test(modes, inspect_shows_each_of_them_within_100_columns) {
         td_error err;
         td_fixture_init(&f);
         td_fixture_set_mode(&f, &td_fixture_modes[i]);
-        must(td_fixture_run(&f, 1, NULL, &err), &err);
+        OK(td_fixture_run(&f, 1, NULL, &err));
         char *text;
-        size_t n;
-        FILE *out = open_memstream(&text, &n);
         td_inspect_options opt = {.sample = 0, .n_positions = 4, .n_candidates = 5};
-        td_status rc = td_inspect(f.cfg.output.dir, &opt, out, &err);
-        fclose(out);
-        must(rc, &err);
+        cr_assert_eq(td_fixture_inspect(td_inspect, f.cfg.output.dir, &opt, &text), TD_OK, "%s",
+                     text);
         for (int k = 0; k < 3; k++)
             cr_assert(strstr(text, words[i][k]), "%s: no \"%s\" in\n%s", td_fixture_modes[i].name,
                       words[i][k], text);

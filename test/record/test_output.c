@@ -6,24 +6,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "fixture.h"
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"
 
-static void must(td_status rc, const td_error *err) {
-    cr_assert_eq(rc, TD_OK, "%s", err->text);
-}
-
 static char *path_in(const td_fixture *f, const char *name) {
     return td_asprintf("%s/%s", f->cfg.output.dir, name);
-}
-
-static void verify_ok(const td_fixture *f) {
-    td_error err = {0};
-    FILE *sink = fopen("/dev/null", "w");
-    must(td_verify(f->cfg.output.dir, sink, false, &err), &err);
-    fclose(sink);
 }
 
 Test(output, a_second_process_is_refused) {
@@ -31,13 +21,13 @@ Test(output, a_second_process_is_refused) {
     td_fixture_init(&f);
     td_error err;
     td_output *o, *p = NULL;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     cr_assert_eq(td_fixture_open(&f, &p, &err), TD_E_OUTPUT);
     char *pid = td_asprintf("process %ld", (long)getpid());
     cr_assert(strstr(err.text, pid) && strstr(err.text, f.cfg.output.dir), "%s", err.text);
     free(pid);
     td_output_close(o);
-    must(td_fixture_open(&f, &p, &err), &err);
+    OK(td_fixture_open(&f, &p, &err));
     td_output_close(p);
     td_fixture_free(&f);
 }
@@ -155,7 +145,7 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
     td_fixture f;
     td_fixture_init(&f);
     td_error err;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
     for (int i = 0; i < (int)TD_ARRAY_LEN(key); i++) {
         td_fixture g;
         td_fixture_init(&g);
@@ -171,7 +161,7 @@ Test(output, every_identity_key_is_compared_and_both_sides_shown) {
         td_fixture_free(&g);
     }
     td_output *o;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     td_fixture_free(&f);
 }
@@ -182,14 +172,14 @@ Test(output, the_appended_token_counts_only_where_it_is_appended) {
     td_error err;
     td_output *o;
     f.id.eos_id = 2;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     f.id.eos_id = 3;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     set_text(&f.cfg.output.dir, f.dir);
     f.id.append_eos = true;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     f.id.eos_id = 2;
     cr_assert_eq(td_fixture_open(&f, &o, &err), TD_E_OUTPUT);
@@ -203,7 +193,7 @@ Test(output, both_values_stand_in_the_message) {
     f.cfg.capture.n_temperatures = 1;
     f.cfg.capture.temperatures[0] = 0.7;
     td_error err;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
     f.cfg.capture.top_k = 9;
     f.cfg.capture.temperatures[0] = 1.5;
     td_output *o;
@@ -220,14 +210,14 @@ Test(output, what_is_free_to_change_is_free) {
     td_fixture_init(&f);
     td_error err;
     int64_t n = -1;
-    must(td_fixture_run(&f, 2, NULL, &err), &err);
+    OK(td_fixture_run(&f, 2, NULL, &err));
     f.cfg.run.batch_tokens = 77;
     f.cfg.run.total_workers = 3;
     f.cfg.run.worker_id = 1;
     f.cfg.run.on_bad_sample = TD_BAD_SKIP;
     f.cfg.data.max_samples = 1000;
     f.cfg.devices.gpus_per_model = 2;
-    must(td_fixture_run(&f, 2, &n, &err), &err);
+    OK(td_fixture_run(&f, 2, &n, &err));
     cr_assert_eq(n, 0);
     td_fixture_free(&f);
 }
@@ -239,17 +229,17 @@ Test(output, finished_shards_are_left_untouched) {
     td_fixture_init(&f);
     td_error err;
     int64_t n;
-    must(td_fixture_run(&f, 2, &n, &err), &err);
+    OK(td_fixture_run(&f, 2, &n, &err));
     cr_assert_eq(n, 2);
     char *p = path_in(&f, "shard-000001.safetensors");
     struct stat before, after;
     cr_assert_eq(stat(p, &before), 0);
-    must(td_fixture_run(&f, 3, &n, &err), &err);
+    OK(td_fixture_run(&f, 3, &n, &err));
     cr_assert_eq(n, 1);
     cr_assert_eq(stat(p, &after), 0);
     cr_assert(before.st_ino == after.st_ino && before.st_mtim.tv_nsec == after.st_mtim.tv_nsec &&
               before.st_ctim.tv_nsec == after.st_ctim.tv_nsec);
-    verify_ok(&f);
+    VERIFY_OK(&f, "afterwards");
     free(p);
     td_fixture_free(&f);
 }
@@ -261,29 +251,25 @@ Test(output, a_cut_short_shard_is_computed_again_when_max_samples_grows) {
     td_error err;
     td_output *o;
     bool done = true;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *cut = td_fixture_shard(&f, 0, 3);
-    must(td_fixture_write(&f, o, cut, -1, &err), &err);
-    must(td_output_shard_done(o, 0, 0, 4, 1, &done, NULL, &err), &err);
+    OK(td_fixture_write(&f, o, cut, -1, &err));
+    OK(td_output_shard_done(o, 0, 0, 4, 1, &done, NULL, &err));
     cr_assert_not(done);
-    must(td_output_shard_done(o, 0, 0, 3, cut->source_hash, &done, NULL, &err), &err);
+    OK(td_output_shard_done(o, 0, 0, 3, cut->source_hash, &done, NULL, &err));
     cr_assert(done);
     /* a smaller max_samples than before leaves the longer shard alone */
     done = false;
-    must(td_output_shard_done(o, 0, 0, 2, 1, &done, NULL, &err), &err);
+    OK(td_output_shard_done(o, 0, 0, 2, 1, &done, NULL, &err));
     cr_assert(done);
     td_output_close(o);
     int64_t n;
-    must(td_fixture_run(&f, 2, &n, &err), &err);
+    OK(td_fixture_run(&f, 2, &n, &err));
     cr_assert_eq(n, 2);
-    verify_ok(&f);
-    must(td_fixture_run(&whole, 2, &n, &err), &err);
-    size_t na = 0, nb = 0;
-    char *a = td_fixture_read(f.cfg.output.dir, "shards.jsonl", &na);
-    char *b = td_fixture_read(whole.cfg.output.dir, "shards.jsonl", &nb);
-    cr_assert(na == nb && memcmp(a, b, na) == 0, "the grown folder differs from the whole run");
-    free(a);
-    free(b);
+    VERIFY_OK(&f, "afterwards");
+    OK(td_fixture_run(&whole, 2, &n, &err));
+    cr_assert(test_same_file(f.cfg.output.dir, whole.cfg.output.dir, "shards.jsonl"),
+              "the grown folder differs from the whole run");
     td_fixture_shard_free(cut);
     td_fixture_free(&f);
     td_fixture_free(&whole);
@@ -295,8 +281,8 @@ Test(output, changed_rows_are_an_error) {
     td_error err;
     td_output *o;
     bool done = false;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
+    OK(td_fixture_open(&f, &o, &err));
     cr_assert_eq(td_output_shard_done(o, 0, 0, 4, 12345, &done, NULL, &err), TD_E_OUTPUT);
     cr_assert(strstr(err.text, "the dataset changed"), "%s", err.text);
     cr_assert_not(done);
@@ -304,7 +290,7 @@ Test(output, changed_rows_are_an_error) {
     cr_assert_not(td_output_has_shard(o, 1));
     td_shard_totals t;
     td_shard *s = td_fixture_shard(&f, 0, 4);
-    must(td_output_shard_done(o, 0, 0, 4, s->source_hash, &done, &t, &err), &err);
+    OK(td_output_shard_done(o, 0, 0, 4, s->source_hash, &done, &t, &err));
     cr_assert(done && t.n_tokens == s->n_tokens && t.n_rows == s->n_rows && t.n_samples == 4);
     td_fixture_shard_free(s);
     td_output_close(o);
@@ -324,25 +310,25 @@ Test(output, a_damaged_shard_is_computed_again) {
     td_fixture f;
     td_fixture_init(&f);
     td_error err;
-    must(td_fixture_run(&f, 3, NULL, &err), &err);
+    OK(td_fixture_run(&f, 3, NULL, &err));
     size_t n_before = 0;
-    char *before = td_fixture_read(f.cfg.output.dir, "shard-000001.safetensors", &n_before);
+    char *before = test_read_file(f.cfg.output.dir, "shard-000001.safetensors", &n_before);
     char *p = path_in(&f, "shard-000001.safetensors");
     const long at[] = {0, 20, 300, 2600, (long)n_before - 1};
     for (size_t i = 0; i < TD_ARRAY_LEN(at); i++) {
         int64_t n;
         flip(p, at[i]);
-        must(td_fixture_run(&f, 3, &n, &err), &err);
+        OK(td_fixture_run(&f, 3, &n, &err));
         cr_assert_eq(n, 1, "byte %ld", at[i]);
         size_t n_after = 0;
-        char *after = td_fixture_read(f.cfg.output.dir, "shard-000001.safetensors", &n_after);
+        char *after = test_read_file(f.cfg.output.dir, "shard-000001.safetensors", &n_after);
         cr_assert(n_before == n_after && memcmp(before, after, n_before) == 0);
         free(after);
-        verify_ok(&f);
+        VERIFY_OK(&f, "afterwards");
     }
     cr_assert_eq(truncate(p, 100), 0);
     int64_t n;
-    must(td_fixture_run(&f, 3, &n, &err), &err);
+    OK(td_fixture_run(&f, 3, &n, &err));
     cr_assert_eq(n, 1);
     free(before);
     free(p);
@@ -371,7 +357,7 @@ static void double_it(const char *index) {
     char *data;
     size_t n;
     td_error err;
-    must(td_file_read(index, 1 << 20, TD_E_OUTPUT, &data, &n, &err), &err);
+    OK(td_file_read(index, 1 << 20, TD_E_OUTPUT, &data, &n, &err));
     FILE *out = fopen(index, "a");
     cr_assert_eq(fwrite(data, 1, n, out), n);
     fclose(out);
@@ -382,7 +368,7 @@ static void stale_line(const char *index) {
     char *data;
     size_t n;
     td_error err;
-    must(td_file_read(index, 1 << 20, TD_E_OUTPUT, &data, &n, &err), &err);
+    OK(td_file_read(index, 1 << 20, TD_E_OUTPUT, &data, &n, &err));
     char *h = strstr(data, "\"file_hash\": \"");
     memcpy(h + 14, "0123456789abcdef", 16);
     FILE *out = fopen(index, "w");
@@ -396,20 +382,20 @@ Test(output, the_index_is_repaired_from_the_shards) {
     td_fixture f;
     td_fixture_init(&f);
     td_error err;
-    must(td_fixture_run(&f, 3, NULL, &err), &err);
+    OK(td_fixture_run(&f, 3, NULL, &err));
     size_t n_before = 0;
-    char *before = td_fixture_read(f.cfg.output.dir, "shards.jsonl", &n_before);
+    char *before = test_read_file(f.cfg.output.dir, "shards.jsonl", &n_before);
     char *p = path_in(&f, "shards.jsonl");
     for (size_t i = 0; i < TD_ARRAY_LEN(harms); i++) {
         int64_t n = -1;
         harms[i](p);
-        FILE *sink = fopen("/dev/null", "w");
-        cr_assert_eq(td_verify(f.cfg.output.dir, sink, false, &err), TD_E_VERIFY, "harm %zu", i);
-        fclose(sink);
-        must(td_fixture_run(&f, 3, &n, &err), &err);
+        char *text;
+        cr_assert_eq(td_fixture_verify(f.cfg.output.dir, &text), TD_E_VERIFY, "harm %zu", i);
+        free(text);
+        OK(td_fixture_run(&f, 3, &n, &err));
         cr_assert_eq(n, 0, "harm %zu made %lld shards be computed again", i, (long long)n);
         size_t n_after = 0;
-        char *after = td_fixture_read(f.cfg.output.dir, "shards.jsonl", &n_after);
+        char *after = test_read_file(f.cfg.output.dir, "shards.jsonl", &n_after);
         cr_assert(n_before == n_after && memcmp(before, after, n_after) == 0, "harm %zu", i);
         free(after);
     }
@@ -423,12 +409,12 @@ Test(output, a_lost_shard_is_computed_again) {
     td_fixture_init(&f);
     td_error err;
     int64_t n;
-    must(td_fixture_run(&f, 3, NULL, &err), &err);
+    OK(td_fixture_run(&f, 3, NULL, &err));
     char *p = path_in(&f, "shard-000000.safetensors");
     unlink(p);
-    must(td_fixture_run(&f, 3, &n, &err), &err);
+    OK(td_fixture_run(&f, 3, &n, &err));
     cr_assert_eq(n, 1);
-    verify_ok(&f);
+    VERIFY_OK(&f, "afterwards");
     free(p);
     td_fixture_free(&f);
 }
@@ -440,14 +426,14 @@ Test(output, a_shard_of_another_run_is_not_taken) {
     g.id.compute = TD_BF16;
     td_error err;
     int64_t n;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
-    must(td_fixture_run(&g, 2, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
+    OK(td_fixture_run(&g, 2, NULL, &err));
     char *from = path_in(&g, "shard-000001.safetensors"),
          *to = path_in(&f, "shard-000001.safetensors");
     cr_assert_eq(rename(from, to), 0);
-    must(td_fixture_run(&f, 2, &n, &err), &err);
+    OK(td_fixture_run(&f, 2, &n, &err));
     cr_assert_eq(n, 1);
-    verify_ok(&f);
+    VERIFY_OK(&f, "afterwards");
     free(from);
     free(to);
     td_fixture_free(&f);
@@ -458,22 +444,17 @@ Test(output, stale_temp_files_go_and_files_of_the_user_stay) {
     td_fixture f;
     td_fixture_init(&f);
     td_error err;
-    must(td_mkdir_p(f.cfg.output.dir, &err), &err);
+    OK(td_mkdir_p(f.cfg.output.dir, &err));
     static const char *const names[] = {"shard-000003.safetensors.tmp",
                                         "shard-000003.safetensors.compact.tmp",
                                         "manifest.json.tmp",
                                         "shards.jsonl.tmp",
                                         "notes.tmp",
                                         "shard-list.txt"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
-        char *p = path_in(&f, names[i]);
-        FILE *out = fopen(p, "w");
-        fputs("x", out);
-        fclose(out);
-        free(p);
-    }
+    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++)
+        test_write_file(f.cfg.output.dir, names[i], "x", 1);
     td_output *o;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
         char *p = path_in(&f, names[i]);
@@ -488,7 +469,7 @@ Test(output, shards_without_a_manifest_and_a_damaged_manifest_are_refused) {
     td_fixture_init(&f);
     td_error err;
     td_output *o;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
     char *p = path_in(&f, "manifest.json"), *away = path_in(&f, "manifest.away");
     cr_assert_eq(rename(p, away), 0);
     cr_assert_eq(td_fixture_open(&f, &o, &err), TD_E_OUTPUT);
@@ -498,7 +479,7 @@ Test(output, shards_without_a_manifest_and_a_damaged_manifest_are_refused) {
     cr_assert_eq(td_fixture_open(&f, &o, &err), TD_E_OUTPUT);
     cr_assert(strstr(err.text, "manifest.json"), "%s", err.text);
     flip(p, 40);
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_output_close(o);
     free(p);
     free(away);

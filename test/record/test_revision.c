@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fixture.h"
+#include "test/common.h"
 
 static int32_t revision_of(const td_fixture *f) {
     td_manifest m = {0};
@@ -27,7 +28,7 @@ Test(revision, one_is_the_absence_of_the_key) {
     size_t n;
     td_fixture_init(&f);
     cr_assert_eq(run_at(&f, 1, &err), TD_OK, "%s", err.text);
-    char *text = td_fixture_read(f.cfg.output.dir, "manifest.json", &n);
+    char *text = test_read_file(f.cfg.output.dir, "manifest.json", &n);
     cr_assert_not(strstr(text, "numerics_revision"), "%s", text);
     cr_expect_eq(revision_of(&f), 1);
     free(text);
@@ -40,7 +41,7 @@ Test(revision, others_stand_in_the_identity) {
     size_t n;
     td_fixture_init(&f);
     cr_assert_eq(run_at(&f, 2, &err), TD_OK, "%s", err.text);
-    char *text = td_fixture_read(f.cfg.output.dir, "manifest.json", &n);
+    char *text = test_read_file(f.cfg.output.dir, "manifest.json", &n);
     cr_assert(strstr(text, "\"numerics_revision\": 2"), "%s", text);
     cr_expect_eq(revision_of(&f), 2);
     free(text);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "fixture.h"
 #include "base/safetensors.h"
 #include "base/memory.h"
@@ -14,7 +15,7 @@ static td_safetensors *open_shard(const td_fixture *f, int64_t number) {
     td_safetensors *st = NULL;
     td_error err;
     char *path = td_asprintf("%s/shard-%06lld.safetensors", f->cfg.output.dir, (long long)number);
-    cr_assert_eq(td_safetensors_open(path, TD_E_VERIFY, &st, &err), TD_OK, "%s", err.text);
+    OK(td_safetensors_open(path, TD_E_VERIFY, &st, &err));
     free(path);
     return st;
 }
@@ -28,20 +29,17 @@ static const void *data_of(td_safetensors *st, const char *name, int64_t n_elems
     return t->data;
 }
 
-static void must(td_status rc, const td_error *err) {
-    cr_assert_eq(rc, TD_OK, "%s", err->text);
-}
-
 /* Writes shard 0 and compares every tensor with the shard and the captured rows. */
 static void check_values(td_fixture *f) {
     td_error err;
     td_output *o;
-    must(td_fixture_open(f, &o, &err), &err);
+    OK(td_fixture_open(f, &o, &err));
     td_shard *s = td_fixture_shard(f, 0, 4);
-    must(td_fixture_write(f, o, s, -1, &err), &err);
+    OK(td_fixture_write(f, o, s, -1, &err));
     td_output_close(o);
     td_safetensors *st = open_shard(f, 0);
-    int64_t k = TD_MIN(f->cfg.capture.top_k, f->teacher.n_vocab), nt = f->cfg.capture.n_temperatures;
+    int64_t k = TD_MIN(f->cfg.capture.top_k, f->teacher.n_vocab),
+            nt = f->cfg.capture.n_temperatures;
     bool f16 = f->cfg.capture.logprob_dtype == TD_F16;
     const int64_t *so = data_of(st, "sample_offsets", 5, "I64");
     const int64_t *ro = data_of(st, "row_offsets", 5, "I64");
@@ -136,9 +134,9 @@ Test(writer, tensors_are_aligned_and_without_holes) {
     f.cfg.capture.n_temperatures = 1;
     f.cfg.capture.temperatures[0] = 3;
     td_error err;
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
+    OK(td_fixture_run(&f, 1, NULL, &err));
     size_t n;
-    char *file = td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors", &n);
+    char *file = test_read_file(f.cfg.output.dir, "shard-000000.safetensors", &n);
     uint64_t header;
     memcpy(&header, file, 8);
     cr_assert_eq((header + 8) % 64, 0);
@@ -165,9 +163,9 @@ Test(writer, finite_logprobs_below_the_f16_range_stay_finite) {
     td_error err;
     td_output *o;
     td_shard_writer *w;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 1);
-    must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+    OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
     td_captured c = td_fixture_capture(&f, s, 0);
     float *lp = (float *)c.topk_logprobs;
     int32_t *ids = (int32_t *)c.topk_ids, v = f.teacher.n_vocab, k = c.top_k;
@@ -185,8 +183,8 @@ Test(writer, finite_logprobs_below_the_f16_range_stay_finite) {
     ((float *)c.entropy)[0] = 0;
     ((float *)c.target_logprob)[0] = 0;
     ((int32_t *)c.target_rank)[0] = 0;
-    must(td_shard_writer_put(w, 0, 0, &c, 0, &err), &err);
-    must(td_shard_writer_commit(w, &err), &err);
+    OK(td_shard_writer_put(w, 0, 0, &c, 0, &err));
+    OK(td_shard_writer_commit(w, &err));
     td_output_close(o);
     td_safetensors *st = open_shard(&f, 0);
     const uint16_t *h = data_of(st, "topk_logprobs", s->n_rows * k, "F16");
@@ -194,9 +192,7 @@ Test(writer, finite_logprobs_below_the_f16_range_stay_finite) {
         cr_assert_eq(td_f16_to_f32(h[j]), -65504.0f);
     cr_assert_eq(td_f16_to_f32(h[k - 1]), -INFINITY);
     td_safetensors_close(st);
-    FILE *sink = fopen("/dev/null", "w");
-    must(td_verify(f.cfg.output.dir, sink, false, &err), &err);
-    fclose(sink);
+    VERIFY_OK(&f, "afterwards");
     td_fixture_captured_free(&c);
     td_fixture_shard_free(s);
     td_fixture_free(&f);
@@ -212,16 +208,16 @@ Test(writer, a_skipped_sample_leaves_no_rows) {
     g.cfg.data.id_field = td_strdup("id");
     td_error err;
     td_output *o;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
-    must(td_fixture_write(&f, o, s, 2, &err), &err);
+    OK(td_fixture_write(&f, o, s, 2, &err));
     td_output_totals totals;
     td_output_totals_get(o, &totals);
     cr_assert_eq(totals.n_skipped, 1);
     cr_assert_eq(totals.n_rows, s->n_rows - s->samples[2].n_rows);
     td_output_close(o);
 
-    must(td_fixture_open(&g, &o, &err), &err);
+    OK(td_fixture_open(&g, &o, &err));
     td_sample *m = &s->samples[2];
     cr_assert_gt(m->n_rows, 0);
     cr_assert_gt(s->samples[3].n_rows, 0, "rows after the gap must move");
@@ -229,7 +225,7 @@ Test(writer, a_skipped_sample_leaves_no_rows) {
     s->n_rows -= m->n_rows;
     s->samples[3].row_offset -= m->n_rows;
     m->n_rows = 0;
-    must(td_fixture_write(&g, o, s, -1, &err), &err);
+    OK(td_fixture_write(&g, o, s, -1, &err));
     td_output_close(o);
 
     td_safetensors *a = open_shard(&f, 0), *b = open_shard(&g, 0);
@@ -246,12 +242,10 @@ Test(writer, a_skipped_sample_leaves_no_rows) {
     cr_assert_str_eq(td_safetensors_meta(a, "n_skipped"), "1");
     td_safetensors_close(a);
     td_safetensors_close(b);
-    FILE *sink = fopen("/dev/null", "w");
-    must(td_verify(f.cfg.output.dir, sink, false, &err), &err);
-    fclose(sink);
+    VERIFY_OK(&f, "afterwards");
     size_t n;
-    cr_assert_null(td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors.tmp", &n));
-    cr_assert_null(td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors.compact.tmp", &n));
+    cr_assert_null(test_read_file(f.cfg.output.dir, "shard-000000.safetensors.tmp", &n));
+    cr_assert_null(test_read_file(f.cfg.output.dir, "shard-000000.safetensors.compact.tmp", &n));
     td_fixture_shard_free(s);
     td_fixture_free(&f);
     td_fixture_free(&g);
@@ -263,23 +257,23 @@ Test(writer, all_samples_skipped_and_empty_shards_are_valid) {
     td_error err;
     td_output *o;
     td_shard_writer *w;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
-    must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+    OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
     for (int32_t i = 0; i < 4; i++)
-        must(td_shard_writer_skip(w, i, &err), &err);
-    must(td_shard_writer_commit(w, &err), &err);
+        OK(td_shard_writer_skip(w, i, &err));
+    OK(td_shard_writer_commit(w, &err));
     td_fixture_shard_free(s);
     td_shard *none = td_fixture_shard(&f, 1, 0); /* every row was skipped by overflow = skip */
     none->row_end = none->row_begin + 4;
-    must(td_fixture_write(&f, o, none, -1, &err), &err);
+    OK(td_fixture_write(&f, o, none, -1, &err));
     td_fixture_shard_free(none);
     td_output_close(o);
     td_safetensors *st = open_shard(&f, 0);
     cr_assert_eq(td_safetensors_find(st, "topk_ids")->n_elems, 0);
     td_safetensors_close(st);
     FILE *sink = fopen("/dev/null", "w");
-    must(td_verify(f.cfg.output.dir, sink, true, &err), &err);
+    OK(td_verify(f.cfg.output.dir, sink, true, &err));
     fclose(sink);
     td_fixture_free(&f);
 }
@@ -363,9 +357,9 @@ Test(writer, inconsistent_numbers_are_never_written) {
     td_error err;
     td_output *o;
     td_shard_writer *w;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
-    must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+    OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         td_captured c = td_fixture_capture(&f, s, 3);
         cases[i].spoil(&c);
@@ -378,11 +372,11 @@ Test(writer, inconsistent_numbers_are_never_written) {
     /* The sample can still be put with good numbers. */
     for (int32_t i = 0; i < 4; i++) {
         td_captured c = td_fixture_capture(&f, s, i);
-        must(td_shard_writer_put(w, i, 0, &c, 0, &err), &err);
+        OK(td_shard_writer_put(w, i, 0, &c, 0, &err));
         cr_assert_eq(td_shard_writer_put(w, i, 0, &c, 0, &err), TD_E_INTERNAL, "put twice");
         td_fixture_captured_free(&c);
     }
-    must(td_shard_writer_commit(w, &err), &err);
+    OK(td_shard_writer_commit(w, &err));
     td_output_close(o);
     td_fixture_shard_free(s);
     td_fixture_free(&f);
@@ -394,12 +388,12 @@ Test(writer, misuse_is_refused) {
     td_error err;
     td_output *o;
     td_shard_writer *w;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
     s->samples[3].row_offset++; /* rows of two samples would overlap */
     cr_assert_eq(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), TD_E_INTERNAL);
     s->samples[3].row_offset--;
-    must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+    OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
     td_captured c = td_fixture_capture(&f, s, 0);
     cr_assert_eq(td_shard_writer_put(w, 4, 0, &c, 0, &err), TD_E_INTERNAL);
     cr_assert_eq(td_shard_writer_put(w, 0, 1, &c, 0, &err), TD_E_INTERNAL);
@@ -409,7 +403,7 @@ Test(writer, misuse_is_refused) {
     td_fixture_captured_free(&c);
     cr_assert_eq(td_shard_writer_commit(w, &err), TD_E_INTERNAL, "samples are missing");
     bool done = true;
-    must(td_output_shard_done(o, 0, 0, 4, s->source_hash, &done, NULL, &err), &err);
+    OK(td_output_shard_done(o, 0, 0, 4, s->source_hash, &done, NULL, &err));
     cr_assert_not(done);
     td_output_close(o);
     td_fixture_shard_free(s);
@@ -446,15 +440,15 @@ Test(writer, bytes_do_not_tell_the_schedule) {
     f.cfg.output.shard_samples = g.cfg.output.shard_samples = 40;
     td_error err;
     td_output *o;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 40);
-    must(td_fixture_write(&f, o, s, -1, &err), &err);
+    OK(td_fixture_write(&f, o, s, -1, &err));
     td_output_close(o);
 
     static const char *const kinds[THREADS] = {"cpu:test", "cpu:test", "cpu:test", "cpu:test"};
     td_shard_writer *w;
-    must(td_fixture_open(&g, &o, &err), &err);
-    must(td_shard_writer_open(o, s, kinds, THREADS, &w, &err), &err);
+    OK(td_fixture_open(&g, &o, &err));
+    OK(td_shard_writer_open(o, s, kinds, THREADS, &w, &err));
     pthread_t thread[THREADS];
     putter p[THREADS];
     for (int i = 0; i < THREADS; i++) {
@@ -465,17 +459,13 @@ Test(writer, bytes_do_not_tell_the_schedule) {
         pthread_join(thread[i], NULL);
         cr_assert_eq(p[i].rc, TD_OK);
     }
-    must(td_shard_writer_commit(w, &err), &err);
+    OK(td_shard_writer_commit(w, &err));
     td_output_close(o);
 
     static const char *const files[] = {"shard-000000.safetensors", "shards.jsonl"};
     for (size_t i = 0; i < TD_ARRAY_LEN(files); i++) {
-        size_t na = 0, nb = 0;
-        char *a = td_fixture_read(f.cfg.output.dir, files[i], &na);
-        char *b = td_fixture_read(g.cfg.output.dir, files[i], &nb);
-        cr_assert(a && b && na == nb && memcmp(a, b, na) == 0, "%s differs", files[i]);
-        free(a);
-        free(b);
+        cr_assert(test_same_file(f.cfg.output.dir, g.cfg.output.dir, files[i]), "%s differs",
+                  files[i]);
     }
     td_fixture_shard_free(s);
     td_fixture_free(&f);
@@ -488,16 +478,16 @@ Test(writer, device_kinds_are_named_per_sample) {
     td_error err;
     td_output *o;
     td_shard_writer *w;
-    must(td_fixture_open(&f, &o, &err), &err);
+    OK(td_fixture_open(&f, &o, &err));
     td_shard *s = td_fixture_shard(&f, 0, 4);
     static const char *const kinds[] = {"gpu \"B\"", "gpu A", "gpu \"B\""};
-    must(td_shard_writer_open(o, s, kinds, 3, &w, &err), &err);
+    OK(td_shard_writer_open(o, s, kinds, 3, &w, &err));
     for (int32_t i = 0; i < 4; i++) {
         td_captured c = td_fixture_capture(&f, s, i);
-        must(td_shard_writer_put(w, i, i % 3, &c, 0, &err), &err);
+        OK(td_shard_writer_put(w, i, i % 3, &c, 0, &err));
         td_fixture_captured_free(&c);
     }
-    must(td_shard_writer_commit(w, &err), &err);
+    OK(td_shard_writer_commit(w, &err));
     td_output_close(o);
     td_safetensors *st = open_shard(&f, 0);
     cr_assert_str_eq(td_safetensors_meta(st, "device_kinds"), "[\"gpu \\\"B\\\"\",\"gpu A\"]");

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "test/common.h"
 #include "test/record/fixture.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -23,19 +24,7 @@ static void make_run(td_fixture *f, td_capture_mode mode) {
     f->cfg.capture.proposal_power = 1;
     f->cfg.capture.n_temperatures = 1;
     f->cfg.capture.temperatures[0] = 2;
-    cr_assert_eq(td_fixture_run(f, 3, NULL, &err), TD_OK, "%s", err.text);
-}
-
-typedef td_status (*form)(const char *, const td_inspect_options *, FILE *, td_error *);
-
-static td_status text_of(form inspect, const td_fixture *f, const td_inspect_options *opt,
-                         char **text, td_error *err) {
-    size_t n;
-    FILE *out = open_memstream(text, &n);
-    *err = (td_error){0};
-    td_status rc = inspect(f->cfg.output.dir, opt, out, err);
-    fclose(out);
-    return rc;
+    OK(td_fixture_run(f, 3, NULL, &err));
 }
 
 static double num(const json_t *o, const char *key) {
@@ -52,14 +41,14 @@ static size_t count(const char *text, const char *what) {
 Test(inspect_forms, json_has_the_numbers_that_were_captured) {
     for (size_t m = 0; m < TD_ARRAY_LEN(MODES); m++) {
         td_fixture f;
-        td_error err;
         char *text = NULL;
         make_run(&f, MODES[m]);
         td_shard *s = td_fixture_shard(&f, 1, (int32_t)f.cfg.output.shard_samples);
         td_captured c = td_fixture_capture(&f, s, 2);
         /* sample 6 of the folder is the third of shard 1 */
-        cr_assert_eq(text_of(td_inspect_json, &f, &(td_inspect_options){.sample = 6}, &text, &err),
-                     TD_OK, "%s", err.text);
+        cr_assert_eq(td_fixture_inspect(td_inspect_json, f.cfg.output.dir,
+                                        &(td_inspect_options){.sample = 6}, &text),
+                     TD_OK, "%s", text);
         json_t *doc = json_loads(text, 0, NULL), *sample = json_object_get(doc, "sample");
         const json_t *rows = json_object_get(sample, "rows");
         cr_assert(doc && sample, "%s", text);
@@ -96,7 +85,6 @@ Test(inspect_forms, json_has_the_numbers_that_were_captured) {
 Test(inspect_forms, the_page_colours_every_target) {
     for (size_t m = 0; m < TD_ARRAY_LEN(MODES); m++) {
         td_fixture f;
-        td_error err;
         char *text = NULL;
         size_t n_rows = 0, n_tokens = 0;
         make_run(&f, MODES[m]);
@@ -107,7 +95,8 @@ Test(inspect_forms, the_page_colours_every_target) {
             td_fixture_shard_free(s);
         }
         td_inspect_options all = {.sample = -1, .n_samples = 100};
-        cr_assert_eq(text_of(td_inspect_html, &f, &all, &text, &err), TD_OK, "%s", err.text);
+        cr_assert_eq(td_fixture_inspect(td_inspect_html, f.cfg.output.dir, &all, &text), TD_OK,
+                     "%s", text);
         bool hidden = MODES[m] == TD_CAPTURE_HIDDEN;
         cr_assert_eq(count(text, "<article>"), 12);
         cr_assert_eq(count(text, "<span style=\"--p:"), hidden ? 0 : n_rows);
@@ -117,12 +106,14 @@ Test(inspect_forms, the_page_colours_every_target) {
                   !strstr(text, "http:") && !strstr(text, "https:"));
         free(text);
         td_inspect_options one = {.sample = 6};
-        cr_assert_eq(text_of(td_inspect_html, &f, &one, &text, &err), TD_OK, "%s", err.text);
+        cr_assert_eq(td_fixture_inspect(td_inspect_html, f.cfg.output.dir, &one, &text), TD_OK,
+                     "%s", text);
         cr_assert_eq(count(text, "<article>"), 1);
         cr_assert(strstr(text, "Sample 6"));
         free(text);
         td_inspect_options none = {.sample = 12};
-        cr_assert_eq(text_of(td_inspect_html, &f, &none, &text, &err), TD_E_CONFIG);
+        cr_assert_eq(td_fixture_inspect(td_inspect_html, f.cfg.output.dir, &none, &text),
+                     TD_E_CONFIG);
         free(text);
         td_fixture_free(&f);
     }

@@ -2,46 +2,23 @@
  * call that writes leaves the sources as they were and a folder that the same merge completes. */
 #include <criterion/criterion.h>
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "test/common.h"
+#include "test/record/faults.h"
 #include "test/record/fixture.h"
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"
 
-enum { DIED = 99, SHARDS = 5, WORKERS = 2 };
+enum { SHARDS = 5, WORKERS = 2 };
 
-/* The chosen call ends the process, or fails as on a full disk; 0 = none. */
-static long countdown;
-static bool full_disk;
-
-static bool plain_fault(void) {
-    if (countdown == 0 || --countdown != 0)
-        return false;
-    if (!full_disk)
-        _exit(DIED);
-    errno = ENOSPC;
-    return true;
-}
-
-#define WRAP(type, name, params, args)                                                             \
-    type __real_##name params;                                                                     \
-    type __wrap_##name params;                                                                     \
-    type __wrap_##name params {                                                                    \
-        return plain_fault() ? -1 : __real_##name args;                                            \
-    }
-WRAP(ssize_t, pwrite, (int fd, const void *p, size_t n, off_t at), (fd, p, n, at))
-WRAP(int, fsync, (int fd), (fd))
-WRAP(int, rename, (const char *from, const char *to), (from, to))
-WRAP(int, unlink, (const char *path), (path))
 WRAP(int, linkat, (int a, const char *from, int b, const char *to, int flags),
-     (a, from, b, to, flags))
+     (a, from, b, to, flags), -1)
 
 static char *path_in(const td_fixture *f, const char *name) {
     return td_asprintf("%s/%s", f->dir, name);
@@ -53,21 +30,17 @@ static void work(td_fixture *f, const char *name, int64_t worker, int64_t total,
     td_output *o = NULL;
     free(f->cfg.output.dir);
     f->cfg.output.dir = path_in(f, name);
-    cr_assert_eq(td_fixture_open(f, &o, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_open(f, &o, &err));
     for (int64_t k = worker; k < n_shards; k += total) {
         td_shard *s = td_fixture_shard(f, k, (int32_t)f->cfg.output.shard_samples);
-        cr_assert_eq(td_fixture_write(f, o, s, f->skip, &err), TD_OK, "%s", err.text);
+        OK(td_fixture_write(f, o, s, f->skip, &err));
         td_fixture_shard_free(s);
     }
     td_output_close(o);
 }
 
 static void write_text(const td_fixture *f, const char *name, const char *text) {
-    td_error err = {0};
-    char *path = path_in(f, name);
-    cr_assert_eq(td_file_write_atomic(path, text, strlen(text), false, &err), TD_OK, "%s",
-                 err.text);
-    free(path);
+    test_write_file(f->dir, name, text, strlen(text));
 }
 
 static td_status merge_all(const td_fixture *f, const char *out, const char *const *names,
@@ -102,14 +75,10 @@ static void expect_same(const td_fixture *f, const char *a, const char *b) {
         DIR *d = opendir(from);
         cr_assert(d, "%s is not there", from);
         for (struct dirent *e; (e = readdir(d));) {
-            size_t n = 0, m = 0;
             if (e->d_name[0] == '.' || strcmp(e->d_name, "status.json") == 0)
                 continue;
-            char *x = td_fixture_read(from, e->d_name, &n), *y = td_fixture_read(to, e->d_name, &m);
-            cr_assert(x && y && n == m && memcmp(x, y, n) == 0, "%s differs between %s and %s",
+            cr_assert(test_same_file(from, to, e->d_name), "%s differs between %s and %s",
                       e->d_name, from, to);
-            free(x);
-            free(y);
         }
         closedir(d);
         free(from);
@@ -144,19 +113,18 @@ Test(merge, gives_the_bytes_of_one_worker) {
     setup(&f);
     for (int copy = 0; copy < 2; copy++) {
         const char *out = copy ? "copied" : "linked";
-        cr_assert_eq(merge_all(&f, out, (const char *[]){"w1", "w0"}, 2, copy, &text, &err), TD_OK,
-                     "%s", err.text);
+        OK(merge_all(&f, out, (const char *[]){"w1", "w0"}, 2, copy, &text, &err));
         cr_assert(strstr(text, copy ? "0 linked, 5 copied" : "5 linked, 0 copied"), "%s", text);
         cr_assert(strstr(text, "no folder has a status.json"), "%s", text);
         free(text);
         expect_same(&f, out, "one");
         cr_assert(passes_verify(&f, out, &err), "%s", err.text);
         /* again: nothing to do; and the merged folder is a folder that a run goes on with */
-        cr_assert_eq(merge_two(&f, out, "w0", "w1", &err), TD_OK, "%s", err.text);
+        OK(merge_two(&f, out, "w0", "w1", &err));
         free(f.cfg.output.dir);
         f.cfg.output.dir = path_in(&f, out);
         int64_t n_written = -1;
-        cr_assert_eq(td_fixture_run(&f, SHARDS + 1, &n_written, &err), TD_OK, "%s", err.text);
+        OK(td_fixture_run(&f, SHARDS + 1, &n_written, &err));
         cr_assert_eq(n_written, 1);
     }
     td_fixture_free(&f);
@@ -172,7 +140,7 @@ static void expect_other(td_fixture *f, const char *key, const char *a, const ch
               "%s", err.text);
     char *x = path_in(f, "x"), *out = path_in(f, "out");
     cr_assert(!td_path_exists(out), "something was written");
-    td_fixture_remove_tree(x);
+    test_remove_tree(x);
     free(out);
     free(x);
 }
@@ -238,7 +206,7 @@ Test(merge, gaps_overlaps_and_unfinished_folders_are_refused) {
     free(orphan);
     write_text(&f, "orphan/shard-000000.safetensors", "x");
     expect_refused(&f, TD_E_OUTPUT, "orphan", "w0", "w1", "whose it is cannot be told");
-    cr_assert_eq(merge_two(&f, "out", "w0", "w1", &err), TD_OK, "%s", err.text);
+    OK(merge_two(&f, "out", "w0", "w1", &err));
     td_fixture_free(&f);
 }
 
@@ -249,10 +217,10 @@ Test(merge, a_shard_that_max_samples_cut_short_is_a_gap_of_rows) {
     setup(&f);
     free(f.cfg.output.dir);
     f.cfg.output.dir = path_in(&f, "cut");
-    cr_assert_eq(td_fixture_open(&f, &o, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_open(&f, &o, &err));
     for (int64_t k = 1; k < SHARDS; k += WORKERS) {
         td_shard *s = td_fixture_shard(&f, k, k == 3 ? 3 : 4);
-        cr_assert_eq(td_fixture_write(&f, o, s, -1, &err), TD_OK, "%s", err.text);
+        OK(td_fixture_write(&f, o, s, -1, &err));
         td_fixture_shard_free(s);
     }
     td_output_close(o);
@@ -269,7 +237,7 @@ Test(merge, a_damaged_folder_is_refused) {
     for (size_t i = 0; i < TD_ARRAY_LEN(files); i++) {
         char *dir = path_in(&f, "w1"), *path = td_asprintf("%s/%s", dir, files[i]);
         size_t n = 0;
-        char *data = td_fixture_read(dir, files[i], &n);
+        char *data = test_read_file(dir, files[i], &n);
         int fd = open(path, O_RDWR);
         char c = (char)(data[n / 2] ^ 4);
         cr_assert(fd >= 0 && __real_pwrite(fd, &c, 1, (off_t)(n / 2)) == 1);
@@ -282,7 +250,7 @@ Test(merge, a_damaged_folder_is_refused) {
         free(path);
         free(dir);
     }
-    cr_assert_eq(merge_two(&f, "out", "w0", "w1", &err), TD_OK, "%s", err.text);
+    OK(merge_two(&f, "out", "w0", "w1", &err));
     td_fixture_free(&f);
 }
 
@@ -291,8 +259,8 @@ static int fork_merge(const td_fixture *f, bool copy, long call, bool fail) {
     if (pid == 0) {
         char *text;
         td_error err;
-        countdown = call;
-        full_disk = fail;
+        countdown = call; /* 0: none */
+        fault = call == 0 ? FAULT_NONE : fail ? FAULT_ENOSPC : FAULT_DIE;
         td_status rc =
             merge_all(f, "out", (const char *[]){"w0", "w1"}, WORKERS, copy, &text, &err);
         _exit(rc == TD_OK ? 0 : 1);
@@ -335,7 +303,7 @@ static void break_every_call(bool copy, bool fail) {
         expect_same(&f, "out", "one");
         cr_assert(passes_verify(&f, "out", &err), "call %ld: %s", call, err.text);
         cr_assert(passes_verify(&f, "w0", &err) && passes_verify(&f, "w1", &err), "%s", err.text);
-        td_fixture_remove_tree(out);
+        test_remove_tree(out);
         free(mark);
         free(out);
         if (code == 0)
@@ -368,7 +336,7 @@ Test(merge, a_mark_of_other_shards_is_not_overwritten) {
     work(&f, "v1", 1, WORKERS, 3);
     expect_refused(&f, TD_E_OUTPUT, "out", "v0", "v1", "the half of another merge");
     expect_refused(&f, TD_E_OUTPUT, "out", "v0", "v1", "/w1");
-    cr_assert_eq(merge_two(&f, "out", "w0", "w1", &err), TD_OK, "%s", err.text);
+    OK(merge_two(&f, "out", "w0", "w1", &err));
     free(mark);
     td_fixture_free(&f);
 }

@@ -7,35 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "test/record/fixture.h"
+#include "test/common.h"
+#include "fixture.h"
 #include "record/identity.h"
 #include "record/shard_file.h"
 #include "base/log.h"
 #include "base/hash.h"
 #include "base/memory.h"
-
-static void must(td_status rc, const td_error *err) {
-    cr_assert_eq(rc, TD_OK, "%s", err->text);
-}
-
-static td_status verify_text(const char *dir, char **text) {
-    size_t n;
-    td_error err = {0};
-    FILE *out = open_memstream(text, &n);
-    td_status rc = td_verify(dir, out, false, &err);
-    if (rc != TD_OK)
-        fprintf(out, "error: %s\n", err.text);
-    fclose(out);
-    return rc;
-}
-
-static const td_fixture_mode *mode_named(const char *name) {
-    for (int i = 0; i < TD_FIXTURE_MODES; i++)
-        if (strcmp(td_fixture_modes[i].name, name) == 0)
-            return &td_fixture_modes[i];
-    cr_assert_fail("no mode %s", name);
-    return NULL;
-}
 
 /* --- wrong numbers are never written ---------------------------------------------------------- */
 
@@ -136,10 +114,10 @@ Test(modes, wrong_numbers_are_never_written) {
         td_output *o;
         td_shard_writer *w;
         td_fixture_init(&f);
-        td_fixture_set_mode(&f, mode_named(spoils[i].mode));
-        must(td_fixture_open(&f, &o, &err), &err);
+        td_fixture_set_mode(&f, td_fixture_mode_named(spoils[i].mode));
+        OK(td_fixture_open(&f, &o, &err));
         td_shard *s = td_fixture_shard(&f, 0, 4);
-        must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+        OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
         td_captured c = td_fixture_capture(&f, s, 3);
         spoils[i].spoil(&c);
         cr_assert_eq(td_shard_writer_put(w, 3, 0, &c, 0, &err), TD_E_INTERNAL, "case %zu of %s", i,
@@ -150,14 +128,12 @@ Test(modes, wrong_numbers_are_never_written) {
         /* It can still be put with good numbers: what the failure left is not in the shard. */
         for (int32_t k = 0; k < 4; k++) {
             c = td_fixture_capture(&f, s, k);
-            must(td_shard_writer_put(w, k, 0, &c, 0, &err), &err);
+            OK(td_shard_writer_put(w, k, 0, &c, 0, &err));
             td_fixture_captured_free(&c);
         }
-        must(td_shard_writer_commit(w, &err), &err);
+        OK(td_shard_writer_commit(w, &err));
         td_output_close(o);
-        char *text;
-        cr_assert_eq(verify_text(f.cfg.output.dir, &text), TD_OK, "%s", text);
-        free(text);
+        VERIFY_OK(&f, spoils[i].mode);
         td_fixture_shard_free(s);
         td_fixture_free(&f);
     }
@@ -172,9 +148,9 @@ Test(modes, captured_rows_of_other_sizes_are_refused) {
         td_shard_writer *w;
         td_fixture_init(&f);
         td_fixture_set_mode(&f, &td_fixture_modes[i]);
-        must(td_fixture_open(&f, &o, &err), &err);
+        OK(td_fixture_open(&f, &o, &err));
         td_shard *s = td_fixture_shard(&f, 0, 1);
-        must(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err), &err);
+        OK(td_shard_writer_open(o, s, (const char *[]){"cpu"}, 1, &w, &err));
         td_captured c = td_fixture_capture(&f, s, 0), bad = c;
         if (c.dense) {
             bad.dense_dtype = c.dense_dtype == TD_F32 ? TD_BF16 : TD_F32;
@@ -190,8 +166,8 @@ Test(modes, captured_rows_of_other_sizes_are_refused) {
         bad.n_always++;
         if (td_fixture_modes[i].mode != TD_CAPTURE_HIDDEN)
             cr_assert_eq(td_shard_writer_put(w, 0, 0, &bad, 0, &err), TD_E_INTERNAL);
-        must(td_shard_writer_put(w, 0, 0, &c, 0, &err), &err);
-        must(td_shard_writer_commit(w, &err), &err);
+        OK(td_shard_writer_put(w, 0, 0, &c, 0, &err));
+        OK(td_shard_writer_commit(w, &err));
         td_output_close(o);
         td_fixture_captured_free(&c);
         td_fixture_shard_free(s);
@@ -205,57 +181,23 @@ Test(modes, masked_ids_have_no_probability) {
     for (size_t i = 0; i < TD_ARRAY_LEN(modes); i++) {
         td_fixture f;
         td_error err;
-        char *text;
         td_fixture_init(&f);
-        td_fixture_set_mode(&f, mode_named(modes[i]));
+        td_fixture_set_mode(&f, td_fixture_mode_named(modes[i]));
         f.cfg.capture.mask_padded_vocab = true;
         f.id.tokenizer_n_vocab = 30;
-        must(td_fixture_run(&f, 2, NULL, &err), &err);
-        cr_assert_eq(verify_text(f.cfg.output.dir, &text), TD_OK, "%s: %s", modes[i], text);
-        free(text);
+        OK(td_fixture_run(&f, 2, NULL, &err));
+        VERIFY_OK(&f, modes[i]);
         td_fixture_free(&f);
     }
 }
 
 /* --- meaning: numbers changed in the file and all hashes made right again --------------------- */
 
-typedef struct forged {
-    char *data;
-    size_t n, header;
-    td_layout layout;
-} forged;
-
-static void *tensor(forged *s, td_tensor_id id) {
-    cr_assert(s->layout.tensor[id].present);
-    return s->data + s->header + s->layout.tensor[id].begin;
-}
-
-static void put_hex(forged *s, const char *key, size_t skip, uint64_t hash) {
-    char hex[17], *at = memmem(s->data + 8, s->header - 8, key, strlen(key));
-    cr_assert(at);
-    td_hash_hex(hash, hex);
-    memcpy(at + strlen(key) + skip, hex, 16);
-}
-
-static void seal(forged *s) {
-    uint64_t h;
-    put_hex(s, "\"data_hash\":\"", 0, td_hash64(s->data + s->header, s->n - s->header));
-    size_t k = 0;
-    for (int i = 0; i < TD_T_COUNT; i++) {
-        const td_layout_tensor *t = &s->layout.tensor[i];
-        if (t->present)
-            put_hex(s, "\"tensor_hashes\":\"", 17 * k++,
-                    td_hash64(s->data + s->header + t->begin, t->end - t->begin));
-    }
-    cr_assert(td_layout_header_hash(s->data + 8, s->header - 8, &h));
-    put_hex(s, "\"header_hash\":\"", 0, h);
-}
-
 typedef void (*forge)(forged *s);
 
 #define FORGE(name, type, id, index, value)                                                        \
     static void name(forged *s) {                                                                  \
-        type *p = tensor(s, id);                                                                   \
+        type *p = forged_tensor(s, id);                                                            \
         p[index] = (type)(value);                                                                  \
     }
 FORGE(topp_offset_far, int64_t, TD_T_TOPP_OFFSETS, 1, 1000000)
@@ -293,7 +235,7 @@ FORGE(hidden_inf, float, TD_T_HIDDEN_F32, 11, INFINITY)
 /* Bits behind the last id of a stream. */
 static void topp_padding(forged *s) {
     const td_layout_tensor *t = &s->layout.tensor[TD_T_TOPP_IDS_PACKED];
-    uint8_t *p = tensor(s, TD_T_TOPP_IDS_PACKED);
+    uint8_t *p = forged_tensor(s, TD_T_TOPP_IDS_PACKED);
     cr_assert_neq(s->layout.counts.n_entries * 6 % 8, 0, "choose a fixture with bits to spare");
     p[t->shape[0] - 1] |= 0x80;
 }
@@ -342,26 +284,14 @@ static void forge_one(const struct forge_case *c) {
     td_error err;
     char *text;
     td_fixture_init(&f);
-    td_fixture_set_mode(&f, mode_named(c->mode));
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
-    td_manifest manifest;
-    td_shard_file *file;
-    forged s = {0};
-    must(td_manifest_load(f.cfg.output.dir, TD_E_VERIFY, &manifest, &err), &err);
-    char *path = td_shard_path(f.cfg.output.dir, 0);
-    must(td_shard_file_open(path, &manifest.spec, TD_E_VERIFY, NULL, &file, &err), &err);
-    s.layout = file->layout;
-    s.header = file->header_size_bytes;
-    td_shard_file_close(file);
-    s.data = td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors", &s.n);
+    td_fixture_set_mode(&f, td_fixture_mode_named(c->mode));
+    OK(td_fixture_run(&f, 1, NULL, &err));
+    forged s = forged_read(&f);
     for (int sealed_only = 1; sealed_only >= 0; sealed_only--) {
         if (!sealed_only)
             c->forge(&s);
-        seal(&s);
-        int fd = open(path, O_WRONLY | O_TRUNC);
-        cr_assert(fd >= 0 && write(fd, s.data, s.n) == (ssize_t)s.n);
-        close(fd);
-        td_status rc = verify_text(f.cfg.output.dir, &text);
+        forged_write(&s, &f);
+        td_status rc = td_fixture_verify(f.cfg.output.dir, &text);
         /* sealing alone changes nothing: what follows fails for its own reason */
         cr_assert_eq(rc, sealed_only ? TD_OK : TD_E_VERIFY, "%s, %s: %s", c->mode, c->words, text);
         if (!sealed_only) {
@@ -375,8 +305,6 @@ static void forge_one(const struct forge_case *c) {
         fclose(sink);
     }
     free(s.data);
-    free(path);
-    td_manifest_free(&manifest);
     td_fixture_free(&f);
 }
 
@@ -392,26 +320,20 @@ Test(modes, a_shard_of_another_spec_is_refused) {
     char *text;
     size_t n;
     td_fixture_init(&f);
-    td_fixture_set_mode(&f, mode_named("topp"));
-    must(td_fixture_run(&f, 1, NULL, &err), &err);
-    char *path = td_asprintf("%s/shard-000000.safetensors", f.cfg.output.dir);
-    char *data = td_fixture_read(f.cfg.output.dir, "shard-000000.safetensors", &n);
+    td_fixture_set_mode(&f, td_fixture_mode_named("topp"));
+    OK(td_fixture_run(&f, 1, NULL, &err));
+    char *data = test_read_file(f.cfg.output.dir, "shard-000000.safetensors", &n);
     char *at = memmem(data, n, "\\\"top_p\\\":0.5", 12);
     cr_assert(at, "the metadata has no capture spec");
     at[11] = '6';
-    forged s = {.data = data, .n = n};
     uint64_t header, h;
     memcpy(&header, data, 8);
-    s.header = header + 8;
     cr_assert(td_layout_header_hash(data + 8, header, &h));
-    put_hex(&s, "\"header_hash\":\"", 0, h);
-    int fd = open(path, O_WRONLY | O_TRUNC);
-    cr_assert(write(fd, data, n) == (ssize_t)n);
-    close(fd);
-    cr_assert_eq(verify_text(f.cfg.output.dir, &text), TD_E_VERIFY);
+    cr_assert(td_fixture_put_hash(data + 8, header, "\"header_hash\":\"", 0, h));
+    test_write_file(f.cfg.output.dir, "shard-000000.safetensors", data, n);
+    cr_assert_eq(td_fixture_verify(f.cfg.output.dir, &text), TD_E_VERIFY);
     cr_assert(strstr(text, "\"capture\" in its metadata"), "%s", text);
     free(text);
     free(data);
-    free(path);
     td_fixture_free(&f);
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "test/common.h"
 #include "test/record/fixture.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -17,7 +18,7 @@ static void setup(td_fixture *f) {
     td_fixture_init(f);
     f->cfg.capture.n_temperatures = 1;
     f->cfg.capture.temperatures[0] = 2;
-    cr_assert_eq(td_fixture_run(f, SHARDS, NULL, &err), TD_OK, "%s", err.text);
+    OK(td_fixture_run(f, SHARDS, NULL, &err));
 }
 
 /* What the fixture's teacher gives for the sample. */
@@ -87,10 +88,10 @@ Test(recheck, the_same_numbers_are_the_record) {
     td_error err;
     char *text = NULL;
     setup(&f);
-    cr_assert_eq(report(&f, "cpu:test", NOTHING, 0, false, &text, &err), TD_OK, "%s", err.text);
+    OK(report(&f, "cpu:test", NOTHING, 0, false, &text, &err));
     cr_assert(strstr(text, "0 of") && strstr(text, "must be 0") && strstr(text, "OK:"), "%s", text);
     free(text);
-    cr_assert_eq(report(&f, "gpu:other", NOTHING, 0, false, &text, &err), TD_OK, "%s", err.text);
+    OK(report(&f, "gpu:other", NOTHING, 0, false, &text, &err));
     cr_assert(strstr(text, "another device kind (cpu:test)"), "%s", text);
     free(text);
     td_fixture_free(&f);
@@ -118,8 +119,7 @@ Test(recheck, another_kind_may_differ_within_the_tolerance_that_is_printed) {
     setup(&f);
     static const enum change fields[] = {LOGPROB, LOGSUMEXP, LOGSUMEXP_T, TARGET};
     for (size_t i = 0; i < TD_ARRAY_LEN(fields); i++) {
-        cr_assert_eq(report(&f, "gpu:other", fields[i], 1e-4f, false, &text, &err), TD_OK, "%s",
-                     err.text);
+        OK(report(&f, "gpu:other", fields[i], 1e-4f, false, &text, &err));
         cr_assert(strstr(text, "may differ by 0.002"), "%s", text);
         free(text);
         static const float much[] = {0.1f, NAN, INFINITY, -INFINITY};
@@ -173,7 +173,7 @@ Test(recheck, samples_are_different_ones_and_follow_from_the_seed) {
     int32_t n = 0, m = 0, n_other = 0;
     setup(&f);
     for (uint64_t seed = 0; seed < 20; seed++) {
-        cr_assert_eq(td_recheck_open(f.cfg.output.dir, 5, seed, &a, &err), TD_OK, "%s", err.text);
+        OK(td_recheck_open(f.cfg.output.dir, 5, seed, &a, &err));
         cr_assert_eq(td_recheck_open(f.cfg.output.dir, 5, seed + seed % 2, &b, &err), TD_OK);
         const td_recheck_sample *s = td_recheck_samples(a, &n), *t = td_recheck_samples(b, &m);
         cr_assert(n > 0 && n <= 5);
@@ -190,7 +190,7 @@ Test(recheck, samples_are_different_ones_and_follow_from_the_seed) {
     }
     cr_assert_gt(n_other, 10, "the seed hardly matters");
     /* All of them, when more are asked for: one in four has no rows. */
-    cr_assert_eq(td_recheck_open(f.cfg.output.dir, 1000, 0, &a, &err), TD_OK, "%s", err.text);
+    OK(td_recheck_open(f.cfg.output.dir, 1000, 0, &a, &err));
     td_recheck_samples(a, &n);
     cr_assert_geq(n, SHARDS * 3 - 1);
     td_recheck_close(a);
@@ -202,10 +202,10 @@ Test(recheck, another_teacher_is_refused_with_both_sides) {
     td_error err = {0};
     td_recheck *r = NULL;
     setup(&f);
-    cr_assert_eq(td_recheck_open(f.cfg.output.dir, 5, 0, &r, &err), TD_OK, "%s", err.text);
+    OK(td_recheck_open(f.cfg.output.dir, 5, 0, &r, &err));
     const uint64_t weights = f.weights_hash, other = 0x77;
     td_recheck_teacher_hashes have = {.config = &f.id.config_hash, .weights = &weights};
-    cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_OK, "%s", err.text);
+    OK(td_recheck_teacher(r, "M", &have, &err));
     have = (td_recheck_teacher_hashes){.weights = &other};
     cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_E_MODEL);
     cr_assert(strstr(err.text, "0000000000abcdef in the folder") &&

@@ -1,7 +1,6 @@
 /* test_run.c - runs with devices that fail: a group that retires hands its work over, memory that
  * is short makes smaller micro-batches, and the output is byte-identical all the same. */
 #include <criterion/criterion.h>
-#include <dirent.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "app/job.h"
 #include "base/json.h"
 #include "run/run.h"
@@ -18,18 +18,18 @@
 enum { MAX_DEVICES = 4 };
 
 typedef struct fixture {
-    char dir[256];
+    char dir[64];
     td_job job;
     const td_faults *faults;
 } fixture;
-
-#define OK(call) cr_assert_eq((call), TD_OK, "%s: %s", #call, err.text)
 
 static void setup(fixture *f, const char *name, const char *gpus, int32_t n_cpu,
                   const char *batch_tokens) {
     td_error err = {0};
     *f = (fixture){0};
-    snprintf(f->dir, sizeof f->dir, "/tmp/tdgen-run-%d-%s", (int)getpid(), name);
+    static const char *all; /* folders of this process: setup with a known name goes on in it */
+    all = all ? all : test_temp_dir();
+    snprintf(f->dir, sizeof f->dir, "%s/%s", all, name);
     char *dir = td_asprintf("output.dir=%s", f->dir), *dev = td_asprintf("devices.gpus=%s", gpus);
     char *batch = td_asprintf("run.batch_tokens=%s", batch_tokens);
     const char *overrides[] = {dir,
@@ -71,51 +71,33 @@ static void teardown(fixture *f, const td_device_ops *real) {
     td_job_close(&f->job);
 }
 
+static void finish(fixture *f, td_run_summary *s, const td_device_ops *real) {
+    td_run_summary_free(s);
+    teardown(f, real);
+    test_remove_tree(f->dir);
+}
+
 /* All shards of b are those of a, byte for byte. */
 static void assert_same_shards(const char *a, const char *b) {
-    int n = 0;
-    for (int i = 0; i < 4; i++) {
-        char *pa = td_asprintf("%s/shard-%06d.safetensors", a, i);
-        char *pb = td_asprintf("%s/shard-%06d.safetensors", b, i);
-        char *da, *db;
-        size_t na, nb;
-        td_error err;
-        OK(td_file_read(pa, 1 << 26, TD_E_DATA, &da, &na, &err));
-        OK(td_file_read(pb, 1 << 26, TD_E_DATA, &db, &nb, &err));
-        cr_assert(na == nb && memcmp(da, db, na) == 0, "%s and %s differ", pa, pb);
-        free(da);
-        free(db);
-        free(pa);
-        free(pb);
-        n++;
+    for (int i = 0; i < 4; i++) { /* 60 rows in shards of 16 */
+        char name[64];
+        snprintf(name, sizeof name, "shard-%06d.safetensors", i);
+        cr_assert(test_same_file(a, b, name), "%s differs between %s and %s", name, a, b);
     }
-    cr_assert_eq(n, 4); /* 60 rows in shards of 16 */
 }
 
-static void remove_dir(const char *dir) {
-    DIR *d = opendir(dir);
-    struct dirent *e;
-    while (d && (e = readdir(d))) {
-        char *p = td_asprintf("%s/%s", dir, e->d_name);
-        unlink(p);
-        free(p);
-    }
-    if (d)
-        closedir(d);
-    rmdir(dir);
-}
-
-static void make_reference(char *dir, size_t n) {
-    fixture f;
+/* The folder of a run without failures. */
+static char *make_reference(void) {
+    static fixture f;
     td_run_summary s;
     td_error err = {0};
     setup(&f, "ref", "cpu", 1, "512");
     OK(run(&f, &s, &err));
     cr_assert_eq(s.n_shards_written, 4);
     cr_assert_eq(s.n_retired, 0);
-    snprintf(dir, n, "%s", f.dir);
     td_run_summary_free(&s);
     teardown(&f, NULL);
+    return f.dir;
 }
 
 /* A device table that fails on purpose. */
@@ -137,8 +119,7 @@ static td_status short_alloc(td_device *dev, size_t n, void **out, td_error *err
 
 Test(run, retired_group_hands_its_work_over) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1); /* several runs in a process that goes on */
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     /* At the first product, in the middle, late. */
     static const int after[] = {0, 40, 150};
     for (size_t i = 0; i < TD_ARRAY_LEN(after); i++) {
@@ -160,17 +141,13 @@ Test(run, retired_group_hands_its_work_over) {
             cr_assert(strstr(s.groups[1].retired_why, "injected failure"));
         }
         assert_same_shards(ref, f.dir);
-        td_run_summary_free(&s);
-        teardown(&f, g_real);
-        remove_dir(f.dir);
+        finish(&f, &s, g_real);
     }
-    remove_dir(ref);
 }
 
 Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     fixture f;
     td_run_summary s;
     td_error err = {0};
@@ -186,15 +163,11 @@ Test(run, the_last_group_failing_ends_the_run_and_a_rerun_continues) {
     setup(&f, "last", "cpu", 1, "512");
     OK(run(&f, &s, &err));
     assert_same_shards(ref, f.dir);
-    td_run_summary_free(&s);
-    teardown(&f, NULL);
-    remove_dir(f.dir);
-    remove_dir(ref);
+    finish(&f, &s, NULL);
 }
 
 Test(run, short_memory_makes_smaller_micro_batches) {
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     fixture f;
     td_run_summary s;
     td_error err = {0};
@@ -209,27 +182,26 @@ Test(run, short_memory_makes_smaller_micro_batches) {
     OK(run(&f, &s, &err));
     cr_assert_lt(td_source_batch_tokens(f.job.source), 2048);
     assert_same_shards(ref, f.dir);
-    td_run_summary_free(&s);
-    teardown(&f, g_real);
-    remove_dir(f.dir);
+    finish(&f, &s, g_real);
 
     setup(&f, "oom2", "cpu", 1, "512");
     f.job.devices[0]->ops = &ops;
     g_alloc_limit = 1000;
     cr_assert_eq(run(&f, &s, &err), TD_E_DEVICE_OOM);
     cr_assert(strstr(err.text, "data.max_length"));
-    td_run_summary_free(&s);
-    teardown(&f, g_real);
-    remove_dir(f.dir);
-    remove_dir(ref);
+    finish(&f, &s, g_real);
 }
 
 /* The fixture stays reachable: what a lost device leaves behind is left, not leaked. */
 static fixture g_lost;
 
+static void leave_lost(td_run_summary *s) {
+    td_run_summary_free(s);
+    td_output_close(g_lost.job.output);
+    test_remove_tree(g_lost.dir);
+}
+
 Test(run, lost_device_ends_the_run_at_once) {
-    char ref[256];
-    make_reference(ref, sizeof ref);
     td_run_summary s;
     td_error err = {0};
     setenv("TDGEN_DEBUG_FAIL_OP", "cpu:1 gemm 20 lost", 1);
@@ -244,18 +216,14 @@ Test(run, lost_device_ends_the_run_at_once) {
     cr_assert_leq(s.fault.n_samples, 2 * g_lost.job.plan.limits.max_seqs);
     for (int32_t i = 0; i < s.fault.n_samples; i++)
         cr_assert(s.fault.samples[i].row >= 0 && s.fault.samples[i].row < 60);
-    td_run_summary_free(&s);
-    td_output_close(g_lost.job.output);
-    remove_dir(g_lost.dir);
-    remove_dir(ref);
+    leave_lost(&s);
     /* What the other device was computing goes on in its thread, which nobody joins; the program
      * leaves with _exit, but a test's exit would take libraries down under it. */
     nanosleep(&(struct timespec){.tv_nsec = 500000000}, NULL);
 }
 
 Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     fixture f;
     td_run_summary s;
     td_error err = {0};
@@ -267,9 +235,7 @@ Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
     OK(run(&f, &s, &err));
     assert_same_shards(ref, f.dir);
     cr_assert_eq(s.n_bad_samples, 0);
-    td_run_summary_free(&s);
-    teardown(&f, NULL);
-    remove_dir(f.dir);
+    finish(&f, &s, NULL);
 
     suspects[1].blamed = true;
     setup(&f, "suspects", "cpu*2", 2, "512");
@@ -289,8 +255,7 @@ Test(run, suspects_are_computed_alone_and_blamed_ones_skipped) {
     td_output_totals_get(f.job.output, &t);
     cr_assert_eq(t.n_skipped, 1);
     teardown(&f, NULL);
-    remove_dir(f.dir);
-    remove_dir(ref);
+    test_remove_tree(f.dir);
 }
 
 /* A device that takes no more work keeps the thread that gives it some. */
@@ -301,8 +266,7 @@ static td_status blocking_gemm(td_stream *s, const td_gemm_args *a, td_error *er
 }
 
 Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     td_run_summary s;
     td_error err = {0};
     setenv("TDGEN_DEBUG_WATCHDOG_S", "3", 1);
@@ -318,10 +282,7 @@ Test(run, a_thread_that_does_not_come_back_is_given_up, .timeout = 60) {
     cr_assert_eq(s.n_retired, 1);
     cr_assert(s.groups[1].hung && strstr(s.groups[1].retired_why, "has taken no more work"));
     assert_same_shards(ref, g_lost.dir);
-    td_run_summary_free(&s);
-    td_output_close(g_lost.job.output);
-    remove_dir(g_lost.dir);
-    remove_dir(ref);
+    leave_lost(&s);
 }
 
 static _Atomic int g_health_calls;
@@ -335,8 +296,7 @@ static void counting_health(td_device *dev, td_device_health *out) {
 }
 
 Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     td_run_summary s;
     td_error err = {0};
     static td_device_ops ops;
@@ -358,9 +318,8 @@ Test(run, sensors_that_do_not_answer_hold_up_nothing, .timeout = 60) {
             td_output_close(g_lost.job.output);
         else
             teardown(&g_lost, g_real);
-        remove_dir(g_lost.dir);
+        test_remove_tree(g_lost.dir);
     }
-    remove_dir(ref);
 }
 
 /* The longest sample is a micro-batch of its own, of a length that no other has. */
@@ -387,9 +346,7 @@ Test(run, a_sample_that_no_group_comes_back_from_is_blamed, .timeout = 120) {
                   strstr(err.text, "makes devices hang"),
               "%s", err.text);
     cr_assert_eq(s.n_hung, 3, "%d hung, %d retired", s.n_hung, s.n_retired);
-    td_run_summary_free(&s);
-    td_output_close(g_lost.job.output);
-    remove_dir(g_lost.dir);
+    leave_lost(&s);
 }
 
 /* A product that fails once, or a few times, and then works again. */
@@ -419,8 +376,7 @@ static double told_busy_s(const char *dir, double *elapsed_s) {
 
 Test(run, the_only_group_goes_on_after_a_failure) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     static const int after[] = {0, 1, 57, 130};
     for (size_t i = 0; i < TD_ARRAY_LEN(after); i++) {
         fixture f;
@@ -442,11 +398,8 @@ Test(run, the_only_group_goes_on_after_a_failure) {
         double busy = TD_MIN(s.groups[0].stage_busy_s[0], elapsed_s);
         cr_assert_float_eq(told, busy, 1e-3 * busy + 1e-5, "%g instead of %g s", told, busy);
         assert_same_shards(ref, f.dir);
-        td_run_summary_free(&s);
-        teardown(&f, g_real);
-        remove_dir(f.dir);
+        finish(&f, &s, g_real);
     }
-    remove_dir(ref);
 }
 
 /* The first copy of a session takes long. */
@@ -472,9 +425,7 @@ Test(run, what_sessions_do_before_the_run_is_not_its_busy_time) {
     cr_assert_leq(atomic_load(&g_calls_left), 0);
     cr_assert_leq(s.groups[0].stage_busy_s[0], s.wall_s);
     cr_assert_gt(s.groups[0].stage_busy_s[0], 0);
-    td_run_summary_free(&s);
-    teardown(&f, g_real);
-    remove_dir(f.dir);
+    finish(&f, &s, g_real);
 }
 
 static td_status failing_copy(td_stream *s, void *dst, const void *src, size_t n, td_error *err) {
@@ -484,8 +435,7 @@ static td_status failing_copy(td_stream *s, void *dst, const void *src, size_t n
 
 Test(run, a_group_whose_session_cannot_be_made_is_retired) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     for (int n_bad = 1; n_bad <= 2; n_bad++) {
         fixture f;
         td_run_summary s;
@@ -505,11 +455,8 @@ Test(run, a_group_whose_session_cannot_be_made_is_retired) {
         } else {
             cr_assert(strstr(err.text, "injected failure"));
         }
-        td_run_summary_free(&s);
-        teardown(&f, g_real);
-        remove_dir(f.dir);
+        finish(&f, &s, g_real);
     }
-    remove_dir(ref);
 }
 
 /* What is longer than the longest sample is too large. */
@@ -521,8 +468,7 @@ static td_status small_embed(td_stream *s, const td_embed_args *a, td_error *err
 
 Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     for (int32_t n = 1; n <= 2; n++) {
         fixture f;
         td_run_summary s;
@@ -536,11 +482,8 @@ Test(run, work_too_large_for_memory_is_computed_sample_by_sample) {
         cr_assert_eq(s.n_retired, 0);
         cr_assert_eq(s.n_failures, 0);
         assert_same_shards(ref, f.dir);
-        td_run_summary_free(&s);
-        teardown(&f, g_real);
-        remove_dir(f.dir);
+        finish(&f, &s, g_real);
     }
-    remove_dir(ref);
 }
 
 /* Device 1 lacks memory once, for its first micro-batch (so that it is split while nothing else is
@@ -565,8 +508,7 @@ static td_status patient_embed(td_stream *s, const td_embed_args *a, td_error *e
 /* Work that was split speaks for nobody and against nobody any more once it is done. */
 Test(run, a_group_that_lacked_memory_is_retired_when_its_device_breaks, .timeout = 60) {
     setenv("TDGEN_DEBUG_WATCHDOG_S", "600", 1);
-    char ref[256];
-    make_reference(ref, sizeof ref);
+    const char *ref = make_reference();
     fixture f;
     td_run_summary s;
     td_error err = {0};
@@ -581,10 +523,7 @@ Test(run, a_group_that_lacked_memory_is_retired_when_its_device_breaks, .timeout
     cr_assert_eq(s.n_retired, 1);
     cr_assert(s.groups[1].retired);
     assert_same_shards(ref, f.dir);
-    td_run_summary_free(&s);
-    teardown(&f, g_real);
-    remove_dir(f.dir);
-    remove_dir(ref);
+    finish(&f, &s, g_real);
 }
 
 /* A device that computes wrong without noticing: entropies where tail masses belong. */
@@ -610,7 +549,5 @@ Test(run, numbers_that_contradict_each_other_end_the_run) {
               err.text);
     cr_assert_eq(s.n_shards_written, 0);
     cr_assert_eq(s.n_bad_samples, 0);
-    td_run_summary_free(&s);
-    teardown(&f, g_real);
-    remove_dir(f.dir);
+    finish(&f, &s, g_real);
 }

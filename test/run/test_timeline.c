@@ -4,10 +4,9 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "test/common.h"
 #include "run/state.h"
-#include "base/file.h"
 #include "base/memory.h"
 
 enum { BATCHES = 100000 };
@@ -38,15 +37,12 @@ static void run_once(const char *dir, int n_batches) {
 }
 
 Test(timeline, stays_small_and_loses_no_work) {
-    char dir[] = "/tmp/tdgen-timeline-XXXXXX";
-    cr_assert(mkdtemp(dir));
-    char *path = td_asprintf("%s/timeline.jsonl", dir), *data = NULL;
+    const char *dir = test_temp_dir();
     size_t n = 0;
-    td_error err;
     for (int k = 0; k < TD_TIMELINE_EXECUTIONS + 4; k++)
         run_once(dir, k == 0 ? 10 : k == TD_TIMELINE_EXECUTIONS + 3 ? BATCHES : 1000);
-    cr_assert_eq(td_file_read(path, (size_t)1 << 30, TD_E_OUTPUT, &data, &n, &err), TD_OK, "%s",
-                 err.text);
+    char *data = test_read_file(dir, "timeline.jsonl", &n);
+    cr_assert(data);
     int lines = 0;
     char *last = NULL;
     for (char *s = data, *nl; (nl = strchr(s, '\n')); s = nl + 1, lines++) {
@@ -74,7 +70,4 @@ Test(timeline, stays_small_and_loses_no_work) {
     cr_assert_eq(json_array_size(json_object_get(json_array_get(groups, 1), "segments")), 1);
     json_decref(o);
     free(data);
-    unlink(path);
-    rmdir(dir);
-    free(path);
 }

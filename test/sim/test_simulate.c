@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "test/plan/plan_fixture.h"
+#include "test/plan/fixture.h"
 #include "queue/queue.h"
 #include "sim/sim.h"
 #include "base/file.h"

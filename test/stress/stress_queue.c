@@ -13,16 +13,9 @@
 #include <string.h>
 #include <sched.h>
 
+#include "test/common.h"
 #include "queue/queue.h"
 #include "base/memory.h"
-
-#define CHECK(x)                                                                                   \
-    do {                                                                                           \
-        if (!(x)) {                                                                                \
-            fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #x);                  \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 typedef struct item {
     _Atomic uint32_t commits;
@@ -47,13 +40,6 @@ typedef struct worker {
     pthread_t thread;
 } worker;
 
-static uint64_t rng_next(uint64_t *s) {
-    *s ^= *s << 13;
-    *s ^= *s >> 7;
-    *s ^= *s << 17;
-    return *s;
-}
-
 static void *produce(void *arg) {
     shared *sh = arg;
     for (uint64_t i = 0; i < sh->n_items; i++) {
@@ -71,12 +57,12 @@ static void *work(void *arg) {
     uint64_t rng = sh->seed * 0x9e3779b97f4a7c15ull + me->owner + 1;
     td_claim c[16];
     while (!td_queue_finished(sh->q)) {
-        uint32_t n = td_queue_claim(sh->q, me->owner, 1 + (uint32_t)(rng_next(&rng) % 16), c);
+        uint32_t n = td_queue_claim(sh->q, me->owner, 1 + (uint32_t)(test_xorshift(&rng) % 16), c);
         if (n == 0) {
             /* Between its claims a retired owner may come back, perhaps while the one that retired
              * it still looks for what to take back. */
-            if (td_queue_is_retired(sh->q, me->owner) && rng_next(&rng) % 4 == 0) {
-                CHECK(td_queue_reinstate(sh->q, me->owner));
+            if (td_queue_is_retired(sh->q, me->owner) && test_xorshift(&rng) % 4 == 0) {
+                MUST(td_queue_reinstate(sh->q, me->owner));
                 atomic_fetch_add(&sh->n_reinstated, 1);
             }
             sched_yield();
@@ -85,15 +71,15 @@ static void *work(void *arg) {
         atomic_fetch_add(&sh->n_claims, n);
         for (uint32_t i = 0; i < n; i++) {
             item *it = c[i].item;
-            CHECK(it->number == c[i].number);
+            MUST(it->number == c[i].number);
             /* Be descheduled while holding claims, or nobody's retirement would hit any. */
-            if (rng_next(&rng) % 8 == 0)
+            if (test_xorshift(&rng) % 8 == 0)
                 sched_yield();
-            uint32_t dice = (uint32_t)(rng_next(&rng) % 100);
+            uint32_t dice = (uint32_t)(test_xorshift(&rng) % 100);
             if (dice < 10) {
                 uint32_t before = c[i].tries;
                 uint32_t tries = td_queue_fail(sh->q, me->owner, c[i].number);
-                CHECK(tries == 0 || tries == (before < 255 ? before + 1 : 255));
+                MUST(tries == 0 || tries == (before < 255 ? before + 1 : 255));
                 atomic_fetch_add(tries ? &sh->n_fails : &sh->n_late, 1);
                 continue;
             }
@@ -104,8 +90,8 @@ static void *work(void *arg) {
             }
             /* Somebody declares a random peer dead, possibly ourselves, in the middle of its work.
              * Owner 0 survives. */
-            if (rng_next(&rng) % 256 == 0) {
-                uint32_t victim = 1 + (uint32_t)(rng_next(&rng) % (sh->n_threads - 1));
+            if (test_xorshift(&rng) % 256 == 0) {
+                uint32_t victim = 1 + (uint32_t)(test_xorshift(&rng) % (sh->n_threads - 1));
                 if (!td_queue_is_retired(sh->q, victim)) {
                     atomic_fetch_add(&sh->n_taken, td_queue_retire(sh->q, victim));
                     atomic_fetch_add(&sh->n_retirements, 1);
@@ -116,7 +102,7 @@ static void *work(void *arg) {
                 continue;
             }
             it->scribble++;
-            CHECK(atomic_fetch_add(&it->commits, 1) == 0);
+            MUST(atomic_fetch_add(&it->commits, 1) == 0);
             td_queue_done(sh->q, me->owner, c[i].number);
             atomic_fetch_add(&sh->n_commits, 1);
         }
@@ -128,30 +114,30 @@ static void *work(void *arg) {
 static uint64_t play(uint64_t n_items, uint32_t n_threads, uint32_t capacity, uint64_t seed) {
     td_error err;
     shared sh = {.n_items = n_items, .n_threads = n_threads, .seed = seed};
-    CHECK(td_queue_create(capacity, n_threads, &sh.q, &err) == TD_OK);
+    MUST(td_queue_create(capacity, n_threads, &sh.q, &err) == TD_OK);
     sh.items = td_calloc(sh.n_items, sizeof *sh.items);
     worker *w = td_calloc(n_threads, sizeof *w);
-    CHECK(sh.items && w);
+    MUST(sh.items && w);
     pthread_t producer;
-    CHECK(pthread_create(&producer, NULL, produce, &sh) == 0);
+    MUST(pthread_create(&producer, NULL, produce, &sh) == 0);
     for (uint32_t i = 0; i < n_threads; i++) {
         w[i] = (worker){.sh = &sh, .owner = i};
-        CHECK(pthread_create(&w[i].thread, NULL, work, &w[i]) == 0);
+        MUST(pthread_create(&w[i].thread, NULL, work, &w[i]) == 0);
     }
     pthread_join(producer, NULL);
     for (uint32_t i = 0; i < n_threads; i++)
         pthread_join(w[i].thread, NULL);
     for (uint64_t i = 0; i < sh.n_items; i++)
-        CHECK(atomic_load(&sh.items[i].commits) == 1 && sh.items[i].scribble == 1);
+        MUST(atomic_load(&sh.items[i].commits) == 1 && sh.items[i].scribble == 1);
     td_claim c;
-    CHECK(td_queue_claim(sh.q, 0, 1, &c) == 0);
-    CHECK(td_queue_finished(sh.q));
-    CHECK(sh.n_commits == sh.n_items);
+    MUST(td_queue_claim(sh.q, 0, 1, &c) == 0);
+    MUST(td_queue_finished(sh.q));
+    MUST(sh.n_commits == sh.n_items);
     /* What was taken back while its owner had not even got it (claim returned 0) is in n_taken and
      * not in n_claims; each of the others is answered too late once. */
-    CHECK(sh.n_claims == sh.n_commits + sh.n_fails + sh.n_releases + sh.n_late);
-    CHECK(sh.n_late <= sh.n_taken);
-    CHECK(sh.n_reinstated <= sh.n_retirements);
+    MUST(sh.n_claims == sh.n_commits + sh.n_fails + sh.n_releases + sh.n_late);
+    MUST(sh.n_late <= sh.n_taken);
+    MUST(sh.n_reinstated <= sh.n_retirements);
     uint64_t n_ops = sh.n_items + sh.n_claims + sh.n_claims + sh.n_retirements + sh.n_reinstated;
     printf(
         "ring of %u: %llu published, %llu claimed, %llu committed, %llu failed, %llu released, "

@@ -4,9 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include "test/common.h"
 #include "tokenizer/tokenizer.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
@@ -68,17 +67,13 @@ static void *work(void *arg) {
 
 int main(int argc, char **argv) {
     int n = argc > 1 ? atoi(argv[1]) : 4, n_bad = 0;
-    char dir[] = "/tmp/tdgen-stress-tok-XXXXXX", path[64];
+    char *dir = test_temp_dir();
     td_tokenizer *tok = NULL;
     td_error err = {0};
-    if (n < 1 || n > MAX_THREADS || !mkdtemp(dir))
+    if (n < 1 || n > MAX_THREADS)
         return 2;
-    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-    td_status rc = td_file_write_atomic(path, json, sizeof json - 1, false, &err);
-    if (rc == TD_OK)
-        rc = td_tokenizer_load(dir, &tok, &err);
-    unlink(path);
-    rmdir(dir);
+    test_write_file(dir, "tokenizer.json", json, sizeof json - 1);
+    td_status rc = td_tokenizer_load(dir, &tok, &err);
     if (rc != TD_OK) {
         fprintf(stderr, "stress_tokenizer: %s\n", err.text);
         return 1;

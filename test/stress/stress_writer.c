@@ -61,14 +61,6 @@ static void *watcher(void *arg) {
     return NULL;
 }
 
-/* Draws, packed and compressed: the side file is written by all threads at once. */
-static const td_fixture_mode *ragged(void) {
-    for (int i = 0; i < TD_FIXTURE_MODES; i++)
-        if (td_fixture_modes[i].mode == TD_CAPTURE_TOPK_SAMPLE && td_fixture_modes[i].zstd)
-            return &td_fixture_modes[i];
-    abort();
-}
-
 static int run_mode(const td_fixture_mode *mode) {
     static const char *const kinds[GROUPS] = {"b", "a", "b", "c"};
     pthread_t threads[GROUPS], watch;
@@ -110,5 +102,6 @@ fail:
 }
 
 int main(void) {
-    return run_mode(NULL) || run_mode(ragged());
+    /* Draws, packed and compressed: the side file is written by all threads at once. */
+    return run_mode(NULL) || run_mode(td_fixture_mode_named("topk+sample packed, q8, zstd"));
 }

@@ -1,36 +1,20 @@
+#include "test/common.h"
 #include "fixture.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include "base/file.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-static void write_file(const char *dir, const char *name, const char *text) {
-    td_error err = {0};
-    char *path = td_asprintf("%s/%s", dir, name);
-    cr_assert_eq(td_file_write_atomic(path, text, strlen(text), false, &err), TD_OK, "%s",
-                 err.text);
-    free(path);
-}
-
 td_status fixture_load(const char *json, const char *config, td_tokenizer **out, td_error *err) {
-    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json"};
-    char dir[] = "/tmp/tdgen-tok-XXXXXX";
-    cr_assert(mkdtemp(dir));
+    char *dir = test_temp_dir();
     if (json)
-        write_file(dir, names[0], json);
+        test_write_file(dir, "tokenizer.json", json, strlen(json));
     if (config)
-        write_file(dir, names[1], config);
+        test_write_file(dir, "tokenizer_config.json", config, strlen(config));
     td_status rc = td_tokenizer_load(dir, out, err);
-    for (size_t i = 0; i < TD_ARRAY_LEN(names); i++) {
-        char *path = td_asprintf("%s/%s", dir, names[i]);
-        unlink(path);
-        free(path);
-    }
-    rmdir(dir);
+    test_remove_tree(dir);
     return rc;
 }
 
@@ -53,7 +37,7 @@ td_tokenizer *fixture_make(const fixture_parts *p) {
     td_tokenizer *tok = NULL;
     td_error err = {0};
     char *json = fixture_json(p);
-    cr_assert_eq(fixture_load(json, NULL, &tok, &err), TD_OK, "%s", err.text);
+    OK(fixture_load(json, NULL, &tok, &err));
     free(json);
     return tok;
 }
@@ -75,8 +59,8 @@ const char *fixture_ids(const td_tokenizer *tok, const char *text, size_t n, boo
     td_tok_scratch *s = NULL;
     td_ids ids = {0};
     td_error err = {0};
-    cr_assert_eq(td_tok_scratch_create(tok, &s, &err), TD_OK, "%s", err.text);
-    cr_assert_eq(td_tokenizer_encode(tok, s, text, n, special, &ids, &err), TD_OK, "%s", err.text);
+    OK(td_tok_scratch_create(tok, &s, &err));
+    OK(td_tokenizer_encode(tok, s, text, n, special, &ids, &err));
     td_strbuf_clear(out);
     td_strbuf_puts(out, "");
     for (size_t i = 0; i < ids.n; i++)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "test/common.h"
 #include "tokenizer/internal.h"
 #include "base/json.h"
 #include "base/hash.h"
@@ -140,7 +141,7 @@ Test(tokenizer, one_letter_two_hundred_thousand_times) {
     char *text = malloc(N);
     memset(text, 'a', N);
     td_ids ids = {0};
-    cr_assert_eq(td_tokenizer_encode(tok, s, text, N, true, &ids, &err), TD_OK, "%s", err.text);
+    OK(td_tokenizer_encode(tok, s, text, N, true, &ids, &err));
     size_t at = 0;
     for (int bit = 10; bit >= 0; bit--)
         for (int k = bit == 10 ? N / 1024 : (N >> bit) & 1; k > 0; k--, at++)
@@ -432,7 +433,7 @@ Test(tokenizer, bos_and_eos) {
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         td_tokenizer *tok = NULL;
         td_error err = {0};
-        cr_assert_eq(fixture_load(json, cases[i].config, &tok, &err), TD_OK, "%s", err.text);
+        OK(fixture_load(json, cases[i].config, &tok, &err));
         cr_expect_eq(td_tokenizer_bos_id(tok), cases[i].bos, "case %zu", i);
         cr_expect_eq(td_tokenizer_eos_id(tok), cases[i].eos, "case %zu", i);
         cr_expect_eq(td_tokenizer_hash(tok), td_hash64(json, strlen(json)));
@@ -449,7 +450,7 @@ static void check_decode(const fixture_parts *p, const int32_t *ids, size_t n, b
     td_strbuf b = {0};
     td_error err = {0};
     td_strbuf_puts(&b, ">");
-    cr_assert_eq(td_tokenizer_decode(tok, ids, n, skip, &b, &err), TD_OK, "%s", err.text);
+    OK(td_tokenizer_decode(tok, ids, n, skip, &b, &err));
     cr_expect_str_eq(b.data + 1, want);
     td_strbuf_free(&b);
     td_tokenizer_free(tok);
@@ -534,8 +535,7 @@ Test(tokenizer, demo_teacher) {
     char *line = NULL;
     size_t cap = 0, n_rows = 0;
     ssize_t n;
-    cr_assert_eq(td_tokenizer_load(TD_SOURCE_DIR "/demo/teacher", &tok, &err), TD_OK, "%s",
-                 err.text);
+    OK(td_tokenizer_load(TD_SOURCE_DIR "/demo/teacher", &tok, &err));
     cr_assert_eq(td_tok_scratch_create(tok, &s, &err), TD_OK);
     cr_expect_geq(td_tokenizer_bos_id(tok), 0);
     cr_expect_geq(td_tokenizer_eos_id(tok), 0);

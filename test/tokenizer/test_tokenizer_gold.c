@@ -4,6 +4,7 @@
 #include <criterion/parameterized.h>
 #include <stdio.h>
 #include <string.h>
+#include "test/common.h"
 #include "base/json.h"
 #include "tokenizer/tokenizer.h"
 #include "base/file.h"
@@ -79,8 +80,8 @@ static void check_decode(checker *c, const json_t *row, const char *key, bool sk
 static void check_file(const family *f, char *dir, char *path) {
     checker c = {.f = f};
     td_error err = {0};
-    cr_assert_eq(td_tokenizer_load(dir, &c.tok, &err), TD_OK, "%s", err.text);
-    cr_assert_eq(td_tok_scratch_create(c.tok, &c.s, &err), TD_OK, "%s", err.text);
+    OK(td_tokenizer_load(dir, &c.tok, &err));
+    OK(td_tok_scratch_create(c.tok, &c.s, &err));
     FILE *in = fopen(path, "r");
     cr_assert(in, "%s", path);
     char *line = NULL;
@@ -88,8 +89,7 @@ static void check_file(const family *f, char *dir, char *path) {
     ssize_t n;
     while ((n = getline(&line, &cap, in)) > 0) {
         json_t *row;
-        cr_assert_eq(td_json_parse(line, (size_t)n, path, TD_E_DATA, &row, &err), TD_OK, "%s",
-                     err.text);
+        OK(td_json_parse(line, (size_t)n, path, TD_E_DATA, &row, &err));
         check_encode(&c, row, "ids", false);
         if (f->decodes) {
             check_encode(&c, row, "ids_special", true);

@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+#include "test/common.h"
 #include "tokenizer/internal.h"
 #include "fixture.h"
 #include "base/memory.h"
@@ -219,7 +220,7 @@ static const char *pieces(const char *json, const char *text, bool at_start, td_
     const tok_spans *spans;
     cr_assert_eq(td_json_parse(json, strlen(json), "case", TD_E_MODEL, &v, &err), TD_OK, "%s",
                  json);
-    cr_assert_eq(tok_pres_load(v, "case", &p, &err), TD_OK, "%s", err.text);
+    OK(tok_pres_load(v, "case", &p, &err));
     cr_assert_eq(tok_scratch_new(NULL, false, &s, &err), TD_OK);
     cr_assert_eq(tok_pres_apply(&p, s, text, strlen(text), at_start, &base, &spans, &err), TD_OK);
     td_strbuf_clear(out);

@@ -1,38 +1,30 @@
 #!/usr/bin/env bash
 # tools/lib/check_arrows.sh must pass on this tree, and must find each kind of forbidden include.
-set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=test/tools/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 check=$root/tools/lib/check_arrows.sh
-work=$(mktemp -d /tmp/tdgen-arrows-XXXXXX)
-trap 'rm -rf "$work"' EXIT
-failed=0
-passed=0
 
-finds() { # FILE TEXT
+# try FILE TEXT: the check's output over a tree of this one file, and its exit code.
+try() {
     rm -rf "$work/src" "$work/include"
     mkdir -p "$work/$(dirname "$1")"
     printf '%s\n' "$2" >"$work/$1"
+    "$check" "$work"
+}
+
+finds() { # FILE TEXT
     local out
-    if out=$("$check" "$work") || [[ $out != *"$1:1"* ]]; then
-        failed=$((failed + 1))
-        printf 'FAILED: not found: %s: %s\n%s\n' "$1" "$2" "$out"
+    if out=$(try "$@") || [[ $out != *"$1:1"* ]]; then
+        verdict no "not found: $1: $2" "$out"
     else
-        passed=$((passed + 1))
+        verdict ok
     fi
 }
 
 allows() { # FILE TEXT
-    rm -rf "$work/src" "$work/include"
-    mkdir -p "$work/$(dirname "$1")"
-    printf '%s\n' "$2" >"$work/$1"
     local out
-    if out=$("$check" "$work"); then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: refused: %s: %s\n%s\n' "$1" "$2" "$out"
-    fi
+    if out=$(try "$@"); then verdict ok; else verdict no "refused: $1: $2" "$out"; fi
 }
 
 # Between rooms: only along the list, and only to a face.
@@ -102,18 +94,11 @@ allows include/tdgen/record.h '#include "tdgen/tdgen.h"'
 # A circle in the list itself is found, too.
 sed 's/^    \[capture\]=""/    [capture]="model"/' "$check" >"$work/circle.sh"
 if out=$(bash "$work/circle.sh" "$root") || [[ $out != *"circle"* ]]; then
-    failed=$((failed + 1))
-    printf 'FAILED: not found: a circle in the list of arrows\n%s\n' "$out"
+    verdict no 'not found: a circle in the list of arrows' "$out"
 else
-    passed=$((passed + 1))
+    verdict ok
 fi
 
-if out=$("$check" "$root"); then
-    passed=$((passed + 1))
-else
-    failed=$((failed + 1))
-    printf 'FAILED: this tree\n%s\n' "$out"
-fi
+if out=$("$check" "$root"); then verdict ok; else verdict no 'this tree' "$out"; fi
 
-printf '%d passed, %d failed\n' "$passed" "$failed"
-((failed == 0 && passed > 0))
+finish

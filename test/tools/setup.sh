@@ -1,12 +1,8 @@
 #!/usr/bin/env bash
 # tools/lib/setup.sh with stand-ins for dpkg-query, apt-get, sudo and id: what is installed when.
-set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-work=$(mktemp -d /tmp/tdgen-setup-XXXXXX)
-trap 'rm -rf "$work"' EXIT
-failed=0
-passed=0
+# shellcheck source=test/tools/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 mkdir "$work/bin"
 
 # Only "here" is installed; apt-get records its arguments, and fails for "broken".
@@ -40,10 +36,10 @@ install() {
     rc=$?
     if [[ $rc -ne $expected || ($part == '' && -n $out) || $out != *"$part"* ||
         ($calls == - && -s $CALLS) || ($calls != - && $(cat "$CALLS") != *"$calls"*) ]]; then
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n  exit %d, output: %s\n  apt: %s\n' "$*" "$rc" "$out" "$(cat "$CALLS")"
+        verdict no "$*" "  exit $rc, output: $out
+  apt: $(cat "$CALLS")"
     else
-        passed=$((passed + 1))
+        verdict ok
     fi
 }
 
@@ -71,5 +67,4 @@ SUDO_REFUSES=1 FAKE_UID=1000 install 1 'sudo wants a password' - new
 rm "$work/bin/apt-get"
 install 0 'no Debian or Ubuntu here' - new
 
-printf '%d passed, %d failed\n' "$passed" "$failed"
-((failed == 0 && passed > 0))
+finish

@@ -1,13 +1,9 @@
 #!/usr/bin/env bash
 # tools/lib/run_suites.sh with stand-ins for the suites and for compute-sanitizer: what is counted as
 # passed, failed and skipped.
-set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-work=$(mktemp -d /tmp/tdgen-suites-XXXXXX)
-trap 'rm -rf "$work"' EXIT
-failed=0
-passed=0
+# shellcheck source=test/tools/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 mkdir -p "$work"/{bin,source}
 export TD_SOURCE_DIR=$work/source TDGEN_LOGS=$work/logs
 
@@ -30,10 +26,9 @@ runs() {
     out=$(PATH=$work/tools:$PATH "$root/tools/lib/run_suites.sh" --programs "$work/bin" "$@" 2>&1 </dev/null)
     rc=$?
     if [[ $rc == "$expected" && $(tail -n 1 <<<"$out") == "$last" && $out == *"$part"* ]]; then
-        passed=$((passed + 1))
+        verdict ok
     else
-        printf 'FAILED: exit %d instead of %d, or no "%s", or the end is not "%s":\n%s\n' "$rc" "$expected" "$part" "$last" "$out"
-        failed=$((failed + 1))
+        verdict no "exit $rc instead of $expected, or no \"$part\", or the end is not \"$last\"" "$out"
     fi
 }
 
@@ -74,5 +69,4 @@ runs 1 '0 passed, 3 failed, 0 skipped' 'Invalid __global__ read' --sanitizer-onl
 sanitizer 0 'nothing'
 runs 1 '0 passed, 3 failed, 0 skipped' 'no summary of the tool' --sanitizer-only 20
 
-printf '%s: %d passed, %d failed\n' "$(basename "$0")" "$passed" "$failed"
-((failed == 0))
+finish

@@ -1,13 +1,9 @@
 #!/usr/bin/env bash
 # tools/generate_teacher_logits_parallel.sh over a tdgen that prints its arguments.
-set -uo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck source=test/tools/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 wrapper=$root/tools/generate_teacher_logits_parallel.sh
-work=$(mktemp -d /tmp/tdgen-wrapper-XXXXXX)
-trap 'rm -rf "$work"' EXIT
-failed=0
-passed=0
 
 cat >"$work/tdgen" <<'END'
 #!/bin/sh
@@ -19,15 +15,6 @@ chmod +x "$work/tdgen"
 touch "$work/my.ini"
 export TDGEN=$work/tdgen TDGEN_CONFIG=$work/my.ini
 unset CUDA_VISIBLE_DEVICES
-
-verdict() { # ok|no NAME DETAIL
-    if [[ $1 == ok ]]; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        printf 'FAILED: %s\n%s\n' "$2" "$3"
-    fi
-}
 
 # runs "EXPECTED ARGUMENTS, ONE SPACE BETWEEN" ARGUMENTS...: what tdgen gets after -c FILE
 runs() {
@@ -127,5 +114,4 @@ if [[ $out == running:*"'devices.gpus=auto'"* ]]; then verdict ok; else verdict 
 out=$("$wrapper" 1 --quiet 2>&1 >/dev/null)
 if [[ -z $out ]]; then verdict ok; else verdict no '--quiet' "$out"; fi
 
-printf '%d passed, %d failed\n' "$passed" "$failed"
-((failed == 0 && passed > 0))
+finish

@@ -1,4 +1,4 @@
-/* config_fixture.h - a temporary INI file, and td_config_load over it. */
+/* fixture.h - a temporary INI file, and td_config_load over it. */
 #ifndef TDGEN_TEST_CONFIG_FIXTURE_H
 #define TDGEN_TEST_CONFIG_FIXTURE_H
 
@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "test/common.h"
 #include "config/config.h"
 
 /* The least that loads. */
@@ -16,25 +17,12 @@
 /* Writes `size` bytes to a fresh file and changes into its folder, so that messages name "run.ini".
  */
 static inline void write_run_ini(const char *text, size_t size_bytes) {
-    static char dir[] = "/tmp/tdgen-config-XXXXXX";
-    static bool made;
-    if (!made) {
-        cr_assert_not_null(mkdtemp(dir));
+    static const char *dir;
+    if (!dir) {
+        dir = test_temp_dir();
         cr_assert_eq(chdir(dir), 0);
-        made = true;
     }
-    FILE *f = fopen("run.ini", "wb");
-    cr_assert_not_null(f);
-    cr_assert_eq(fwrite(text, 1, size_bytes, f), size_bytes);
-    cr_assert_eq(fclose(f), 0);
-}
-
-static inline void remove_run_ini(void) {
-    char dir[4096];
-    unlink("run.ini");
-    unlink("log.txt");
-    if (getcwd(dir, sizeof dir) && strstr(dir, "tdgen-config-"))
-        rmdir(dir);
+    test_write_file(dir, "run.ini", text, size_bytes);
 }
 
 /* Up to four overrides, NULL ends them early. */

@@ -1,9 +1,11 @@
-/* plan_fixture.c - see plan_fixture.h. */
-#include "plan_fixture.h"
+/* fixture.c - see fixture.h. */
+#include "fixture.h"
 
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "test/common.h"
 
 void pf_open(pf *f, const char *model, const char *inventory) {
     *f = (pf){0};
@@ -129,4 +131,14 @@ void pf_close(pf *f) {
     free(f->cfg.devices.group_of);
     free(f->cfg.devices.group_device);
     free(f->text);
+}
+
+void expect_contains(const char *got, const char *want) {
+    cr_expect(strstr(got, want), "not found: \"%s\" in:\n%s", want, got);
+}
+
+uint64_t rng_state;
+
+uint32_t rnd(uint32_t n) {
+    return (uint32_t)(test_random(&rng_state) >> 32) % n;
 }

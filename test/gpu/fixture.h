@@ -1,4 +1,4 @@
-/* gpu_fixture.h - what the suites of the CUDA device share: test_gpu_*.c, plain programs.
+/* fixture.h - what the suites of the CUDA device share: test_gpu_*.c, plain programs.
  *
  * Every case runs the same operation on the device under test and on the CPU device, the f32
  * oracle, and compares. Inputs of 16-bit types are drawn, rounded to the type and given to the

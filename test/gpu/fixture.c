@@ -1,4 +1,4 @@
-#include "gpu_fixture.h"
+#include "fixture.h"
 #include "base/clock.h"
 #include "base/memory.h"
 
@@ -7,6 +7,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
+
+#include "test/common.h"
 
 enum { MAX_HELD = 4096, MAX_PRINTED = 5, FENCE_BYTES = 256, FENCE = 0x5a };
 
@@ -168,11 +170,8 @@ td_weight *gt_weight(gt_side *side, const float *w, int64_t n, int64_t k, td_dty
 
 /* --- numbers ---------------------------------------------------------------------------------- */
 
-uint64_t gt_next(gt_rng *r) { /* xorshift */
-    r->s ^= r->s << 13;
-    r->s ^= r->s >> 7;
-    r->s ^= r->s << 17;
-    return r->s;
+uint64_t gt_next(gt_rng *r) {
+    return test_xorshift(&r->s);
 }
 
 int32_t gt_below(gt_rng *r, int32_t n) {

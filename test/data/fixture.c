@@ -1,26 +1,11 @@
-#include "data_fixture.h"
-#include "base/strbuf.h"
+#include "fixture.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#define MUST(x)                                                                                    \
-    do {                                                                                           \
-        if (!(x)) {                                                                                \
-            fprintf(stderr, "%s:%d: fixture: %s\n", __FILE__, __LINE__, #x);                       \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
-
-static void write_file(const char *path, const void *data, size_t n) {
-    FILE *f = fopen(path, "wb");
-    MUST(f);
-    MUST(fwrite(data, 1, n, f) == n || n == 0);
-    MUST(fclose(f) == 0);
-}
+#include "test/common.h"
+#include "base/strbuf.h"
 
 static void put_code_point(td_strbuf *b, unsigned cp) {
     char u[2] = {(char)(0xc0 | cp >> 6), (char)(0x80 | (cp & 63))};
@@ -65,19 +50,15 @@ static void write_tokenizer(const char *dir) {
     }
     td_strbuf_puts(&b, "},\"merges\":[]}}");
     MUST(!b.oom);
-    char path[128];
-    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
-    write_file(path, b.data, b.len);
+    test_write_file(dir, "tokenizer.json", b.data, b.len);
     td_strbuf_free(&b);
     static const char config[] = "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}";
-    snprintf(path, sizeof path, "%s/tokenizer_config.json", dir);
-    write_file(path, config, sizeof config - 1);
+    test_write_file(dir, "tokenizer_config.json", config, sizeof config - 1);
 }
 
 void fixture_open(data_fixture *f) {
     memset(f, 0, sizeof *f);
-    strcpy(f->dir, "/tmp/tdgen-data-XXXXXX");
-    MUST(mkdtemp(f->dir));
+    f->dir = test_temp_dir();
     write_tokenizer(f->dir);
     td_error err;
     if (td_tokenizer_load(f->dir, &f->tok, &err) != TD_OK) {
@@ -95,21 +76,12 @@ void fixture_open(data_fixture *f) {
 
 void fixture_close(data_fixture *f) {
     td_tokenizer_free(f->tok);
-    DIR *d = opendir(f->dir);
-    MUST(d);
-    for (struct dirent *e; (e = readdir(d));) {
-        char path[400];
-        snprintf(path, sizeof path, "%s/%s", f->dir, e->d_name);
-        if (e->d_name[0] != '.')
-            unlink(path);
-    }
-    closedir(d);
-    rmdir(f->dir);
+    test_remove_tree(f->dir);
 }
 
 void fixture_file(data_fixture *f, const char *name, const void *data, size_t n) {
     snprintf(f->path, sizeof f->path, "%s/%s", f->dir, name);
-    write_file(f->path, data, n);
+    test_write_file(f->dir, name, data, n);
 }
 
 void fixture_text(data_fixture *f, const char *name, const char *text) {
@@ -139,11 +111,4 @@ void fixture_tensors(data_fixture *f, const char *name, const fixture_tensor *t,
     fixture_file(f, name, all.data, all.len);
     td_strbuf_free(&head);
     td_strbuf_free(&all);
-}
-
-uint64_t test_random(uint64_t *state) {
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
 }

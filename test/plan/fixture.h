@@ -1,4 +1,4 @@
-/* plan_fixture.h - configurations, models and inventories for the planner's tests, without files of
+/* fixture.h - configurations, models and inventories for the planner's tests, without files of
  * the user's. */
 #ifndef TDGEN_TEST_PLAN_FIXTURE_H
 #define TDGEN_TEST_PLAN_FIXTURE_H
@@ -30,5 +30,12 @@ td_status pf_make(pf *f);
 const char *pf_assignment(pf *f);
 const char *pf_details(pf *f, uint64_t free_bytes);
 void pf_close(pf *f);
+
+/* The test goes on when `want` does not stand in `got`, and has failed. */
+void expect_contains(const char *got, const char *want);
+
+/* [0, n): the numbers follow from what rng_state was set to. */
+extern uint64_t rng_state;
+uint32_t rnd(uint32_t n);
 
 #endif

@@ -1,4 +1,4 @@
-/* What the data tests share: a temporary folder, files, a tokenizer with one id a byte, a config.
+/* fixture.h - what the data tests share: a temporary folder, files, a tokenizer with one id a byte, a config.
  */
 #ifndef TDGEN_TEST_DATA_FIXTURE_H
 #define TDGEN_TEST_DATA_FIXTURE_H
@@ -7,13 +7,14 @@
 #include <stdint.h>
 #include "config/config.h"
 #include "data/data.h"
+#include "test/common.h"
 #include "tokenizer/tokenizer.h"
 
 /* Ids 0..255 are the bytes; the template puts BOS in front. */
 enum { BYTE_BOS = 256, BYTE_EOS = 257, BYTE_VOCAB = 258 };
 
 typedef struct data_fixture {
-    char dir[64];
+    char *dir;
     td_tokenizer *tok;
     td_config cfg; /* path set by fixture_file; strings not owned */
     td_source_limits lim;
@@ -34,8 +35,5 @@ typedef struct {
 } fixture_tensor;
 /* Writes a safetensors file of one-dimensional tensors and makes it the dataset. */
 void fixture_tensors(data_fixture *f, const char *name, const fixture_tensor *t, size_t n);
-
-/* splitmix64 */
-uint64_t test_random(uint64_t *state);
 
 #endif
