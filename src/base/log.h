@@ -9,9 +9,15 @@
 #include <stdbool.h>
 #include "base/status.h"
 
-typedef enum td_log_level { TD_LOG_ERROR, TD_LOG_WARN, TD_LOG_INFO, TD_LOG_DEBUG } td_log_level;
+typedef enum td_log_level {
+    TD_LOG_SILENT = -1, /* for td_log_set_level alone: nothing reaches stderr */
+    TD_LOG_ERROR,
+    TD_LOG_WARN,
+    TD_LOG_INFO,
+    TD_LOG_DEBUG
+} td_log_level;
 
-/* What reaches stderr: quiet = TD_LOG_WARN, default = TD_LOG_INFO, verbose = TD_LOG_DEBUG. The log
+/* What reaches stderr: in libtdgen TD_LOG_SILENT unless its user asks for more; else quiet = TD_LOG_WARN, default = TD_LOG_INFO, verbose = TD_LOG_DEBUG. The log
  * file always gets TD_LOG_INFO and below, with UTC time stamps. */
 void td_log_set_level(td_log_level level);
 
