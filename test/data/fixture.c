@@ -1,3 +1,4 @@
+/* fixture.c - the folder, the files and the byte tokenizer: see fixture.h. */
 #include "fixture.h"
 
 #include <stdio.h>

@@ -7,6 +7,26 @@
 #include "test/common.h"
 #include "base/memory.h"
 
+td_capture_args capture_args(const outputs *to, int32_t n_rows, int32_t v, int32_t k,
+                             const float *temps, int32_t n_temps, finish how) {
+    return (td_capture_args){.n_rows = n_rows,
+                             .n_vocab = v,
+                             .top_k = k,
+                             .n_temperatures = n_temps,
+                             .n_valid = how.n_valid ? how.n_valid : v,
+                             .divisor = how.divisor,
+                             .softcap = how.softcap,
+                             .temperatures = temps,
+                             .topk_ids = to->ids,
+                             .topk_logprobs = to->lps,
+                             .logsumexp = to->lse,
+                             .logsumexp_t = n_temps ? to->lse_t : NULL,
+                             .tail_mass = to->tail,
+                             .target_logprob = to->target_lp,
+                             .target_rank = to->rank,
+                             .entropy = to->entropy};
+}
+
 typedef struct candidate {
     float lp;
     int32_t id;
@@ -46,7 +66,7 @@ static sums sum_row(const double *z, int32_t n, const float *temps, int32_t n_te
     return r;
 }
 
-/* Tolerances: of log S and the entropy absolutely, the latter times `entropy_factor`. */
+/* Absolute tolerances of each; the relative ones are those of the sums. */
 static void check_sums(const capture_rules *rules, const outputs *o, const sums *r, int32_t row,
                        const float *temps, int32_t n_temps, double lse_abs, double entropy_abs,
                        double lse_t_abs) {

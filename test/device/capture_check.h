@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "device/device.h"
+
 /* Rows of ties, worst orders and infinities, beginning from ordinary logits [TIES_ROWS, TIES_V]; ids
  * in some are drawn from `rng` (test_xorshift). */
 enum { TIES_V = 3000, TIES_K = 48, TIES_ROWS = 8 };
@@ -23,6 +25,10 @@ typedef struct outputs {
     int32_t *ids, *rank;
     float *lps, *lse, *lse_t, *tail, *target_lp, *entropy;
 } outputs;
+
+/* Arguments that fill `to`; logits and targets are left to the caller. */
+td_capture_args capture_args(const outputs *to, int32_t n_rows, int32_t v, int32_t k,
+                             const float *temps, int32_t n_temps, finish how);
 
 /* What differs between the devices. */
 typedef struct capture_rules {

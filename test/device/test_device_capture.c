@@ -14,24 +14,9 @@ static outputs run_capture(fixture *f, const float *logits, const int32_t *targe
     const size_t n = (size_t)n_rows, nk = n * (size_t)k + 1, nt = n * (size_t)n_temps + 1;
     outputs o = {malloc(nk * 4), malloc(n * 4), malloc(nk * 4), malloc(n * 4),
                  malloc(nt * 4), malloc(n * 4), malloc(n * 4),  malloc(n * 4)};
-    td_capture_args a = {.logits = logits,
-                         .targets = targets,
-                         .n_rows = n_rows,
-                         .n_vocab = v,
-                         .top_k = k,
-                         .n_temperatures = n_temps,
-                         .n_valid = how.n_valid ? how.n_valid : v,
-                         .divisor = how.divisor,
-                         .softcap = how.softcap,
-                         .temperatures = temps,
-                         .topk_ids = o.ids,
-                         .topk_logprobs = o.lps,
-                         .logsumexp = o.lse,
-                         .logsumexp_t = o.lse_t,
-                         .tail_mass = o.tail,
-                         .target_logprob = o.target_lp,
-                         .target_rank = o.rank,
-                         .entropy = o.entropy};
+    td_capture_args a = capture_args(&o, n_rows, v, k, temps, n_temps, how);
+    a.logits = logits;
+    a.targets = targets;
     OK(f->ops->capture(f->s, &a, &err));
     fixture_sync(f);
     return o;

@@ -1,3 +1,4 @@
+/* fixture.c - cases, memory, comparisons and main: see fixture.h. */
 #include "fixture.h"
 #include "base/clock.h"
 #include "base/memory.h"

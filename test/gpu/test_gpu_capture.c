@@ -20,24 +20,9 @@ static outputs capture(gt_side *s, const float *logits, const int32_t *targets, 
     float t[16];
     for (int32_t i = 0; i < n_temps; i++)
         t[i] = temps[i];
-    td_capture_args a = {.logits = gt_put(s, logits, n * (size_t)v),
-                         .targets = gt_put(s, targets, n),
-                         .n_rows = n_rows,
-                         .n_vocab = v,
-                         .top_k = k,
-                         .n_temperatures = n_temps,
-                         .n_valid = how.n_valid ? how.n_valid : v,
-                         .divisor = how.divisor,
-                         .softcap = how.softcap,
-                         .temperatures = t,
-                         .topk_ids = d.ids,
-                         .topk_logprobs = d.lps,
-                         .logsumexp = d.lse,
-                         .logsumexp_t = n_temps ? d.lse_t : NULL,
-                         .tail_mass = d.tail,
-                         .target_logprob = d.target_lp,
-                         .target_rank = d.rank,
-                         .entropy = d.entropy};
+    td_capture_args a = capture_args(&d, n_rows, v, k, t, n_temps, how);
+    a.logits = gt_put(s, logits, n * (size_t)v);
+    a.targets = gt_put(s, targets, n);
     GT_MUST(s->ops->capture(s->s, &a, &gt_err));
     memset(t, 0xff, sizeof(t)); /* temperatures were copied at the call */
     gt_get(s, o.ids, d.ids, nk);

@@ -1,4 +1,4 @@
-/* fixture.c - see fixture.h. */
+/* fixture.c - seeded weights, written as checkpoints: see fixture.h. */
 #include "fixture.h"
 
 #include <criterion/criterion.h>

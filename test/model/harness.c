@@ -1,4 +1,4 @@
-/* harness.c - see harness.h. */
+/* harness.c - samples through a session, and main: see harness.h. */
 #include "harness.h"
 
 #include <criterion/criterion.h>

@@ -1,4 +1,4 @@
-/* fixture.c - see fixture.h. */
+/* fixture.c - plans without files of the user's: see fixture.h. */
 #include "fixture.h"
 
 #include <criterion/criterion.h>

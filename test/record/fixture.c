@@ -1,3 +1,4 @@
+/* fixture.c - a run by the definitions, without a device: see fixture.h. */
 #include "fixture.h"
 
 #include <math.h>

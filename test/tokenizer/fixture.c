@@ -1,3 +1,4 @@
+/* fixture.c - tokenizers out of JSON texts: see fixture.h. */
 #include "test/common.h"
 #include "fixture.h"
 
