@@ -230,11 +230,12 @@ td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip
     td_status rc = TD_OK;
     if (!same_value(json_object_get(folder, TD_IDENTITY_NUMERICS),
                     json_object_get(run, TD_IDENTITY_NUMERICS)))
-        rc = td_error_set(err, TD_E_OUTPUT,
-                          "%s was begun by a tdgen that computes other bits: %s. Finish it with the "
-                          "version that began it, or choose another output.dir; reading, verifying "
-                          "and exporting it work with this one",
-                          dir, b.oom ? "(out of memory)" : b.data);
+        rc =
+            td_error_set(err, TD_E_OUTPUT,
+                         "%s was begun by a tdgen that computes other bits: %s. Finish it with the "
+                         "version that began it, or choose another output.dir; reading, verifying "
+                         "and exporting it work with this one",
+                         dir, b.oom ? "(out of memory)" : b.data);
     else if (n)
         rc =
             td_error_set(err, TD_E_OUTPUT,

@@ -27,11 +27,8 @@ static int layer_is_sane(const td_model_config *c, const td_layer *l) {
 }
 
 static int is_sane(const td_model_config *c) {
-    td_session_limits lim = {.max_tokens = 8192,
-                             .max_seqs = 8192,
-                             .max_rows = 8192,
-                             .n_slots = 2,
-                             .capture_rows = 256};
+    td_session_limits lim = {
+        .max_tokens = 8192, .max_seqs = 8192, .max_rows = 8192, .n_slots = 2, .capture_rows = 256};
     const td_capture_spec spec = {.top_k = 8, .n_vocab = c->n_vocab, .n_valid = c->n_vocab};
     td_stage_memory m;
     td_stage_memory_estimate(c, TD_BF16, &lim, &spec, 0, c->n_layers + 2, &m);

@@ -1,4 +1,4 @@
-/* Spin model of src/sched/queue.c: claim, begin_commit, done, fail, release, retire, reinstate,
+/* Spin model of src/queue/queue.c: claim, begin_commit, done, fail, release, retire, reinstate,
  * termination, for 3 owners and 4 items over a ring of 2 slots.
  *
  *   owner 0   always works

@@ -70,11 +70,8 @@ static void bench(const char *what, int32_t n_layers, int32_t n, int32_t n_kinds
         double t0 = td_time_s();
         const td_capture_spec capture = {
             .top_k = 64, .n_vocab = model.n_vocab, .n_valid = model.n_vocab};
-        const td_plan_input in = {.cfg = &cfg,
-                                  .inventory = &inv,
-                                  .model = &model,
-                                  .capture = &capture,
-                                  .stats = &st};
+        const td_plan_input in = {
+            .cfg = &cfg, .inventory = &inv, .model = &model, .capture = &capture, .stats = &st};
         if (td_plan_make(&in, &plan, &err) != TD_OK) {
             printf("%-52s %s\n", what, err.text);
             goto done;

@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tools/lib/cu12.sh
 cu12_or_skip "the host code was NOT checked against CUDA 12's headers"
 site=$(cu12_site)
-includes=(-Iinclude -Isrc -isystem "$site/cuda_runtime/include" -isystem "$site/cuda_nvcc/include"
+includes=(-Isrc -isystem "$site/cuda_runtime/include" -isystem "$site/cuda_nvcc/include"
     -isystem "$site/cublas/include")
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

@@ -94,7 +94,7 @@ class Nvrtc:
             (ctypes.c_char_p * n)(*[k.encode() for k in HEADERS])))
         options = [f"--gpu-architecture=sm_{arch}", "-std=c++17", "-default-device",
                    "--pre-include=math.h",  # as nvcc does
-                   f"-I{ROOT}/include", f"-I{ROOT}/src", f"-I{path.parent}",
+                   f"-I{ROOT}/src", f"-I{path.parent}",
 
                    *(f"-I{folder}" for folder in self.include)]
         rc = self.lib.nvrtcCompileProgram(
