@@ -45,7 +45,13 @@ static td_status configure(against *a, const char *dir, const td_against_options
                               err);
     for (size_t i = 0; i < TD_ARRAY_LEN(set); i++)
         free(set[i]);
-    return rc;
+    /* What the user typed, before what became of it. */
+    return rc != TD_OK && opt->devices ? td_error_prefix(err, "--devices %s", opt->devices) : rc;
+}
+
+static td_status find_devices(against *a, const td_against_options *opt, td_error *err) {
+    td_status rc = td_job_find_devices(&a->job, err);
+    return rc != TD_OK && opt->devices ? td_error_prefix(err, "--devices %s", opt->devices) : rc;
 }
 
 /* Is it the teacher of the folder? What is quick to refuse comes before what takes long. */
@@ -167,7 +173,7 @@ td_status td_against(const char *dir, const td_against_options *opt, FILE *out, 
         goto done;
     a->samples = td_recheck_samples(a->recheck, &a->n_samples);
     if ((rc = configure(a, dir, opt, err)) != TD_OK || (rc = check_teacher(a, err)) != TD_OK ||
-        (rc = td_job_find_devices(&a->job, err)) != TD_OK || (rc = make_plan(a, err)) != TD_OK ||
+        (rc = find_devices(a, opt, err)) != TD_OK || (rc = make_plan(a, err)) != TD_OK ||
         (rc = td_job_take(&a->job, load, TD_ARRAY_LEN(load), err)) != TD_OK ||
         (rc = check_weights(a, err)) != TD_OK || (rc = make_session(a, err)) != TD_OK ||
         (rc = pass(a, false, err)) != TD_OK || (rc = pass(a, true, err)) != TD_OK)

@@ -40,7 +40,8 @@ static const char HELP[] =
     "  --against M  the teacher's folder\n"
     "  --samples N  how many samples (default 16)\n"
     "  --seed S     draws other samples (default 0)\n"
-    "  --devices D  where to compute: auto (GPUs, or else the CPU), cpu, or GPU numbers\n"
+    "  --devices D  where to compute: auto (GPUs, or else the CPU), cpu, cpu*N, or GPU\n"
+    "               numbers\n"
     "\n"
     "exit codes: 0 all is well, 1 internal error, 2 usage, 3 not that teacher, 5 device, 6 no "
     "output\nfolder there, 8 something is wrong with what is on disk\n";
