@@ -11,7 +11,7 @@
 #include "base/memory.h"
 #include "report/report.h"
 
-enum { BATCH_TOKENS = 4096, FILLER_TOKENS = 37 };
+enum { BATCH_TOKENS = 4096, FILLER_TOKENS = 37, MAX_LENGTH = 1 << 20 /* of data.max_length */ };
 
 typedef struct against {
     td_job job;
@@ -30,6 +30,7 @@ static td_status configure(against *a, const char *dir, const td_against_options
     int32_t longest = 1;
     for (int32_t i = 0; i < a->n_samples; i++)
         longest = TD_MAX(longest, a->samples[i].n_tokens + FILLER_TOKENS);
+    longest = TD_MIN(longest, MAX_LENGTH);
     char *set[] = {td_asprintf("devices.gpus=%s", opt->devices ? opt->devices : "auto"),
                    td_asprintf("model.path=%s", opt->model_dir),
                    td_asprintf("data.path=%s", dir),
@@ -132,9 +133,13 @@ static td_status pass(against *a, bool control, td_error *err) {
     for (int32_t done = 0; done < a->n_samples;) {
         const int32_t first = done;
         td_batch_clear(b);
-        if (control)
-            td_batch_add(b, a->samples[0].ids, NULL, TD_MIN(a->samples[0].n_tokens, FILLER_TOKENS),
-                         0, 0);
+        if (control) { /* never so much that the sample behind it would not fit */
+            const int32_t next = a->samples[a->n_samples - 1 - done].n_tokens;
+            const int32_t most = TD_MIN(a->samples[0].n_tokens, FILLER_TOKENS);
+            const int32_t n_filler = TD_MIN(most, lim->max_tokens - next);
+            if (n_filler > 0)
+                td_batch_add(b, a->samples[0].ids, NULL, n_filler, 0, 0);
+        }
         for (; done < a->n_samples; done++) {
             const int32_t i = control ? a->n_samples - 1 - done : done;
             const td_recheck_sample *s = &a->samples[i];
