@@ -43,6 +43,9 @@ struct tdgen_record {
 
 /* --- opening ---------------------------------------------------------------------------------- */
 
+/* A new mode would silently read as the first one here. */
+_Static_assert(TD_CAPTURE_MODE_COUNT == 6, "a capture mode has no tdgen_mode: see mode_of");
+
 static tdgen_mode mode_of(td_capture_mode m) {
     static const tdgen_mode modes[TD_CAPTURE_MODE_COUNT] = {
         [TD_CAPTURE_TOPK] = TDGEN_MODE_TOPK,     [TD_CAPTURE_TOPP] = TDGEN_MODE_TOPP,

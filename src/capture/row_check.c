@@ -71,7 +71,7 @@ static bool is_logprob(float lp) {
 /* --- the sets --------------------------------------------------------------------------------- */
 
 static const char *top_name(const td_row_view *r, bool ids) {
-    bool topp = r->spec->mode == TD_CAPTURE_TOPP;
+    bool topp = td_capture_has_topp(r->spec->mode);
     return ids ? (topp ? "topp_ids" : "topk_ids") : topp ? "topp_logprobs" : "topk_logprobs";
 }
 
@@ -95,7 +95,7 @@ static bool check_topp_size(const td_row_view *r, double mass, double before, do
 static bool check_top(const td_row_view *r, int32_t *n_valid, td_row_problem *p) {
     double mass = 0, before = 0, slack = 0;
     int32_t n = 0;
-    bool topp = r->spec->mode == TD_CAPTURE_TOPP;
+    bool topp = td_capture_has_topp(r->spec->mode);
     const char *ids_name = top_name(r, true), *lp_name = top_name(r, false);
     for (int32_t j = 0; j < r->n_top; j++) {
         int32_t id = r->top_ids[j];
@@ -386,7 +386,7 @@ bool td_row_check(const td_row_view *r, bool deep, td_row_problem *p) {
                            (double)r->logsumexp_t[i]);
     if (!(r->tail_mass >= 0 && (double)r->tail_mass <= 1 + MASS_TOLERANCE))
         return problem(p, "tail_mass", "holds %g, expected 0 to 1", (double)r->tail_mass);
-    if (td_capture_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP)
+    if (td_capture_has_topk(s->mode))
         if (!check_top(r, &n_valid, p))
             return false;
     if (td_capture_has_draws(s->mode) && (!check_draws(r, p) || !check_draws_in_top(r, n_valid, p)))

@@ -37,6 +37,23 @@ bool td_capture_mode_find(const char *name, td_capture_mode *out) {
     return false;
 }
 
+#define PARAM(name_, used_by_, is_real_, max_)                                                     \
+    {                                                                                              \
+#name_, used_by_, is_real_, max_, offsetof(td_capture_settings, name_),                    \
+            offsetof(td_capture_spec, name_)                                                       \
+    }
+const td_capture_param td_capture_params[TD_CAPTURE_N_PARAMS] = {
+    PARAM(top_k, td_capture_has_topk, false, TD_MAX_TOP_K),
+    PARAM(top_p, td_capture_has_topp, true, 0),
+    PARAM(min_k, td_capture_has_topp, false, TD_MAX_TOP_K),
+    PARAM(n_draws, td_capture_has_draws, false, TD_MAX_DRAWS),
+    PARAM(proposal_power, td_capture_has_draws, true, 0),
+};
+
+bool td_capture_spec_fits(const td_capture_spec *s) {
+    return s->top_k <= s->n_vocab && s->min_k <= s->top_k;
+}
+
 static td_status check(const td_capture_settings *set, const td_capture_teacher *t, td_error *err) {
     int32_t highest = -1;
     for (int32_t i = 0; td_capture_has_stats(set->mode) && i < set->n_always; i++)
@@ -74,17 +91,15 @@ td_status td_capture_resolve(const td_capture_settings *set, const td_capture_te
     }
     if (m->dense)
         s.dense_dtype = set->dense_dtype;
-    if (m->topk)
-        s.top_k = set->top_k;
-    if (set->mode == TD_CAPTURE_TOPP) {
-        s.min_k = TD_MIN(set->min_k, s.top_k);
-        s.top_p = set->top_p;
+    for (size_t i = 0; i < TD_ARRAY_LEN(td_capture_params); i++) {
+        const td_capture_param *p = &td_capture_params[i];
+        if (p->used_by(set->mode))
+            memcpy((char *)&s + p->field, (const char *)set + p->setting,
+                   p->is_real ? sizeof(double) : sizeof(int32_t));
     }
-    if (m->draws) {
-        s.n_draws = set->n_draws;
-        s.proposal_power = set->proposal_power;
+    s.min_k = TD_MIN(s.min_k, s.top_k);
+    if (m->draws)
         s.seed = seed;
-    }
     if (td_capture_has_sets(set->mode)) {
         s.pack_ids = set->pack_ids;
         s.q8 = set->quantise_logprobs;

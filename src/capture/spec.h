@@ -13,6 +13,7 @@
 #define TDGEN_CAPTURE_SPEC_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include "base/dtype.h"
 #include "base/status.h"
@@ -50,6 +51,10 @@ static inline bool td_capture_has_topk(td_capture_mode m) {
 }
 static inline bool td_capture_has_topk_rows(td_capture_mode m) {
     return td_capture_mode_of(m)->topk_rows;
+}
+/* Of those, a row's own number: the first ones until a rule is met, n_kept of them. */
+static inline bool td_capture_has_topp(td_capture_mode m) {
+    return td_capture_has_topk(m) && !td_capture_has_topk_rows(m);
 }
 static inline bool td_capture_has_draws(td_capture_mode m) {
     return td_capture_mode_of(m)->draws;
@@ -120,6 +125,21 @@ typedef struct td_capture_spec {
     bool pack_ids;                            /* id tensors at td_capture_id_bits each */
     bool q8;                                  /* log-probabilities in 8 bits */
 } td_capture_spec;
+
+/* The numbers that parametrise modes, each once: config notes those that a mode does not use,
+ * td_capture_resolve copies and the manifest holds those that it uses. */
+typedef struct td_capture_param {
+    const char *name; /* in [capture] and in the manifest */
+    bool (*used_by)(td_capture_mode m);
+    bool is_real;          /* a double; else an int32_t in [1, max] */
+    int32_t max;           /* of integers */
+    size_t setting, field; /* offsets in td_capture_settings and td_capture_spec */
+} td_capture_param;
+enum { TD_CAPTURE_N_PARAMS = 5 };
+extern const td_capture_param td_capture_params[TD_CAPTURE_N_PARAMS];
+
+/* What no single number shows: top_k within the vocabulary, min_k within top_k. */
+bool td_capture_spec_fits(const td_capture_spec *s);
 
 /* TD_E_CONFIG when the teacher cannot give what the settings ask for (top_k or an always_id beyond
  * its vocabulary), naming the key; *out is then untouched. Pure. */

@@ -102,7 +102,7 @@ static void note(const td_config_load_state *st, int k, const char *text) {
 #define KEY(section, name) td_config_key_index(section, name)
 
 static td_status check_required(const td_config_load_state *st, td_error *err) {
-    for (int k = 0; k < TD_CONFIG_N_KEYS; k++) {
+    for (int k = 0; k < td_config_n_keys; k++) {
         const td_config_key *key = &td_config_keys[k];
         if (key->def || strcmp(key->def_text, "required") || given(st, k))
             continue;
@@ -237,8 +237,16 @@ static td_status check_workers(const td_config_load_state *st, td_error *err) {
     return refuse(st, given(st, k) ? k : KEY("run", "total_workers"), why, err);
 }
 
-static bool is_topp(td_capture_mode m) {
-    return m == TD_CAPTURE_TOPP;
+static void note_unused(const td_config_load_state *st, const char *section, const char *name,
+                        bool (*used_by)(td_capture_mode m)) {
+    char why[160];
+    int k = td_config_key_index(section, name);
+    if (!given(st, k) || used_by(st->cfg.capture.mode))
+        return;
+    snprintf(why, sizeof why, "has no effect with [capture] mode = %s%s",
+             td_capture_mode_name(st->cfg.capture.mode),
+             !strcmp(name, "seed") ? ", which draws nothing" : "");
+    note(st, k, why);
 }
 
 /* What each mode does not use is noted; what it cannot honour is refused. */
@@ -247,11 +255,6 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
         const char *section, *name;
         bool (*used_by)(td_capture_mode m);
     } keys[] = {
-        {"capture", "top_k", td_capture_has_topk},
-        {"capture", "top_p", is_topp},
-        {"capture", "min_k", is_topp},
-        {"capture", "n_draws", td_capture_has_draws},
-        {"capture", "proposal_power", td_capture_has_draws},
         {"run", "seed", td_capture_has_draws},
         {"capture", "dense_dtype", td_capture_is_dense},
         {"capture", "logprob_dtype", td_capture_has_sets},
@@ -262,16 +265,11 @@ static td_status check_capture(const td_config_load_state *st, td_error *err) {
     };
     const td_config *c = &st->cfg;
     char why[160];
-    for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++) {
-        int k = td_config_key_index(keys[i].section, keys[i].name);
-        if (!given(st, k) || keys[i].used_by(c->capture.mode))
-            continue;
-        snprintf(why, sizeof why, "has no effect with [capture] mode = %s%s",
-                 td_capture_mode_name(c->capture.mode),
-                 !strcmp(keys[i].name, "seed") ? ", which draws nothing" : "");
-        note(st, k, why);
-    }
-    if (c->capture.mode == TD_CAPTURE_TOPP && c->capture.min_k > c->capture.top_k) {
+    for (size_t i = 0; i < TD_ARRAY_LEN(td_capture_params); i++)
+        note_unused(st, "capture", td_capture_params[i].name, td_capture_params[i].used_by);
+    for (size_t i = 0; i < TD_ARRAY_LEN(keys); i++)
+        note_unused(st, keys[i].section, keys[i].name, keys[i].used_by);
+    if (td_capture_has_topp(c->capture.mode) && c->capture.min_k > c->capture.top_k) {
         snprintf(why, sizeof why, "is %d, more than [capture] top_k = %d", (int)c->capture.min_k,
                  (int)c->capture.top_k);
         return refuse(st, KEY("capture", "min_k"), why, err);
@@ -326,7 +324,7 @@ static td_status check(td_config_load_state *st, td_error *err) {
 /* ---- the public functions ---- */
 
 static td_status set_defaults(td_config_load_state *st, td_error *err) {
-    for (int k = 0; k < TD_CONFIG_N_KEYS; k++) {
+    for (int k = 0; k < td_config_n_keys; k++) {
         const td_config_key *key = &td_config_keys[k];
         if (!key->def)
             continue;

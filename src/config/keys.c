@@ -47,7 +47,7 @@ const char *const td_config_sections[7] = {"model",  "data", "devices", "capture
                                            "output", "run",  "simulate"};
 
 /* clang-format off */
-const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
+const td_config_key td_config_keys[] = {
     {"model", "path", TD_KEY_STRING, FIELD(model.path), 0, 0, NULL, NULL, "required",
      "Folder of the teacher as Hugging Face lays it out: config.json, the safetensors file(s), tokenizer.json."},
     {"model", "compute", TD_KEY_CHOICE, FIELD(model.compute), 0, 0, compute_choices, "auto", NULL,
@@ -155,10 +155,12 @@ const td_config_key td_config_keys[TD_CONFIG_N_KEYS] = {
     {"simulate", "seed", TD_KEY_UINT64, FIELD(simulate.seed), 0, 0, NULL, "0", NULL,
      "With --simulate: seed of lengths, noise and failures. The same seed gives the same output."},
 };
+const int td_config_n_keys = (int)TD_ARRAY_LEN(td_config_keys);
+_Static_assert(TD_ARRAY_LEN(td_config_keys) <= TD_CONFIG_MAX_KEYS, "raise TD_CONFIG_MAX_KEYS");
 /* clang-format on */
 
 int td_config_key_index(const char *section, const char *name) {
-    for (int i = 0; i < TD_CONFIG_N_KEYS; i++)
+    for (int i = 0; i < td_config_n_keys; i++)
         if ((!section || !strcmp(td_config_keys[i].section, section)) &&
             !strcmp(td_config_keys[i].name, name))
             return i;
@@ -254,7 +256,7 @@ static void print_wrapped(FILE *out, const char *text, int indent, int width) {
 
 void td_config_print_keys(FILE *out) {
     const char *section = NULL;
-    for (int i = 0; i < TD_CONFIG_N_KEYS; i++) {
+    for (int i = 0; i < td_config_n_keys; i++) {
         const td_config_key *key = &td_config_keys[i];
         if (!section || strcmp(section, key->section)) {
             section = key->section;
@@ -289,9 +291,9 @@ td_status td_config_unknown_key(const char *section, const char *name, td_error 
                             "there is no key '%.80s' in [%s]; it belongs to [%s]: %s.%s", name,
                             section, td_config_keys[other].section, td_config_keys[other].section,
                             td_config_keys[other].name);
-    const char *names[TD_CONFIG_N_KEYS];
+    const char *names[TD_CONFIG_MAX_KEYS];
     size_t n = 0;
-    for (int i = 0; i < TD_CONFIG_N_KEYS; i++)
+    for (int i = 0; i < td_config_n_keys; i++)
         if (!strcmp(td_config_keys[i].section, section))
             names[n++] = td_config_keys[i].name;
     const char *near = td_nearest_name(name, names, n);

@@ -48,8 +48,9 @@ typedef struct td_config_key {
     const char *doc;      /* one or two sentences */
 } td_config_key;
 
-enum { TD_CONFIG_N_KEYS = 50 };
-extern const td_config_key td_config_keys[TD_CONFIG_N_KEYS];
+enum { TD_CONFIG_MAX_KEYS = 96 };
+extern const td_config_key td_config_keys[];
+extern const int td_config_n_keys;
 extern const char *const td_config_sections[7];
 
 /* The choice of logprob_dtype that is no dtype: 8 bits between a row's extremes. */
@@ -74,7 +75,7 @@ typedef struct td_config_origin {
 
 typedef struct td_config_load_state {
     td_config cfg;
-    td_config_origin origin[TD_CONFIG_N_KEYS];
+    td_config_origin origin[TD_CONFIG_MAX_KEYS];
     const char *const *overrides;
 } td_config_load_state;
 

@@ -293,7 +293,7 @@ static td_capture_args capture_args(const pass *p, const td_capture_spec *spec,
                          .always_ids = spec->always_ids,
                          .always_logprobs =
                              (float *)(out + l->always_logprobs) + (int64_t)r * spec->n_always};
-    if (spec->mode == TD_CAPTURE_TOPP) {
+    if (td_capture_has_topp(spec->mode)) {
         a.top_p = spec->top_p;
         a.min_k = spec->min_k;
         a.n_kept = (int32_t *)(out + l->n_kept) + r;

@@ -64,7 +64,7 @@ td_capture_layout td_capture_layout_of(const td_capture_spec *spec, int64_t n_ro
     l.target_logprob = take(&l.size_bytes, n_rows);
     l.entropy = take(&l.size_bytes, n_rows);
     l.target_rank = take(&l.size_bytes, n_rows);
-    l.n_kept = take(&l.size_bytes, spec->mode == TD_CAPTURE_TOPP ? n_rows : 0);
+    l.n_kept = take(&l.size_bytes, td_capture_has_topp(spec->mode) ? n_rows : 0);
     l.n_unique = take(&l.size_bytes, spec->n_draws ? n_rows : 0);
     l.draw_ids = take(&l.size_bytes, n_rows * spec->n_draws);
     l.draw_counts = take(&l.size_bytes, n_rows * spec->n_draws);

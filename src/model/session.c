@@ -423,7 +423,7 @@ td_status td_session_wait(td_session *s, int32_t slot_index, double timeout_s, t
                          .target_logprob = (const float *)(p + l.target_logprob),
                          .entropy = (const float *)(p + l.entropy),
                          .target_rank = (const int32_t *)(p + l.target_rank)};
-    if (spec->mode == TD_CAPTURE_TOPP)
+    if (td_capture_has_topp(spec->mode))
         out->n_kept = (const int32_t *)(p + l.n_kept);
     if (spec->n_draws) {
         out->n_unique = (const int32_t *)(p + l.n_unique);

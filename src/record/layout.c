@@ -136,7 +136,7 @@ const char *td_layout_dtype_name(td_dtype t) {
 
 bool td_layout_has(const td_capture_spec *s, bool has_ids, td_tensor_id id) {
     bool topk = td_capture_has_topk_rows(s->mode), draws = td_capture_has_draws(s->mode);
-    bool topp = s->mode == TD_CAPTURE_TOPP, full = s->mode == TD_CAPTURE_FULL;
+    bool topp = td_capture_has_topp(s->mode), full = s->mode == TD_CAPTURE_FULL;
     bool hidden = s->mode == TD_CAPTURE_HIDDEN;
     bool f32 = !s->q8 && s->logprob_dtype == TD_F32, f16 = !s->q8 && s->logprob_dtype == TD_F16;
     switch (id) {

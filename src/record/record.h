@@ -31,8 +31,8 @@
  * key are of revision 1, and those written today are the same bytes. */
 #define TD_NUMERICS_REVISION 1
 
-/* Bytes a recorded row costs on disk, all row tensors; in the ragged modes (topp, sample,
- * topk+sample) the most it can be. Before compression by output.zstd. Pure. */
+/* Bytes a recorded row costs on disk, all row tensors; in the ragged modes the most it
+ * can be. Before compression by output.zstd. Pure. */
 double td_record_bytes_per_row(const td_capture_spec *spec);
 /* Bytes per token (input_ids, loss_mask) beside the rows. */
 double td_record_bytes_per_token(void);

@@ -162,7 +162,7 @@ bool td_row_read(td_row_reader *rr, int64_t sample, int64_t row, td_row_view *v,
         read_set(f, &topk_set, row, row * s->top_k, s->top_k, true, rr->top_ids, rr->top_logprobs,
                  &v->top_ids, &v->top_logprobs, &v->top_error);
     }
-    if (s->mode == TD_CAPTURE_TOPP) {
+    if (td_capture_has_topp(s->mode)) {
         if (!entries_of(f, TD_T_TOPP_OFFSETS, row, s->top_k, &at, &v->n_top, why))
             return false;
         read_set(f, &topp_set, row, at, v->n_top, false, rr->top_ids, rr->top_logprobs, &v->top_ids,

@@ -44,13 +44,14 @@ json_t *td_spec_json(const td_capture_spec *s) {
         ok = put(o, "n_valid_vocab", json_integer(s->n_valid)) &&
              put_list(o, "temperatures", s->temperatures, NULL, s->n_temperatures) &&
              put_list(o, "always_ids", NULL, s->always_ids, s->n_always);
-    if (ok && s->top_k)
-        ok = put(o, "top_k", json_integer(s->top_k));
-    if (ok && m == TD_CAPTURE_TOPP)
-        ok = put(o, "top_p", json_real(s->top_p)) && put(o, "min_k", json_integer(s->min_k));
-    if (ok && td_capture_has_draws(m))
-        ok = put(o, "n_draws", json_integer(s->n_draws)) &&
-             put(o, "proposal_power", json_real(s->proposal_power));
+    for (size_t i = 0; ok && i < TD_ARRAY_LEN(td_capture_params); i++) {
+        const td_capture_param *p = &td_capture_params[i];
+        const void *field = (const char *)s + p->field;
+        if (p->used_by(m))
+            ok = put(o, p->name,
+                     p->is_real ? json_real(*(const double *)field)
+                                : json_integer(*(const int32_t *)field));
+    }
     if (ok && td_capture_has_sets(m))
         ok = put(o, "logprob_dtype", json_string(td_spec_logprob_name(s))) &&
              put(o, "pack_ids", json_boolean(s->pack_ids));
@@ -142,14 +143,14 @@ static bool parse(const json_t *o, td_capture_spec *s) {
         return false;
     if (m == TD_CAPTURE_FULL)
         return get_dtype(o, "dense_dtype", &s->dense_dtype);
-    if (td_capture_has_topk(m) &&
-        !get_int(o, "top_k", 1, TD_MIN(TD_MAX_TOP_K, s->n_vocab), &s->top_k))
-        return false;
-    if (m == TD_CAPTURE_TOPP &&
-        (!get_real(o, "top_p", &s->top_p) || !get_int(o, "min_k", 1, s->top_k, &s->min_k)))
-        return false;
-    if (td_capture_has_draws(m) && (!get_int(o, "n_draws", 1, TD_MAX_DRAWS, &s->n_draws) ||
-                                    !get_real(o, "proposal_power", &s->proposal_power)))
+    for (size_t i = 0; i < TD_ARRAY_LEN(td_capture_params); i++) {
+        const td_capture_param *p = &td_capture_params[i];
+        void *field = (char *)s + p->field;
+        if (p->used_by(m) &&
+            !(p->is_real ? get_real(o, p->name, field) : get_int(o, p->name, 1, p->max, field)))
+            return false;
+    }
+    if (!td_capture_spec_fits(s))
         return false;
     const char *dtype = json_string_value(json_object_get(o, "logprob_dtype"));
     s->q8 = dtype && strcmp(dtype, "q8") == 0;

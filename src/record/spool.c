@@ -32,7 +32,7 @@ static size_t entry_size(const td_capture_spec *s) {
 
 td_ragged_row td_ragged_row_of(const td_capture_spec *spec, const td_captured *cap, int32_t row) {
     size_t r = (size_t)row;
-    if (spec->mode == TD_CAPTURE_TOPP)
+    if (td_capture_has_topp(spec->mode))
         return (td_ragged_row){.n = cap->n_kept[r],
                                .ids = cap->topk_ids + r * (size_t)cap->top_k,
                                .logprobs = cap->topk_logprobs + r * (size_t)cap->top_k};

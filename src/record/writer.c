@@ -306,8 +306,8 @@ static td_row_view view_of(const td_capture_spec *s, const td_captured *cap, siz
         v.logsumexp_t = cap->logsumexp_t + r * (size_t)s->n_temperatures;
     if (s->n_always)
         v.always_logprobs = cap->always_logprobs + r * (size_t)s->n_always;
-    if (td_capture_has_topk_rows(s->mode) || s->mode == TD_CAPTURE_TOPP) {
-        v.n_top = s->mode == TD_CAPTURE_TOPP ? cap->n_kept[r] : s->top_k;
+    if (td_capture_has_topk(s->mode)) {
+        v.n_top = td_capture_has_topp(s->mode) ? cap->n_kept[r] : s->top_k;
         v.top_ids = cap->topk_ids + r * (size_t)cap->top_k;
         v.top_logprobs = cap->topk_logprobs + r * (size_t)cap->top_k;
     }
@@ -324,7 +324,7 @@ static td_row_view view_of(const td_capture_spec *s, const td_captured *cap, siz
 /* Sizes that what follows indexes with. */
 static bool sizes_fit(const td_row_view *v, td_row_problem *why) {
     const td_capture_spec *s = v->spec;
-    bool topp = s->mode == TD_CAPTURE_TOPP;
+    bool topp = td_capture_has_topp(s->mode);
     why->tensor = topp ? "topp_offsets" : "draw_offsets";
     int32_t n = topp ? v->n_top : v->n_drawn, max = td_capture_max_entries(s);
     snprintf(why->what, sizeof why->what, "the row has %d entries of at most %d", n, max);
@@ -424,7 +424,7 @@ static td_status write_sets(const td_shard_writer *w, int32_t sample, const td_c
             rc = shard_temp_write(&w->temp, TD_T_TOPK_Q8_RANGE, 2 * at, range, 2 * n, err);
     }
     if (rc == TD_OK && w->spool) {
-        bool topp = s->mode == TD_CAPTURE_TOPP;
+        bool topp = td_capture_has_topp(s->mode);
         rc = td_spool_put(w->spool, sample, cap, first_row, m->n_rows, range, err);
         if (rc == TD_OK && range)
             rc = shard_temp_write(&w->temp, topp ? TD_T_TOPP_Q8_RANGE : TD_T_DRAW_Q8_RANGE, 2 * at,
@@ -520,7 +520,7 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         return rc;
     const td_sample *m = &w->shard->samples[sample];
     const td_capture_spec *spec = &w->o->spec;
-    bool top = td_capture_has_topk_rows(spec->mode) || spec->mode == TD_CAPTURE_TOPP;
+    bool top = td_capture_has_topk(spec->mode);
     bool draws = td_capture_has_draws(spec->mode);
     bool dense = spec->mode == TD_CAPTURE_FULL || spec->mode == TD_CAPTURE_HIDDEN;
     if (device_kind < 0 || device_kind >= w->n_run_kinds || first_row < 0 ||
@@ -529,7 +529,7 @@ td_status td_shard_writer_put(td_shard_writer *w, int32_t sample, int32_t device
         (dense && (!cap->dense || cap->dense_dtype != spec->dense_dtype)) ||
         (spec->mode != TD_CAPTURE_HIDDEN &&
          (cap->n_temperatures != spec->n_temperatures || cap->n_always != spec->n_always)) ||
-        (spec->mode == TD_CAPTURE_TOPP && !cap->n_kept))
+        (td_capture_has_topp(spec->mode) && !cap->n_kept))
         rc = td_error_set(
             err, TD_E_INTERNAL,
             "shard %lld, sample %d: what was captured does not fit mode %s (rows %d+%d of %d, "
@@ -597,7 +597,7 @@ static td_status copy_rows(const td_shard_writer *w, const shard_temp *to, td_te
 static td_status write_offsets(const td_shard_writer *w, const shard_temp *to, char *buf,
                                size_t buf_size, td_error *err) {
     const td_shard *s = w->shard;
-    td_tensor_id id = w->o->spec.mode == TD_CAPTURE_TOPP ? TD_T_TOPP_OFFSETS : TD_T_DRAW_OFFSETS;
+    td_tensor_id id = td_capture_has_topp(w->o->spec.mode) ? TD_T_TOPP_OFFSETS : TD_T_DRAW_OFFSETS;
     const td_layout_tensor *from = &w->temp.layout.tensor[id];
     int64_t offset = 0;
     column c;

@@ -268,7 +268,7 @@ static void print_means(const td_inspector *in, const means *m, double n) {
             100 * (double)m->n_first / n);
     if (td_capture_is_ragged(s->mode))
         fprintf(in->out, "  %-10s %.1f %s a position\n", "", (double)m->n_entries / n,
-                s->mode == TD_CAPTURE_TOPP ? "tokens" : "different tokens drawn");
+                td_capture_has_topp(s->mode) ? "tokens" : "different tokens drawn");
 }
 
 static td_status print_counts(const td_inspector *in, td_error *err) {
@@ -492,7 +492,7 @@ static td_status print_sample(const td_inspector *in, const td_shard_file *f, in
                 "\n        prob: the teacher's probability of the token that follows in the data; "
                 "rank: its place,\n        from 0; cover: probability of all %s",
                 s->mode == TD_CAPTURE_FULL     ? "tokens\n"
-                : s->mode == TD_CAPTURE_TOPP   ? "tokens recorded for the position\n"
+                : td_capture_has_topp(s->mode) ? "tokens recorded for the position\n"
                 : s->mode == TD_CAPTURE_SAMPLE ? "tokens drawn\n"
                                                : "");
     if (td_capture_has_topk_rows(s->mode))

@@ -429,8 +429,8 @@ static void compare_row(const td_row_view *v, const td_captured *c, size_t r, di
     d->n_rows++;
     if (mode != TD_CAPTURE_HIDDEN)
         differ |= compare_stats(v, c, r, d);
-    if (mode == TD_CAPTURE_TOPP || td_capture_has_topk_rows(mode)) {
-        int32_t n = mode == TD_CAPTURE_TOPP ? c->n_kept[r] : c->top_k;
+    if (td_capture_has_topk(mode)) {
+        int32_t n = td_capture_has_topp(mode) ? c->n_kept[r] : c->top_k;
         size_t at = r * (size_t)c->top_k;
         differ |= compare_set(v, v->top_ids, v->top_logprobs, v->n_top, v->top_error,
                               c->topk_ids + at, c->topk_logprobs + at, n, d);
@@ -445,9 +445,9 @@ static void compare_row(const td_row_view *v, const td_captured *c, size_t r, di
 /* Has what was captured the shape that the folder's spec asks for? */
 static bool fits(const td_capture_spec *s, const td_captured *c) {
     bool hidden = s->mode == TD_CAPTURE_HIDDEN, full = s->mode == TD_CAPTURE_FULL;
-    bool top = s->mode == TD_CAPTURE_TOPP || td_capture_has_topk_rows(s->mode);
+    bool top = td_capture_has_topk(s->mode);
     return (!top || (c->topk_ids && c->top_k == s->top_k)) &&
-           (s->mode != TD_CAPTURE_TOPP || c->n_kept) &&
+           (!td_capture_has_topp(s->mode) || c->n_kept) &&
            (!td_capture_has_draws(s->mode) || (c->draw_ids && c->n_draws == s->n_draws)) &&
            (hidden || (c->n_temperatures == s->n_temperatures && c->n_always == s->n_always)) &&
            (!(hidden || full) || (c->dense && c->dense_dtype == s->dense_dtype));

@@ -197,7 +197,7 @@ static void check_row(verifier *v, const td_shard_file *f, td_row_reader *rr, in
               (long long)sample, row.position, why.what);
     else if (!ids_differ(v, row.top_ids, row.n_top))
         found(v, "tensor %s, row %lld (sample %lld, position %d): an id occurs twice",
-              f->layout.spec.mode == TD_CAPTURE_TOPP ? "topp_ids" : "topk_ids", (long long)r,
+              td_capture_has_topp(f->layout.spec.mode) ? "topp_ids" : "topk_ids", (long long)r,
               (long long)sample, row.position);
 }
 

@@ -282,7 +282,7 @@ Test(config, help_prints_every_key_and_default) {
     FILE *f = open_memstream(&text, &size_bytes);
     td_config_print_keys(f);
     fclose(f);
-    for (int i = 0; i < TD_CONFIG_N_KEYS; i++) {
+    for (int i = 0; i < td_config_n_keys; i++) {
         char line[200];
         snprintf(line, sizeof line, "  %s.%s (default: %s)\n", td_config_keys[i].section,
                  td_config_keys[i].name,

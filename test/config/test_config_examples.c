@@ -67,7 +67,7 @@ Test(config_examples, run_ini_documents_every_key) {
     td_error err;
     cr_assert_eq(td_file_read(CONF "/run.ini", 1 << 20, TD_E_CONFIG, &text, &size_bytes, &err),
                  TD_OK);
-    for (int k = 0; k < TD_CONFIG_N_KEYS; k++) {
+    for (int k = 0; k < td_config_n_keys; k++) {
         const td_config_key *key = &td_config_keys[k];
         char value[200];
         bool required = !key->def && !strcmp(key->def_text, "required");
