@@ -5,11 +5,18 @@ reader and the exports are compared with. The teacher is a table of logits, so e
 import json
 import os
 import struct
+import subprocess
 
 import numpy as np
 
 TYPES = {np.dtype("i8"): "I64", np.dtype("i4"): "I32", np.dtype("f4"): "F32", np.dtype("f2"): "F16",
          np.dtype("u1"): "U8", np.dtype("u2"): "BF16"}
+
+
+def offers(tdgen, compute):
+    """Has this machine's CPU device the compute mode? A test that needs it says SKIPPED where not."""
+    listing = subprocess.run([tdgen, "devices"], capture_output=True, text=True, check=True).stdout
+    return any(line.startswith("cpu:0") and f" {compute} " in line for line in listing.splitlines())
 
 
 def to_bf16(x):
