@@ -52,7 +52,7 @@ static void same_weight(comparison *c, const td_weight *a, const td_weight *b, c
 
 static size_t vector_size(const td_model_config *c, int which, int32_t layer) {
     const td_attention *a = &c->layers[layer].mixer.attention;
-    const td_dense *d = &c->layers[layer].ffn.dense;
+    const td_ffn *ffn = &c->layers[layer].ffn;
     size_t C = (size_t)c->n_hidden, D = (size_t)a->head_dim, H = (size_t)a->n_heads;
     size_t Hkv = (size_t)a->n_kv_heads;
     switch (which) {
@@ -62,8 +62,9 @@ static size_t vector_size(const td_model_config *c, int which, int32_t layer) {
         return a->qk_norm == TD_QK_NORM_FULL ? H * D : D;
     case TD_LV_K_NORM:
         return a->qk_norm == TD_QK_NORM_FULL ? Hkv * D : D;
-    case TD_LV_UP_BIAS:
-        return (size_t)(d->gated ? 2 * d->n_ffn : d->n_ffn);
+    case TD_LV_UP_BIAS: /* experts have none */
+        return ffn->kind == TD_FFN_DENSE ? (size_t)ffn->dense.n_ffn * (ffn->dense.gated ? 2 : 1)
+                                         : C;
     default:
         return C;
     }
