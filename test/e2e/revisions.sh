@@ -27,8 +27,8 @@ for folder in test/fixtures/record/revision-1/*/; do
     expect 0 'Shards: 1 written, 1 already there' "$TDGEN" -c conf/demo.ini output.dir="$TMP/$name" "${settings[@]}"
     expect 0 '^OK: .* 2 shards: 6 samples' "$TDGEN" verify "$TMP/$name"
     check "$name: the manifest was touched" cmp "$folder/manifest.json" "$TMP/$name/manifest.json"
-    # The bits are those of the device kind that made the folder.
-    if "$TDGEN" inspect "$folder" | grep -qF "$(kind_here)"; then
+    # The bits are those of the device kind that made the folder, in an optimised build.
+    if [ -n "${TDGEN_TEST_BITS-}" ] && "$TDGEN" inspect "$folder" | grep -qF "$(kind_here)"; then
         n_same_kind=$((n_same_kind + 1))
         for file in shard-000000 shard-000001; do
             check "$name: $file differs" cmp "$folder/$file".* "$TMP/$name/$file".*
@@ -40,7 +40,7 @@ for folder in test/fixtures/record/revision-1/*/; do
 done
 [ "$n_folders" -eq 7 ] || fail "$n_folders folders instead of 7"
 [ "$n_same_kind" -gt 0 ] ||
-    echo "SKIPPED: this CPU is of another device kind than the committed folders: resumed shards were verified, not compared byte for byte"
+    echo "SKIPPED: this build is not optimised, or this CPU is of another device kind than the committed folders: resumed shards were verified, not compared byte for byte"
 
 # Another setting is another run, also to a folder of an earlier version.
 cp -r test/fixtures/record/revision-1/topk "$TMP/other"
