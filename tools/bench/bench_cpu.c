@@ -212,11 +212,18 @@ static void bench_attention(int32_t len, int32_t n_seqs, int32_t h, int32_t hkv,
     int32_t *offsets = mem(sizeof(int32_t) * ((size_t)n_seqs + 1));
     for (int32_t i = 0; i <= n_seqs; i++)
         offsets[i] = i * len;
-    td_attention_args a = {qkv,     qkv + h * d, qkv + (h + hkv) * d,
-                           stride,  out,         TD_F32,
-                           offsets, offsets,     n_seqs,
-                           h,       hkv,         d,
-                           0,       0.088f,      0};
+    td_attention_args a = {.q = qkv,
+                           .k = qkv + h * d,
+                           .v = qkv + (h + hkv) * d,
+                           .stride = stride,
+                           .out = out,
+                           .seq_offsets = offsets,
+                           .seq_offsets_host = offsets,
+                           .n_seqs = n_seqs,
+                           .n_heads = h,
+                           .n_kv_heads = hkv,
+                           .head_dim = d,
+                           .scale = 0.088f};
     double s = best_of(attention_call, &a);
     double flop = 4.0 * h * d * ((double)len * (len + 1) / 2) * n_seqs;
     printf("attention T %d x %d H %d Hkv %d D %d: %.0f tokens/s, %.1f GFLOP/s\n", len, n_seqs, h,
