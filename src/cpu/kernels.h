@@ -54,7 +54,7 @@ extern const td_cpu_kernels td_cpu_kernels_v1, td_cpu_kernels_v3, td_cpu_kernels
 
 static inline size_t td_cpu_attention_scratch_bytes(int32_t head_dim) {
     return sizeof(float) *
-           (TD_ATT_QUERIES * ((size_t)head_dim * 2 + TD_ATT_KEYS) + (size_t)head_dim * TD_ATT_KEYS);
+           (TD_ATT_QUERIES * ((size_t)head_dim * 3 + TD_ATT_KEYS) + (size_t)head_dim * TD_ATT_KEYS);
 }
 /* Elements of a row of logits whose maximum and sum are kept for the later passes. */
 enum { TD_CAPTURE_BLOCK = 512 };

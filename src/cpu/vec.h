@@ -23,6 +23,50 @@ typedef float vf8 __attribute__((vector_size(32), aligned(4), may_alias));
 #pragma GCC diagnostic ignored "-Wpsabi"
 #define TD_INLINE static inline __attribute__((always_inline))
 
+/* What one register of the level holds. gcc keeps every intermediate value of a wider vector in
+ * memory, so what is computed at length is computed on these; lane by lane it is the same. */
+#if defined(__AVX512F__)
+enum { TD_NATIVE = 16 };
+#elif defined(__AVX__)
+enum { TD_NATIVE = 8 };
+#else
+enum { TD_NATIVE = 4 };
+#endif
+typedef float nf __attribute__((vector_size(TD_NATIVE * 4), aligned(4), may_alias));
+typedef int32_t ni __attribute__((vector_size(TD_NATIVE * 4), aligned(4), may_alias));
+
+TD_INLINE nf nf_load(const float *p) {
+    return *(const nf *)p;
+}
+TD_INLINE void nf_store(float *p, nf v) {
+    *(nf *)p = v;
+}
+TD_INLINE nf nf_set(float x) {
+    return x - (nf){0}; /* x, also where it is -0 */
+}
+TD_INLINE ni ni_iota(void) {
+    const int32_t i[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return *(const ni *)i;
+}
+TD_INLINE nf nf_sel(ni mask, nf a, nf b) {
+    return (nf)(((ni)a & mask) | ((ni)b & ~mask));
+}
+/* a > b ? a : b, and min alike: with a NaN, b. */
+TD_INLINE nf nf_max(nf a, nf b) {
+#if defined(__AVX512F__)
+    return (nf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return nf_sel(a > b, a, b);
+#endif
+}
+TD_INLINE nf nf_min(nf a, nf b) {
+#if defined(__AVX512F__)
+    return (nf)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return nf_sel(a < b, a, b);
+#endif
+}
+
 TD_INLINE vf vf_set(float x) {
     return (vf){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
 }
@@ -120,44 +164,57 @@ TD_INLINE double vd_sum(vd v) {
 
 /* e^x: x = n ln2 + r with |r| <= ln2/2 (ln2 in two parts, Cody & Waite), a polynomial of degree 7
  * for e^r, and the power of two in two steps so that subnormal results round once. */
-TD_INLINE vf vf_exp(vf x) {
-    const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = vf_max(vf_set(-105.0f), x);       /* both keep a NaN */
-    x = vf_min(vf_set(89.0f), x);
-    vf t = x * vf_set(1.44269504088896341f) + magic;
-    vf n = t - magic;
-    vf r = x - n * vf_set(0.693145751953125f);
-    r = r - n * vf_set(1.42860682030941723e-6f);
-    vf p = vf_set(1.9841270e-4f);
-    p = p * r + vf_set(1.3888889e-3f);
-    p = p * r + vf_set(8.3333333e-3f);
-    p = p * r + vf_set(4.1666667e-2f);
-    p = p * r + vf_set(1.6666667e-1f);
-    p = p * r + vf_set(0.5f);
+TD_INLINE nf nf_exp(nf x) {
+    const nf magic = nf_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = nf_max(nf_set(-105.0f), x);       /* both keep a NaN */
+    x = nf_min(nf_set(89.0f), x);
+    nf t = x * nf_set(1.44269504088896341f) + magic;
+    nf n = t - magic;
+    nf r = x - n * nf_set(0.693145751953125f);
+    r = r - n * nf_set(1.42860682030941723e-6f);
+    nf p = nf_set(1.9841270e-4f);
+    p = p * r + nf_set(1.3888889e-3f);
+    p = p * r + nf_set(8.3333333e-3f);
+    p = p * r + nf_set(4.1666667e-2f);
+    p = p * r + nf_set(1.6666667e-1f);
+    p = p * r + nf_set(0.5f);
     p = p * (r * r) + r;
-    p = p + vf_set(1.0f);
+    p = p + nf_set(1.0f);
 #ifdef __AVX512F__
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+    return (nf)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-    vi i = (vi)t - (vi)magic;
-    vi i1 = i >> 1, i2 = i - i1;
-    return p * (vf)((i1 + 127) << 23) * (vf)((i2 + 127) << 23);
+    ni i = (ni)t - (ni)magic;
+    ni i1 = i >> 1, i2 = i - i1;
+    return p * (nf)((i1 + 127) << 23) * (nf)((i2 + 127) << 23);
 #endif
 }
 
 /* tanh x, at most 2 ulp off: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) cancels. */
-TD_INLINE vf vf_tanh(vf x) {
-    const vi sign = (vi)x & (vi)vf_set(-0.0f);
-    const vf a = (vf)((vi)x & 0x7fffffff), s = x * x;
-    vf p = vf_set(-5.70498872745e-3f);
-    p = p * s + vf_set(2.06390887954e-2f);
-    p = p * s + vf_set(-5.37397155531e-2f);
-    p = p * s + vf_set(1.33314422036e-1f);
-    p = p * s + vf_set(-3.33332819422e-1f);
+TD_INLINE nf nf_tanh(nf x) {
+    const ni sign = (ni)x & (ni)nf_set(-0.0f);
+    const nf a = (nf)((ni)x & 0x7fffffff), s = x * x;
+    nf p = nf_set(-5.70498872745e-3f);
+    p = p * s + nf_set(2.06390887954e-2f);
+    p = p * s + nf_set(-5.37397155531e-2f);
+    p = p * s + nf_set(1.33314422036e-1f);
+    p = p * s + nf_set(-3.33332819422e-1f);
     p = p * s * x + x;
-    const vf far = vf_set(1) - vf_set(2) / (vf_exp(a + a) + vf_set(1));
-    return (vf)((vi)vf_sel(a < vf_set(0.625f), p, far) | sign); /* -0 stays -0 */
+    const nf far = nf_set(1) - nf_set(2) / (nf_exp(a + a) + nf_set(1));
+    return (nf)((ni)nf_sel(a < nf_set(0.625f), p, far) | sign); /* -0 stays -0 */
 }
+
+/* Both of sixteen lanes. */
+#define TD_BY_REGISTERS(name)                                                                      \
+    TD_INLINE vf vf_##name(vf x) {                                                                 \
+        float t[TD_LANES];                                                                         \
+        vf_store(t, x);                                                                            \
+        for (int i = 0; i < TD_LANES; i += TD_NATIVE)                                              \
+            nf_store(t + i, nf_##name(nf_load(t + i)));                                            \
+        return vf_load(t);                                                                         \
+    }
+TD_BY_REGISTERS(exp)
+TD_BY_REGISTERS(tanh)
+#undef TD_BY_REGISTERS
 
 /* The upper tail of the normal distribution at |x|, erfc(|x| / sqrt 2) / 2, to a few parts in 1e7
  * times 1 + x^2 / 2: exp(-x^2 / 2) u P(u) with u = 1 / (1 + 0.4 |x| / sqrt 2), P fitted to
