@@ -20,15 +20,16 @@ enum {
     NV = Q / TD_NATIVE, /* vectors of rows */
     PAIR = 2 * TD_NATIVE,
     /* Two vectors of rows by WIDE keys or columns are accumulated in registers at a time. */
-    WIDE = TD_NATIVE == 16 ? 8 : 4
+    WIDE = TD_NATIVE == 16 ? 8 : 4,
+    DIM_PART = 64
 };
 _Static_assert(Q % PAIR == 0, "rows are taken by pairs of vectors");
 _Static_assert(KT % Q == 0, "the masked tiles are those that the diagonal block meets");
 _Static_assert(KT % 4 == 0, "the sum of a tile's probabilities has four parts");
 
-/* s[j][rows] = sum_d k[j][d] * qt[d][rows] for a pair of vectors of rows, n keys. */
+/* s[j][rows] = sum_d k[j][d] * qt[d][rows] for a pair of vectors of rows, n keys; or += . */
 TD_INLINE void scores_n(const float *qt, const float *k, int64_t stride, int32_t dim, int n,
-                        float *s) {
+                        int add, float *s) {
     nf a[WIDE][2];
     for (int j = 0; j < n; j++)
         a[j][0] = a[j][1] = nf_set(0);
@@ -41,20 +42,29 @@ TD_INLINE void scores_n(const float *qt, const float *k, int64_t stride, int32_t
         }
     }
     for (int j = 0; j < n; j++) {
-        nf_store(s + j * Q, a[j][0]);
-        nf_store(s + j * Q + TD_NATIVE, a[j][1]);
+        float *at = s + j * Q;
+        if (add) {
+            a[j][0] += nf_load(at);
+            a[j][1] += nf_load(at + TD_NATIVE);
+        }
+        nf_store(at, a[j][0]);
+        nf_store(at + TD_NATIVE, a[j][1]);
     }
 }
 
+/* A score is a sum over d too: by parts of DIM_PART, each from zero. */
 static void scores(const float *qt, const float *k, int64_t stride, int32_t dim, int32_t n_keys,
                    float *s) {
-    for (int r = 0; r < Q; r += PAIR) {
-        int32_t j = 0;
-        for (; j + WIDE <= n_keys; j += WIDE)
-            scores_n(qt + r, k + j * stride, stride, dim, WIDE, s + j * Q + r);
-        for (; j < n_keys; j++)
-            scores_n(qt + r, k + j * stride, stride, dim, 1, s + j * Q + r);
-    }
+    for (int r = 0; r < Q; r += PAIR)
+        for (int32_t d = 0; d < dim; d += DIM_PART) {
+            const float *q = qt + (size_t)d * Q + r, *kd = k + d;
+            const int32_t n = TD_MIN(dim - d, (int32_t)DIM_PART);
+            int32_t j = 0;
+            for (; j + WIDE <= n_keys; j += WIDE)
+                scores_n(q, kd + j * stride, stride, n, WIDE, d > 0, s + j * Q + r);
+            for (; j < n_keys; j++)
+                scores_n(q, kd + j * stride, stride, n, 1, d > 0, s + j * Q + r);
+        }
 }
 
 /* *sum = *sum * corr + x, with what earlier additions rounded off in *lost (to be subtracted). */
