@@ -7,6 +7,12 @@
  * zero rows, so that the primitive always sees the same number of rows. That the position in a tile
  * does not matter either is a property of oneDNN's kernels, which test_device_gemm checks.
  *
+ * An f32 product sums K by parts of at most PART_K, each part by a primitive of its own: the first
+ * writes the tile, the others add to it. How far the library's kernels let one f32 sum run is theirs
+ * to choose, by instruction set and shape (1024 with AVX512), and the error grows with it; so the
+ * longest run is set here (docs/numerics.md). In bf16 the operands' own rounding is a thousand times
+ * that error, and the passes over the tile would cost more: one part.
+ *
  * oneDNN reads its thread count from OpenMP's setting of the calling thread, at creation and at
  * execution: it is 1 in all threads of ours, and for the time of weight_prepare in the caller's.
  */
@@ -24,26 +30,46 @@ enum {
     TILE_ROWS = 128,
     BLOCK_N_MAX = 1024, /* columns of a block: enough cells for many threads, panels near the L2 */
     BLOCK_N_STEP = 64,  /* blocks are multiples of this, as the packed formats are */
+    PART_K = 512,       /* elements that one f32 sum runs over */
+    PART_K_STEP = 64,
 };
 
-/* One shape of block: all full blocks of a weight share one, a narrower last block has its own. */
+/* One shape of product: a part of K by a block of N. */
 typedef struct block_kind {
-    dnnl_primitive_t primitive;
+    dnnl_primitive_t primitive; /* NULL: the weight has none of this kind */
     dnnl_memory_desc_t src, weights, dst, scratchpad;
     size_t packed_bytes, scratchpad_bytes;
-    int64_t n_cols;
 } block_kind;
+
+/* All full blocks of a weight share their kinds, a narrower last block has its own. Along K: the
+ * first part, which writes; those behind it, which add; the last one, where it is shorter. */
+enum { FULL_N, LAST_N, N_WIDTHS };
+enum { FIRST_K, NEXT_K, LAST_K, N_DEPTHS };
 
 typedef struct cpu_weight {
     td_weight base;
     td_cpu_device *dev;
-    int64_t n_blocks, block_n;
-    block_kind full, last; /* last: as full when N is a multiple, then its primitive is NULL */
-    bool has_last;
-    unsigned char *packed; /* n_blocks panels, full.packed_bytes apart */
-    size_t scratch_bytes;  /* per thread: source tile, result tile, oneDNN's own */
+    int64_t n_blocks, block_n, n_parts, part_k;
+    block_kind kinds[N_WIDTHS][N_DEPTHS];
+    unsigned char *packed; /* n_blocks panels, panel_bytes apart; in each, its parts one after the
+                              other, each in its kind's packed_bytes */
+    size_t panel_bytes;
+    size_t scratch_bytes; /* per thread: source tile, result tile, oneDNN's own */
     size_t src_tile_bytes, dst_tile_bytes;
 } cpu_weight;
+
+static int64_t block_cols(const cpu_weight *w, int64_t block) {
+    return TD_MIN(w->block_n, w->base.n_rows - block * w->block_n);
+}
+static int64_t part_size(const cpu_weight *w, int64_t part) {
+    return TD_MIN(w->part_k, w->base.n_cols - part * w->part_k);
+}
+static int width_of(const cpu_weight *w, int64_t block) {
+    return block_cols(w, block) < w->block_n ? LAST_N : FULL_N;
+}
+static int depth_of(const cpu_weight *w, int64_t part) {
+    return part == 0 ? FIRST_K : part_size(w, part) < w->part_k ? LAST_K : NEXT_K;
+}
 
 static dnnl_engine_t engine;
 static dnnl_status_t engine_status;
@@ -113,22 +139,26 @@ void td_cpu_gemm_thread_destroy(void *stream) {
 
 /* --- weights ---------------------------------------------------------------------------------- */
 
-static td_status block_kind_make(block_kind *b, int64_t n_cols, int64_t k, td_dtype compute,
-                                 td_error *err) {
+/* [TILE_ROWS, part_k] x [part_k, n_cols]; rows of the source are row_elems apart. */
+static td_status block_kind_make(block_kind *b, int64_t n_cols, int64_t part_k, int64_t row_elems,
+                                 td_dtype compute, bool add, td_error *err) {
     const dnnl_data_type_t type = compute == TD_BF16 ? dnnl_bf16 : dnnl_f32;
-    dnnl_dims_t src = {TILE_ROWS, k}, weights = {k, n_cols}, dst = {TILE_ROWS, n_cols};
+    dnnl_dims_t src = {TILE_ROWS, part_k}, strides = {row_elems, 1}, weights = {part_k, n_cols};
+    dnnl_dims_t dst = {TILE_ROWS, n_cols};
     dnnl_memory_desc_t any;
     dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t post = NULL;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_matmul_desc_t desc;
     dnnl_status_t st;
 
-    b->n_cols = n_cols;
-    if ((st = dnnl_memory_desc_init_by_tag(&b->src, 2, src, type, dnnl_ab)) ||
+    if ((st = dnnl_memory_desc_init_by_strides(&b->src, 2, src, type, strides)) ||
         (st = dnnl_memory_desc_init_by_tag(&any, 2, weights, type, dnnl_format_tag_any)) ||
         (st = dnnl_memory_desc_init_by_tag(&b->dst, 2, dst, dnnl_f32, dnnl_ab)) ||
         (st = dnnl_primitive_attr_create(&attr)) ||
         (st = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user)) ||
+        (st = dnnl_post_ops_create(&post)) || (add && (st = dnnl_post_ops_append_sum(post, 1))) ||
+        (st = dnnl_primitive_attr_set_post_ops(attr, post)) ||
         (st = dnnl_matmul_desc_init(&desc, &b->src, &any, NULL, &b->dst)) ||
         (st = dnnl_primitive_desc_create(&pd, &desc, attr, engine, NULL)))
         goto out;
@@ -140,39 +170,46 @@ static td_status block_kind_make(block_kind *b, int64_t n_cols, int64_t k, td_dt
 out:
     if (pd)
         dnnl_primitive_desc_destroy(pd);
+    if (post)
+        dnnl_post_ops_destroy(post);
     if (attr)
         dnnl_primitive_attr_destroy(attr);
     return st ? dnnl_fail(err, st, "creating a matrix product") : TD_OK;
 }
 
-/* Packs rows [row, row + b->n_cols) of the parts. rows: that many times K elements. */
-static td_status pack_block(cpu_weight *w, const block_kind *b, unsigned char *packed,
-                            const td_host_matrix *parts, int64_t row, unsigned char *rows,
-                            dnnl_stream_t stream, td_error *err) {
-    const int64_t k = w->base.n_cols;
-    const size_t row_bytes = (size_t)k * td_dtype_size(w->base.compute);
-    const td_host_matrix *part = parts;
-    int64_t first = 0; /* row of the weight at which `part` begins */
-    for (int64_t i = 0; i < b->n_cols; i++) {
-        for (; row + i >= first + part->n_rows; part++)
-            first += part->n_rows;
-        const size_t at = (size_t)(row + i - first) * (size_t)k * td_dtype_size(part->dtype);
-        (void)td_convert((const unsigned char *)part->data + at, part->dtype,
-                         rows + (size_t)i * row_bytes, w->base.compute, (size_t)k);
-    }
+/* Those kinds that the weight's blocks and parts are of. */
+static td_status make_kinds(cpu_weight *w, size_t *scratchpad_bytes, td_error *err) {
+    for (int64_t block = 0; block < w->n_blocks; block++)
+        for (int64_t part = 0; part < w->n_parts; part++) {
+            block_kind *b = &w->kinds[width_of(w, block)][depth_of(w, part)];
+            if (b->primitive)
+                continue;
+            td_status rc = block_kind_make(b, block_cols(w, block), part_size(w, part),
+                                           w->base.n_cols, w->base.compute, part > 0, err);
+            if (rc != TD_OK)
+                return rc;
+            *scratchpad_bytes = TD_MAX(*scratchpad_bytes, b->scratchpad_bytes);
+        }
+    return TD_OK;
+}
 
+/* Packs a part of K, which begins at column `first_col`, of the n_cols rows in `rows`. */
+static td_status pack_part(const cpu_weight *w, const block_kind *b, int64_t n_cols, int64_t part_k,
+                           int64_t first_col, unsigned char *rows, unsigned char *packed,
+                           dnnl_stream_t stream, td_error *err) {
     /* As the primitive's [K, N] operand: our rows are its columns. */
     const dnnl_data_type_t type = w->base.compute == TD_BF16 ? dnnl_bf16 : dnnl_f32;
-    dnnl_dims_t dims = {k, b->n_cols};
+    dnnl_dims_t dims = {part_k, n_cols}, strides = {1, w->base.n_cols};
     dnnl_memory_desc_t plain;
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_t reorder = NULL;
     dnnl_memory_t from = NULL, to = NULL;
     dnnl_status_t st;
-    if ((st = dnnl_memory_desc_init_by_tag(&plain, 2, dims, type, dnnl_ba)) ||
+    if ((st = dnnl_memory_desc_init_by_strides(&plain, 2, dims, type, strides)) ||
         (st = dnnl_reorder_primitive_desc_create(&pd, &plain, engine, &b->weights, engine, NULL)) ||
         (st = dnnl_primitive_create(&reorder, pd)) ||
-        (st = dnnl_memory_create(&from, &plain, engine, rows)) ||
+        (st = dnnl_memory_create(&from, &plain, engine,
+                                 rows + (size_t)first_col * td_dtype_size(w->base.compute))) ||
         (st = dnnl_memory_create(&to, &b->weights, engine, packed)))
         goto out;
     dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
@@ -189,6 +226,32 @@ out:
     if (pd)
         dnnl_primitive_desc_destroy(pd);
     return st ? dnnl_fail(err, st, "packing a weight") : TD_OK;
+}
+
+/* Packs a block of rows of the matrices. rows: block_n times K elements. */
+static td_status pack_block(cpu_weight *w, int64_t block, const td_host_matrix *parts,
+                            unsigned char *rows, dnnl_stream_t stream, td_error *err) {
+    const int64_t k = w->base.n_cols, n_cols = block_cols(w, block), row = block * w->block_n;
+    const size_t row_bytes = (size_t)k * td_dtype_size(w->base.compute);
+    const td_host_matrix *part = parts;
+    int64_t first = 0; /* row of the weight at which `part` begins */
+    for (int64_t i = 0; i < n_cols; i++) {
+        for (; row + i >= first + part->n_rows; part++)
+            first += part->n_rows;
+        const size_t at = (size_t)(row + i - first) * (size_t)k * td_dtype_size(part->dtype);
+        (void)td_convert((const unsigned char *)part->data + at, part->dtype,
+                         rows + (size_t)i * row_bytes, w->base.compute, (size_t)k);
+    }
+    unsigned char *packed = w->packed + (size_t)block * w->panel_bytes;
+    for (int64_t p = 0; p < w->n_parts; p++) {
+        const block_kind *b = &w->kinds[width_of(w, block)][depth_of(w, p)];
+        td_status rc =
+            pack_part(w, b, n_cols, part_size(w, p), p * w->part_k, rows, packed, stream, err);
+        if (rc != TD_OK)
+            return rc;
+        packed += b->packed_bytes;
+    }
+    return TD_OK;
 }
 
 static td_status check_parts(td_device *dev, const td_host_matrix *parts, int32_t n_parts,
@@ -223,7 +286,7 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
     const size_t elem = td_dtype_size(w->base.compute);
     unsigned char *rows = NULL;
     void *stream = NULL, *packed = NULL;
-    size_t rows_bytes, all_bytes;
+    size_t rows_bytes, all_bytes, scratchpad_bytes = 0;
     td_status rc;
 
     /* Blocks of equal width, so that no thread ends up with a sliver. */
@@ -233,18 +296,24 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
         w->block_n =
             ((n + n_wanted - 1) / n_wanted + BLOCK_N_STEP - 1) / BLOCK_N_STEP * BLOCK_N_STEP;
     w->n_blocks = (n + w->block_n - 1) / w->block_n;
-    w->has_last = n % w->block_n != 0;
+    w->n_parts = w->base.compute == TD_F32 ? (k + PART_K - 1) / PART_K : 1;
+    w->part_k = k;
+    if (w->n_parts > 1)
+        w->part_k =
+            ((k + w->n_parts - 1) / w->n_parts + PART_K_STEP - 1) / PART_K_STEP * PART_K_STEP;
+    w->n_parts = (k + w->part_k - 1) / w->part_k;
     if ((rc = td_cpu_gemm_thread_create(&stream, err)) != TD_OK ||
-        (rc = block_kind_make(&w->full, w->block_n, k, w->base.compute, err)) != TD_OK)
-        goto out;
-    if (w->has_last &&
-        (rc = block_kind_make(&w->last, n % w->block_n, k, w->base.compute, err)) != TD_OK)
+        (rc = make_kinds(w, &scratchpad_bytes, err)) != TD_OK)
         goto out;
 
-    const size_t panel = TD_MAX(w->full.packed_bytes, w->last.packed_bytes);
-    w->full.packed_bytes = panel;
+    for (int64_t b = 0; b < w->n_blocks; b += TD_MAX(w->n_blocks - 1, (int64_t)1)) {
+        size_t panel = 0; /* of the first and of the last block, which has the other width */
+        for (int64_t p = 0; p < w->n_parts; p++)
+            panel += w->kinds[width_of(w, b)][depth_of(w, p)].packed_bytes;
+        w->panel_bytes = TD_MAX(w->panel_bytes, panel);
+    }
     if (!td_mul_size((size_t)w->block_n * elem, (size_t)k, &rows_bytes) ||
-        !td_mul_size(panel, (size_t)w->n_blocks, &all_bytes)) {
+        !td_mul_size(w->panel_bytes, (size_t)w->n_blocks, &all_bytes)) {
         rc = td_error_set(err, TD_E_DEVICE_OOM, "weight too large");
         goto out;
     }
@@ -256,15 +325,11 @@ static td_status weight_fill(cpu_weight *w, const td_host_matrix *parts, td_erro
     if ((rc = td_cpu_mem_alloc(name, rows_bytes, &p, err)) != TD_OK)
         goto out;
     rows = p;
-    for (int64_t b = 0; b < w->n_blocks && rc == TD_OK; b++) {
-        const block_kind *kind = w->has_last && b == w->n_blocks - 1 ? &w->last : &w->full;
-        rc = pack_block(w, kind, w->packed + (size_t)b * panel, parts, b * w->block_n, rows, stream,
-                        err);
-    }
+    for (int64_t b = 0; b < w->n_blocks && rc == TD_OK; b++)
+        rc = pack_block(w, b, parts, rows, stream, err);
     w->src_tile_bytes = ((size_t)TILE_ROWS * (size_t)k * elem + 63) / 64 * 64;
     w->dst_tile_bytes = ((size_t)TILE_ROWS * (size_t)w->block_n * sizeof(float) + 63) / 64 * 64;
-    w->scratch_bytes = w->src_tile_bytes + w->dst_tile_bytes +
-                       TD_MAX(w->full.scratchpad_bytes, w->last.scratchpad_bytes);
+    w->scratch_bytes = w->src_tile_bytes + w->dst_tile_bytes + scratchpad_bytes;
 out:
     td_cpu_mem_free(rows);
     td_cpu_gemm_thread_destroy(stream);
@@ -300,10 +365,10 @@ void td_cpu_weight_destroy(td_weight *weight) {
     cpu_weight *w = (cpu_weight *)weight;
     if (!w)
         return;
-    if (w->full.primitive)
-        dnnl_primitive_destroy(w->full.primitive);
-    if (w->last.primitive)
-        dnnl_primitive_destroy(w->last.primitive);
+    for (int i = 0; i < N_WIDTHS; i++)
+        for (int j = 0; j < N_DEPTHS; j++)
+            if (w->kinds[i][j].primitive)
+                dnnl_primitive_destroy(w->kinds[i][j].primitive);
     td_cpu_mem_free(w->packed);
     free(w);
 }
@@ -357,8 +422,9 @@ static void gemm_cell(void *ctx, int64_t item, int32_t thread) {
     const int64_t cell = item - g->first_item[lo], n_tiles = count_tiles(a);
     const int64_t block = cell / n_tiles, row = cell % n_tiles * TILE_ROWS;
     const int64_t n = w->base.n_rows, n_rows = TD_MIN((int64_t)TILE_ROWS, a->n_rows - row);
-    const block_kind *b = w->has_last && block == w->n_blocks - 1 ? &w->last : &w->full;
-    const size_t row_bytes = (size_t)w->base.n_cols * td_dtype_size(w->base.compute);
+    const int64_t n_cols = block_cols(w, block);
+    const size_t elem = td_dtype_size(w->base.compute), row_bytes = (size_t)w->base.n_cols * elem;
+    unsigned char *packed = w->packed + (size_t)block * w->panel_bytes;
     unsigned char *scratch = g->x->scratch[thread].data;
     unsigned char *src = (unsigned char *)(uintptr_t)a->in + (size_t)row * row_bytes;
     float *tile = (float *)(scratch + w->src_tile_bytes);
@@ -371,14 +437,18 @@ static void gemm_cell(void *ctx, int64_t item, int32_t thread) {
     }
     const bool direct = w->n_blocks == 1 && n_rows == TILE_ROWS && !a->accumulate;
     float *dst = direct ? out : tile;
-    dnnl_status_t st = run_primitive(b, g->x->gemm_streams[thread], src,
-                                     w->packed + (size_t)block * w->full.packed_bytes, dst,
-                                     scratch + w->src_tile_bytes + w->dst_tile_bytes);
-    if (st) {
-        atomic_store(&g->status, (int)st);
-        return;
+    for (int64_t part = 0; part < w->n_parts; part++) {
+        const block_kind *b = &w->kinds[width_of(w, block)][depth_of(w, part)];
+        dnnl_status_t st =
+            run_primitive(b, g->x->gemm_streams[thread], src + (size_t)(part * w->part_k) * elem,
+                          packed, dst, scratch + w->src_tile_bytes + w->dst_tile_bytes);
+        if (st) {
+            atomic_store(&g->status, (int)st);
+            return;
+        }
+        packed += b->packed_bytes;
     }
-    g->x->dev->kernels->tile_out(out, n, dst, direct ? n : b->n_cols, n_rows, b->n_cols,
+    g->x->dev->kernels->tile_out(out, n, dst, direct ? n : n_cols, n_rows, n_cols,
                                  a->bias ? a->bias + block * w->block_n : NULL, a->scale,
                                  a->accumulate);
 }
