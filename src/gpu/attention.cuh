@@ -96,6 +96,16 @@ static __device__ __forceinline__ float td_att_softcap(float s, float softcap, f
     return softcap - softcap * __fdividef(2.0f, e + 1.0f);
 }
 
+/* *sum = *sum * corr + x; *lost is what earlier additions rounded off, to be subtracted (Kahan
+ * 1965). With corr = 1 and x = 0 both stay as they are, bit for bit. */
+static __device__ __forceinline__ void td_att_add(float *sum, float *lost, float corr, float x) {
+    const float before = __fmul_rn(*sum, corr), y = __fmaf_rn(-*lost, corr, x);
+    const float after = __fadd_rn(before, y);
+    const float c = __fsub_rn(__fsub_rn(after, before), y);
+    *sum = after;
+    *lost = c == c ? c : 0.0f; /* an infinite sum stays infinite */
+}
+
 /* 16-bit elements, two to a word: the words in which an element is infinite or NaN. */
 template <class T> struct td_att_bits;
 template <> struct td_att_bits<__half> { static const uint32_t ulp_of_exponent = 0x0400; };

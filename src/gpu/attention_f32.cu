@@ -5,8 +5,10 @@
  * rows 4 ty .. 4 ty + 3 and, of the scores, keys tx, tx + 16, tx + 32, tx + 48. K and V pass
  * through one buffer in slices of DC columns, so that head dims to 256 fit the 64 KiB of sm_75.
  *
- * Every sum of a row has one order: scores over d by one thread; the sum of the probabilities four
- * a thread, then a butterfly over the sixteen threads of the row; O over the keys by one thread.
+ * Every sum of a row has one order: scores over d by one thread, slice by slice; the sum of the
+ * probabilities four a thread, then a butterfly over the sixteen threads of the row; O over the keys
+ * by one thread. A tile's sums begin at zero and are added to the row's with compensation
+ * (td_att_add), so that their error is a tile's, however long the sample.
  * Where a row does not see a key, its value is left out by choice, not multiplied by 0: it may be
  * infinite.
  */
@@ -47,11 +49,16 @@ __device__ __forceinline__ void load_slice(float *dst, const float *src, int64_t
     }
 }
 
-/* o[i][w] += sum over the tile's keys of p[i][key] * v[key][w], for the thread's four rows and W
+/* o[i][w] = sum over the tile's keys of p[i][key] * v[key][w], for the thread's four rows and W
  * columns of a slice. EDGE: key by key as the row sees them. */
 template <bool EDGE, int W, int LD>
-__device__ __forceinline__ void add_values(float (&o)[4][W], const float *p, const float *v,
-                                           int32_t row0, int32_t k0, int32_t window) {
+__device__ __forceinline__ void tile_values(float (&o)[4][W], const float *p, const float *v,
+                                            int32_t row0, int32_t k0, int32_t window) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int w = 0; w < W; w++)
+            o[i][w] = 0.0f;
 #pragma unroll 2
     for (int j = 0; j < F32_KEYS; j += 4) {
         float pj[4][4];
@@ -108,16 +115,17 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
     const float *const my_q = sq + ty * 4 * (D + 4), *const my_k = skv + tx * LD;
     float *const my_p = sp + ty * 4 * F32_KEYS_LD;
 
-    float o[N_SLICES][4][W], m_row[4], l_row[4];
+    float o[N_SLICES][4][W], o_lost[N_SLICES][4][W], m_row[4], l_row[4], l_lost[4], corr[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         m_row[i] = td_att_ninf();
-        l_row[i] = 0.0f;
+        l_row[i] = l_lost[i] = 0.0f;
+        corr[i] = 1.0f;
 #pragma unroll
         for (int c = 0; c < N_SLICES; c++)
 #pragma unroll
             for (int w = 0; w < W; w++)
-                o[c][i][w] = 0.0f;
+                o[c][i][w] = o_lost[c][i][w] = 0.0f;
     }
     load_slice<BM, D, D + 4, THREADS>(sq, q, a.stride, t.q0, t.len, 0, a.head_dim, a.scale,
                                       aligned);
@@ -140,6 +148,7 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
             __syncthreads();
             if (!busy)
                 continue;
+            float part[4][4] = {}; /* a score is summed by slices, each from zero */
 #pragma unroll 2
             for (int d = 0; d < DC; d += 4) {
                 float4 x[4], y[4];
@@ -152,12 +161,17 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
                 for (int i = 0; i < 4; i++)
 #pragma unroll
                     for (int j = 0; j < 4; j++) {
-                        s[i][j] = fmaf(x[i].x, y[j].x, s[i][j]);
-                        s[i][j] = fmaf(x[i].y, y[j].y, s[i][j]);
-                        s[i][j] = fmaf(x[i].z, y[j].z, s[i][j]);
-                        s[i][j] = fmaf(x[i].w, y[j].w, s[i][j]);
+                        part[i][j] = fmaf(x[i].x, y[j].x, part[i][j]);
+                        part[i][j] = fmaf(x[i].y, y[j].y, part[i][j]);
+                        part[i][j] = fmaf(x[i].z, y[j].z, part[i][j]);
+                        part[i][j] = fmaf(x[i].w, y[j].w, part[i][j]);
                     }
             }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    s[i][j] += part[i][j];
         }
         if (busy) {
 #pragma unroll
@@ -176,7 +190,7 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
                     top = fmaxf(top, __shfl_xor_sync(TD_FULL_MASK, top, d));
                 top = fmaxf(top, m_row[i]);
                 /* Nothing seen so far: the state stays. */
-                const float corr = top == td_att_ninf() ? 1.0f : expf(m_row[i] - top);
+                corr[i] = top == td_att_ninf() ? 1.0f : expf(m_row[i] - top);
                 m_row[i] = top;
                 float sum = 0.0f;
 #pragma unroll
@@ -188,12 +202,7 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
 #pragma unroll
                 for (int d = 8; d > 0; d >>= 1)
                     sum += __shfl_xor_sync(TD_FULL_MASK, sum, d);
-                l_row[i] = l_row[i] * corr + sum;
-#pragma unroll
-                for (int c = 0; c < N_SLICES; c++)
-#pragma unroll
-                    for (int w = 0; w < W; w++)
-                        o[c][i][w] *= corr;
+                td_att_add(&l_row[i], &l_lost[i], corr[i], sum);
             }
         }
 #pragma unroll
@@ -202,10 +211,18 @@ __global__ void __launch_bounds__(4 * BM, BM == 64 ? 2 : 3)
             load_slice<F32_KEYS, DC, LD, THREADS>(skv, v, a.stride, k0, t.len, c * DC, a.head_dim,
                                                   1.0f, aligned);
             __syncthreads();
-            if (busy && edge)
-                add_values<true, W, LD>(o[c], my_p, skv + tx * W, row0, k0, a.window);
-            else if (busy)
-                add_values<false, W, LD>(o[c], my_p, skv + tx * W, row0, k0, a.window);
+            if (!busy)
+                continue;
+            float x[4][W];
+            if (edge)
+                tile_values<true, W, LD>(x, my_p, skv + tx * W, row0, k0, a.window);
+            else
+                tile_values<false, W, LD>(x, my_p, skv + tx * W, row0, k0, a.window);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int w = 0; w < W; w++)
+                    td_att_add(&o[c][i][w], &o_lost[c][i][w], corr[i], x[i][w]);
         }
     }
 

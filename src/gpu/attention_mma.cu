@@ -19,6 +19,11 @@
  * 2^TD_ATT_GROWTH, and whether m moves is decided by the row's own scores alone. Rows of a warp
  * that do not move while another does are multiplied by exactly 1. The division by l cancels m.
  *
+ * The tensor cores cut off what an addition to an accumulator does not keep, always towards zero, so
+ * a long run of additions drifts. O of a tile is therefore summed from zero and added to the row's
+ * O by an ordinary, rounding addition, as l always was: at a million keys that leaves a few parts in
+ * a million, far below the rounding of a 16-bit result.
+ *
  * Values that are not finite, in rows that a query row must not see, would reach it as 0 * inf.
  * Where the mask applies (and only there) the tile of V is therefore checked as it arrives; such
  * elements are put to zero and added by hand to the rows that do see them (add_poison).
@@ -353,26 +358,36 @@ __global__ void __launch_bounds__(N_THREADS, D <= 32 ? 3 : 2)
                         }
                     l_row[m][h] += sum;
                 }
+            uint32_t fp[BN / 16][MT][4];
 #pragma unroll
-            for (int j = 0; j < BN / 16; j++) {
-                uint32_t fp[MT][4];
+            for (int j = 0; j < BN / 16; j++)
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
-                    fp[m][0] = pack(s[m][2 * j][0], s[m][2 * j][1], T());
-                    fp[m][1] = pack(s[m][2 * j][2], s[m][2 * j][3], T());
-                    fp[m][2] = pack(s[m][2 * j + 1][0], s[m][2 * j + 1][1], T());
-                    fp[m][3] = pack(s[m][2 * j + 1][2], s[m][2 * j + 1][3], T());
+                    fp[j][m][0] = pack(s[m][2 * j][0], s[m][2 * j][1], T());
+                    fp[j][m][1] = pack(s[m][2 * j][2], s[m][2 * j][3], T());
+                    fp[j][m][2] = pack(s[m][2 * j + 1][0], s[m][2 * j + 1][1], T());
+                    fp[j][m][3] = pack(s[m][2 * j + 1][2], s[m][2 * j + 1][3], T());
                 }
 #pragma unroll
-                for (int n = 0; n < ND; n += 2) {
+            for (int n = 0; n < ND; n += 2) {
+                float x[MT][2][4] = {};
+#pragma unroll
+                for (int j = 0; j < BN / 16; j++) {
                     uint32_t fv[4];
                     td_ldmatrix_x4_trans(fv, tile_v + j * 16 * D + pair_place<D>(at_qv, n / 2));
 #pragma unroll
                     for (int m = 0; m < MT; m++) {
-                        td_mma_16816(o[m][n], fp[m], fv, T());
-                        td_mma_16816(o[m][n + 1], fp[m], fv + 2, T());
+                        td_mma_16816(x[m][0], fp[j][m], fv, T());
+                        td_mma_16816(x[m][1], fp[j][m], fv + 2, T());
                     }
                 }
+#pragma unroll
+                for (int m = 0; m < MT; m++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        o[m][n][e] += x[m][0][e];
+                        o[m][n + 1][e] += x[m][1][e];
+                    }
             }
         }
     }

@@ -5,7 +5,8 @@
  * tiles of 32. S goes through shared memory, where two lanes have a row each for the softmax (base
  * 2, online) and write P as f16. O stays in accumulator fragments: that these are all laid out
  * alike is promised, so they are rescaled by a fragment loaded from a tile of factors, row by row.
- * Copies are plain: nothing is asynchronous on sm_70.
+ * Copies are plain: nothing is asynchronous on sm_70. A tile's O is summed from zero and then added
+ * to the row's, as attention_mma.cu says.
  *
  * Values that are not finite are kept from rows that do not see them as attention_mma.cu does:
  * put to zero in the tiles where the mask applies and added to the result at the end.
@@ -180,16 +181,23 @@ __global__ void __launch_bounds__(W_THREADS)
                 for (int e = 0; e < f.num_elements; e++)
                     o[n].x[e] *= f.x[e];
         }
+        fragment<matrix_a, __half, row_major> fp[W_KEYS / 16];
 #pragma unroll
-        for (int j = 0; j < W_KEYS; j += 16) {
-            fragment<matrix_a, __half, row_major> fp;
-            nvcuda::wmma::load_matrix_sync(fp, own->p + j, W_P_LD);
+        for (int j = 0; j < W_KEYS / 16; j++)
+            nvcuda::wmma::load_matrix_sync(fp[j], own->p + j * 16, W_P_LD);
 #pragma unroll
-            for (int n = 0; n < D / 16; n++) {
+        for (int n = 0; n < D / 16; n++) {
+            fragment<accumulator, float> tile_o;
+            nvcuda::wmma::fill_fragment(tile_o, 0.0f);
+#pragma unroll
+            for (int j = 0; j < W_KEYS / 16; j++) {
                 fragment<matrix_b, __half, row_major> fv;
-                nvcuda::wmma::load_matrix_sync(fv, sv + j * LD + n * 16, LD);
-                nvcuda::wmma::mma_sync(o[n], fp, fv, o[n]);
+                nvcuda::wmma::load_matrix_sync(fv, sv + j * 16 * LD + n * 16, LD);
+                nvcuda::wmma::mma_sync(tile_o, fp[j], fv, tile_o);
             }
+#pragma unroll
+            for (int e = 0; e < tile_o.num_elements; e++)
+                o[n].x[e] += tile_o.x[e];
         }
     }
     if (w0 >= t.len)
