@@ -95,6 +95,78 @@ Test(cpu_kernels, gelu_errors_are_small) {
     free(x), free(y);
 }
 
+/* An average of equal values is that value, over however many keys: the last rows of a long sequence,
+ * at every level. From theory, in units of u = 2^-24 and relative to the value: p v of a tile are 64
+ * additions and tiles are joined with an error of 2, the probabilities are 18 and 2, the quotient 1.
+ * One running f32 sum of equal terms drifts: a hundred times that bound. */
+Test(cpu_kernels, attention_over_many_keys_does_not_drift) {
+    enum { N = 40000, D = 8, STRIDE = 3 * D, FIRST = N - TD_ATT_QUERIES };
+    const double bound = (64 + 2 + 18 + 2 + 1) * 0x1p-24;
+    float *qkv = calloc((size_t)N * STRIDE, sizeof(float)),
+          *out = calloc((size_t)N * D, sizeof(float));
+    float *scratch = malloc(td_cpu_attention_scratch_bytes(D));
+    const int32_t offsets[] = {0, N};
+    for (int32_t t = 0; t < N; t++) {
+        float *q = qkv + (size_t)t * STRIDE, *k = q + D, *v = k + D;
+        q[0] = t % 2 ? 1 : 0; /* even rows: all probabilities alike, so only p v is at stake */
+        k[0] = t ? -2.3025851f : 0; /* odd rows: one key ten times as likely as each other */
+        for (int d = 0; d < D; d++)
+            v[d] = 0.1f * (float)(d + 1);
+    }
+    const td_attention_args a = {.q = qkv,
+                                 .k = qkv + D,
+                                 .v = qkv + 2 * D,
+                                 .stride = STRIDE,
+                                 .out = out,
+                                 .seq_offsets = offsets,
+                                 .seq_offsets_host = offsets,
+                                 .n_seqs = 1,
+                                 .n_heads = 1,
+                                 .n_kv_heads = 1,
+                                 .head_dim = D,
+                                 .scale = 1};
+    for (int level = 0; level < 3; level++) {
+        const td_cpu_kernels *k = level_kernels(level);
+        if (!k)
+            continue;
+        double worst = 0;
+        k->attention(&a, 0, N, 0, FIRST, scratch);
+        for (int32_t t = FIRST; t < N; t++)
+            for (int d = 0; d < D; d++) {
+                const double v = (double)(0.1f * (float)(d + 1));
+                worst = TD_MAX(worst, fabs((double)out[(size_t)t * D + d] - v) / v);
+            }
+        cr_assert_leq(worst, bound, "level %d: %.3g, allowed %.3g", k->level, worst, bound);
+    }
+    free(qkv), free(out), free(scratch);
+}
+
+/* Equal router logits: the lowest experts win, whatever the number of experts. */
+Test(cpu_kernels, route_takes_the_lowest_of_equal_experts) {
+    enum { MAX_E = 300, K = 8 };
+    for (int level = 0; level < 3; level++) {
+        const td_cpu_kernels *k = level_kernels(level);
+        if (!k)
+            continue;
+        for (int32_t n = K; n <= MAX_E; n += 73) {
+            float logits[MAX_E], weight[K];
+            int32_t expert[K];
+            for (int32_t e = 0; e < n; e++)
+                logits[e] = 1.25f;
+            k->route(logits, n, K, true, expert, weight);
+            for (int32_t j = 0; j < K; j++)
+                cr_assert(expert[j] == j && weight[j] == 1.0f / K, "level %d, %d experts: %d is %d",
+                          k->level, n, j, expert[j]);
+            /* The last one alone is better; the last place goes to the lowest of the others. */
+            for (int32_t e = 0; e < n; e++)
+                logits[e] = e == n - 1 ? 2 : -3;
+            k->route(logits, n, 2, true, expert, weight);
+            cr_assert(expert[0] == 0 && expert[1] == n - 1, "level %d, %d experts: %d and %d",
+                      k->level, n, expert[0], expert[1]);
+        }
+    }
+}
+
 Test(cpu_memory, absurd_sizes_are_refused_by_name) {
     td_error err = {0};
     fixture f = fixture_open(1);

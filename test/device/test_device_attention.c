@@ -159,3 +159,52 @@ Test(device_attention, rows_keep_their_bits) {
     for (int t = 0; t < 3; t++)
         fixture_close(&f[t]);
 }
+
+/* The same over many tiles of keys: a prefix of a long sequence, somewhere in a batch, has the bits
+ * that it has in the whole sequence, with what its sums rounded off carried along. */
+Test(device_attention, rows_of_long_sequences_keep_their_bits) {
+    enum { D = 8, STRIDE = 3 * D, LEN = 1500, MAX = LEN + 400 };
+    td_error err = {0};
+    test_rng r = {18};
+    fixture f[2] = {fixture_open(1), fixture_open(4)};
+    float *seq = rng_floats(&r, LEN * STRIDE), *first = malloc(sizeof(float) * LEN * D);
+    float *x = malloc(sizeof(float) * MAX * STRIDE), *out = malloc(sizeof(float) * MAX * D);
+    for (int32_t window = 0; window <= 700; window += 700) {
+        int32_t offsets[4] = {0, LEN};
+        td_attention_args a = {.q = seq,
+                               .k = seq + D,
+                               .v = seq + 2 * D,
+                               .stride = STRIDE,
+                               .out = first,
+                               .seq_offsets = offsets,
+                               .seq_offsets_host = offsets,
+                               .n_seqs = 1,
+                               .n_heads = 1,
+                               .n_kv_heads = 1,
+                               .head_dim = D,
+                               .window = window,
+                               .scale = 0.4f};
+        OK(f[0].ops->attention(f[0].s, &a, &err));
+        fixture_sync(&f[0]);
+        for (int round = 0; round < 6; round++) {
+            const int32_t before = 1 + rng_below(&r, 200), keep = LEN - rng_below(&r, LEN / 2);
+            const int32_t after = rng_below(&r, 200), t = round % 2;
+            const int32_t o[] = {0, before, before + keep + after};
+            memset(x, round % 2 ? 0xff : 0x7f, sizeof(float) * MAX * STRIDE);
+            memcpy(x + before * STRIDE, seq, sizeof(float) * (size_t)(keep * STRIDE));
+            a.q = x;
+            a.k = x + D;
+            a.v = x + 2 * D;
+            a.out = out;
+            a.seq_offsets = a.seq_offsets_host = o;
+            a.n_seqs = 2;
+            OK(f[t].ops->attention(f[t].s, &a, &err));
+            fixture_sync(&f[t]);
+            cr_assert_arr_eq(out + before * D, first, sizeof(float) * (size_t)(keep * D),
+                             "window %d: %d rows at %d, %d after", window, keep, before, after);
+        }
+    }
+    free(seq), free(first), free(x), free(out);
+    fixture_close(&f[0]);
+    fixture_close(&f[1]);
+}

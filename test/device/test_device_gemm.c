@@ -13,8 +13,8 @@ static double as_computed(float x, td_dtype compute) {
 
 static const struct {
     int32_t n, k;
-} shapes[] = {{64, 64},   {192, 64},   {100, 37},  {1, 1},     {7, 129},
-              {1100, 96}, {333, 1000}, {512, 172}, {130, 2500}};
+} shapes[] = {{64, 64},    {192, 64},  {100, 37},   {1, 1},    {7, 129},  {1100, 96},
+              {333, 1000}, {512, 172}, {130, 2500}, {70, 513}, {40, 5376}};
 
 static void check_values(td_dtype compute) {
     td_error err = {0};
@@ -70,6 +70,42 @@ Test(device_gemm, values_bf16) {
     if (!has)
         cr_skip("SKIPPED: this CPU has no bf16 of its own\n");
     check_values(TD_BF16);
+}
+
+/* The error of an f32 row product grows as the square root of K does, not faster: no f32 sum runs
+ * over more than 512 elements, on any instruction set. From theory: products of N(0, 1) numbers make
+ * partial sums of deviation sqrt(n); each addition rounds off u / sqrt 3 of its sum's power of two,
+ * which makes 0.3 n u for a run of n, and so 0.3 sqrt(512) u sqrt(K) for parts of 512, joined by
+ * sums of K / 512 terms. One run over K has 0.3 sqrt(K) u sqrt(K): 22 and 44 where 9 is allowed. */
+Test(device_gemm, wide_rows_lose_no_more_than_their_parts) {
+    enum { N = 96, M = 48 };
+    static const int32_t ks[] = {5376, 21504};
+    td_error err = {0};
+    fixture f = fixture_open(2);
+    test_rng r = {12};
+    for (size_t c = 0; c < TD_ARRAY_LEN(ks); c++) {
+        const int32_t k = ks[c];
+        float *w = rng_floats(&r, (size_t)N * k), *x = rng_floats(&r, (size_t)M * k);
+        float out[M * N];
+        double sum = 0;
+        td_weight *weight = weight_of(&f, w, N, k, TD_F32);
+        td_gemm_args a = {weight, x, NULL, out, M, 1, false};
+        OK(f.ops->gemm(f.s, &a, &err));
+        fixture_sync(&f);
+        for (int32_t i = 0; i < M; i++)
+            for (int32_t j = 0; j < N; j++) {
+                double want = 0;
+                for (int32_t l = 0; l < k; l++)
+                    want += (double)x[(size_t)i * k + l] * w[(size_t)j * k + l];
+                sum += (out[i * N + j] - want) * (out[i * N + j] - want);
+            }
+        const double rms = sqrt(sum / (M * N)) / (0x1p-24 * sqrt(k));
+        const double allowed = 1.25 * 0.3 * hypot(sqrt(512), sqrt(k / 512.0));
+        cr_assert_lt(rms, allowed, "K %d: %.2f u sqrt(K), allowed %.2f", k, rms, allowed);
+        f.ops->weight_destroy(weight);
+        free(w), free(x);
+    }
+    fixture_close(&f);
 }
 
 Test(device_gemm, parts_of_any_type_are_stacked) {

@@ -243,6 +243,38 @@ static void case_real_sizes(void) {
     }
 }
 
+/* An average of equal values is that value, over however many keys. From theory, in units of 2^-24
+ * and relative to the value: p v of a tile are 64 additions and tiles are joined with an error of 2,
+ * the probabilities are 8 and 2, the quotient 1. One running f32 sum of equal terms drifts by more
+ * than that within a thousand keys. A 16-bit result hides both behind its own rounding. */
+static void case_many_keys(void) {
+    const int32_t n = gt_large ? 40000 : 1500;
+    const double bound = (64 + 2 + 8 + 2 + 1) * 0x1p-24;
+    static const attention_case shapes_of[] = {
+        {1, 1, 32, 0, 0, 1, 0}, {1, 1, 128, 0, 0, 1, 0}, {1, 1, 256, 0, 0, 1, 0}};
+    for (size_t i = 0; i < TD_ARRAY_LEN(shapes_of); i++) {
+        const attention_case *c = &shapes_of[i];
+        const int32_t d = c->d, stride = 3 * d;
+        const packed p = pack_lengths(&n, 1);
+        float *qkv = gt_host((size_t)n * (size_t)stride * sizeof(float));
+        for (int32_t t = 0; t < n; t++) {
+            float *q = qkv + (size_t)t * (size_t)stride, *k = q + d, *v = k + d;
+            q[0] = t % 2 ? 0.5f * sqrtf((float)d) : 0; /* against the scale: scores are k or 0 */
+            k[0] = t ? -2.3025851f : 0;
+            for (int32_t j = 0; j < d; j++)
+                v[j] = 0.1f * (float)(j % 8 + 1);
+        }
+        const float *got = attention(&gt_dut, c, &p, qkv, stride, TD_F32, TD_F32);
+        double worst = 0;
+        for (size_t at = 0; at < (size_t)n * (size_t)d; at++) {
+            const double v = (double)(0.1f * (float)(at % 8 + 1));
+            worst = TD_MAX(worst, fabs((double)got[at] - v) / v);
+        }
+        GT_CHECK(worst <= bound, "head of %d, %d keys: %.3g off, allowed %.3g", d, n, worst, bound);
+        gt_release();
+    }
+}
+
 static void case_refusals(void) {
     const int32_t offsets[] = {0, 1};
     td_attention_args a = {
@@ -261,6 +293,7 @@ static const gt_case cases[] = {
     {"extreme_scores", case_extreme_scores},
     {"rows_keep_their_bits", case_rows_keep_their_bits},
     {"real_sizes", case_real_sizes},
+    {"many_keys", case_many_keys},
     {"refusals", case_refusals},
 };
 
