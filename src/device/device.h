@@ -149,8 +149,9 @@ typedef struct td_rope_args {
 
 /* Causal grouped-query attention over packed sequences: softmax(scale * q k^T) v. Query head h uses
  * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i.
- * Scores, softmax and sums are f32. With 16-bit q, k and v the probabilities are rounded to that
- * type before they meet v, as every fused kernel does. */
+ * Scores, softmax and sums are f32, and no sum over keys runs in one f32 for longer than a tile: the
+ * rounding error does not grow with the number of keys (docs/numerics.md). With 16-bit q, k and v
+ * the probabilities are rounded to that type before they meet v, as every fused kernel does. */
 typedef struct td_attention_args {
     const void *q, *k, *v;           /* device, in_dtype; row t at base + t * stride elements */
     td_dtype in_dtype;               /* TD_F32; with 16-bit out_dtype, out_dtype where the device
@@ -182,8 +183,9 @@ typedef struct td_act_args {
 } td_act_args;
 
 /* Mixture-of-experts MLP (Mixtral, Qwen3-MoE): router logits = in * router^T; p = softmax over all
- * experts in f32; the top_k experts by p (ties by the lower expert); their p, divided by their sum
- * when `normalise`; out[t] += scale * sum over the chosen experts, in ascending expert number, of
+ * experts in f32; the top_k experts by p, and of equal p the lowest expert first, on every device
+ * (torch.topk promises no order among equals, and so transformers may take others there); their p,
+ * divided by their sum when `normalise`; out[t] += scale * sum over the chosen experts, in ascending expert number, of
  * p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed, tokens grouped per
  * expert; a row's bits do not depend on which rows share its experts. */
 typedef struct td_moe_args {

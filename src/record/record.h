@@ -27,9 +27,10 @@
 
 /* The numerics revision: which bits the same inputs give on the same device kind. Whoever changes a
  * recorded bit raises it (docs/design.md). It is part of a run's identity, so that no folder mixes
- * two. Revision 1 is that of commit c4d9fb0 and has no key in the manifest: folders older than the
- * key are of revision 1, and those written today are the same bytes. */
-#define TD_NUMERICS_REVISION 1
+ * two.
+ *   1  commit c4d9fb0; has no key in the manifest: folders older than the key are of revision 1
+ *   2  sums over keys and over K by parts, so that f32's error does not grow with them */
+#define TD_NUMERICS_REVISION 2
 
 /* Bytes a recorded row costs on disk, all row tensors; in the ragged modes the most it
  * can be. Before compression by output.zstd. Pure. */
