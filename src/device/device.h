@@ -149,7 +149,7 @@ typedef struct td_rope_args {
 
 /* Causal grouped-query attention over packed sequences: softmax(scale * q k^T) v. Query head h uses
  * kv head h / (H / Hkv). window > 0: position i sees j with i - window < j <= i.
- * Scores, softmax and sums are f32, and no sum over keys runs in one f32 for longer than a tile: the
+ * Scores, softmax and sums are f32. Sums over keys are made tile by tile: with f32 input their
  * rounding error does not grow with the number of keys (docs/numerics.md). With 16-bit q, k and v
  * the probabilities are rounded to that type before they meet v, as every fused kernel does. */
 typedef struct td_attention_args {
@@ -185,9 +185,9 @@ typedef struct td_act_args {
 /* Mixture-of-experts MLP (Mixtral, Qwen3-MoE): router logits = in * router^T; p = softmax over all
  * experts in f32; the top_k experts by p, and of equal p the lowest expert first, on every device
  * (torch.topk promises no order among equals, and so transformers may take others there); their p,
- * divided by their sum when `normalise`; out[t] += scale * sum over the chosen experts, in ascending expert number, of
- * p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed, tokens grouped per
- * expert; a row's bits do not depend on which rows share its experts. */
+ * divided by their sum when `normalise`; out[t] += scale * sum over the chosen experts, in ascending
+ * expert number, of p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed,
+ * tokens grouped per expert; a row's bits do not depend on which rows share its experts. */
 typedef struct td_moe_args {
     const td_weight *router; /* [E, C] */
     /* HOST arrays, which live until the operation has run. All weights are of one compute dtype. */

@@ -98,7 +98,7 @@ Test(cpu_kernels, gelu_errors_are_small) {
 /* An average of equal values is that value, over however many keys: the last rows of a long sequence,
  * at every level. From theory, in units of u = 2^-24 and relative to the value: p v of a tile are 64
  * additions and tiles are joined with an error of 2, the probabilities are 18 and 2, the quotient 1.
- * One running f32 sum of equal terms drifts: a hundred times that bound. */
+ * One running f32 sum of equal terms drifts: 75 times that bound. */
 Test(cpu_kernels, attention_over_many_keys_does_not_drift) {
     enum { N = 40000, D = 8, STRIDE = 3 * D, FIRST = N - TD_ATT_QUERIES };
     const double bound = (64 + 2 + 18 + 2 + 1) * 0x1p-24;

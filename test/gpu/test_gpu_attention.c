@@ -245,8 +245,8 @@ static void case_real_sizes(void) {
 
 /* An average of equal values is that value, over however many keys. From theory, in units of 2^-24
  * and relative to the value: p v of a tile are 64 additions and tiles are joined with an error of 2,
- * the probabilities are 8 and 2, the quotient 1. One running f32 sum of equal terms drifts by more
- * than that within a thousand keys. A 16-bit result hides both behind its own rounding. */
+ * the probabilities are 8 and 2, the quotient 1. One running f32 sum of equal terms is three times
+ * that off at 1,500 keys. A 16-bit result hides both behind its own rounding. */
 static void case_many_keys(void) {
     const int32_t n = gt_large ? 40000 : 1500;
     const double bound = (64 + 2 + 8 + 2 + 1) * 0x1p-24;
