@@ -185,8 +185,8 @@ typedef struct td_act_args {
 /* Mixture-of-experts MLP (Mixtral, Qwen3-MoE): router logits = in * router^T; p = softmax over all
  * experts in f32; the top_k experts by p, and of equal p the lowest expert first, on every device
  * (torch.topk promises no order among equals, and so transformers may take others there); their p,
- * divided by their sum when `normalise`; out[t] += scale * sum over the chosen experts, in ascending
- * expert number, of p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed,
+ * divided by their sum when `normalise`; out[t] += scale * sum over the chosen experts, ascending
+ * in number, of p * down_e(act(gate_e(in)) * up_e(in)). Only the chosen experts are computed,
  * tokens grouped per expert; a row's bits do not depend on which rows share its experts. */
 typedef struct td_moe_args {
     const td_weight *router; /* [E, C] */
