@@ -67,9 +67,9 @@ static td_status check_teacher(against *a, td_error *err) {
     rc = td_tokenizer_load(j->cfg->model.path, &j->tok, err);
     if (rc != TD_OK)
         return rc;
-    uint64_t hash = td_tokenizer_hash(j->tok);
-    return td_recheck_teacher(a->recheck, j->cfg->model.path,
-                              &(td_recheck_teacher_hashes){.tokenizer = &hash}, err);
+    uint64_t hash = td_tokenizer_hash(j->tok), of_bytes = td_tokenizer_bytes_hash(j->tok);
+    td_recheck_teacher_hashes tokenizer = {.tokenizer = &hash, .tokenizer_bytes = &of_bytes};
+    return td_recheck_teacher(a->recheck, j->cfg->model.path, &tokenizer, err);
 }
 
 /* One copy of the model, on as few devices as hold it, in the folder's own compute mode. */

@@ -12,6 +12,7 @@
 #include "base/safetensors.h"
 #include "base/strbuf.h"
 #include "data/tokens.h"
+#include "tokenizer/tokenizer.h"
 
 enum { OFFSETS_CHUNK = 8192 };
 
@@ -140,7 +141,9 @@ static td_status check_tokenizer(const td_tokens *t, td_error *err) {
     const char *said = of_const(t)->tokenizer_hash, *model_dir = t->rows.cfg->model.path;
     if (!said || !model_dir)
         return TD_OK;
-    char *path = td_asprintf("%s/tokenizer.json", model_dir), *text = NULL, have[17];
+    char *path = td_asprintf("%s/tokenizer.json", model_dir), *text = NULL;
+    char have[17], of_bytes[17];
+    uint64_t hash;
     size_t n;
     if (!path)
         return td_error_nomem(err, "a path", strlen(model_dir));
@@ -150,8 +153,12 @@ static td_status check_tokenizer(const td_tokens *t, td_error *err) {
     rc = td_file_read(path, (size_t)1 << 30, TD_E_MODEL, &text, &n, err);
     if (rc != TD_OK)
         goto done;
-    td_hash_hex(td_hash64(text, n), have);
-    if (strcmp(have, said) != 0)
+    rc = td_tokenizer_text_hash(text, n, &hash, err);
+    if (rc != TD_OK)
+        goto done;
+    td_hash_hex(hash, have);
+    td_hash_hex(td_hash64(text, n), of_bytes); /* what older versions of tools/prepare wrote */
+    if (strcmp(have, said) != 0 && strcmp(of_bytes, said) != 0)
         rc = td_error_set(err, TD_E_DATA,
                           "data.path: %s was made with another tokenizer than the model's: the "
                           "token file says tokenizer_hash %.40s, %s has %s; make it again with "

@@ -549,13 +549,14 @@ static td_status load_tokenizer(td_inspector *in, const char *asked, td_error *e
         asked ? asked : json_string_value(json_object_get(in->manifest.root, "model_path"));
     const char *want = json_string_value(json_object_get(in->manifest.identity, "tokenizer.hash"));
     td_error why = {0};
-    char have[17];
+    char have[17], of_bytes[17];
     if (!dir)
         return TD_OK;
     td_status rc = td_tokenizer_load(dir, &in->tok, &why);
     if (rc == TD_OK && want) {
         td_hash_hex(td_tokenizer_hash(in->tok), have);
-        if (strcmp(have, want) != 0) {
+        td_hash_hex(td_tokenizer_bytes_hash(in->tok), of_bytes); /* what older versions wrote */
+        if (strcmp(have, want) != 0 && strcmp(of_bytes, want) != 0) {
             rc = td_error_set(&why, TD_E_MODEL,
                               "%s/tokenizer.json is not the tokenizer that this run used", dir);
             td_tokenizer_free(in->tok);

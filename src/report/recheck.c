@@ -243,12 +243,22 @@ static td_status compare_hash(const td_recheck *r, const char *key, const char *
                         model_dir, r->dir, key, what, want, hex);
 }
 
+/* Older versions recorded the hash of all of tokenizer.json's bytes. */
+static bool is_bytes_hash(const td_recheck *r, const uint64_t *hash) {
+    const char *want = json_string_value(json_object_get(r->manifest.identity, "tokenizer.hash"));
+    char hex[17];
+    if (!want || !hash)
+        return false;
+    td_hash_hex(*hash, hex);
+    return strcmp(want, hex) == 0;
+}
+
 td_status td_recheck_teacher(const td_recheck *r, const char *model_dir,
                              const td_recheck_teacher_hashes *have, td_error *err) {
     td_status rc = TD_OK;
     if (have->config)
         rc = compare_hash(r, "model.config_hash", "config.json", model_dir, *have->config, err);
-    if (rc == TD_OK && have->tokenizer)
+    if (rc == TD_OK && have->tokenizer && !is_bytes_hash(r, have->tokenizer_bytes))
         rc = compare_hash(r, "tokenizer.hash", "tokenizer.json", model_dir, *have->tokenizer, err);
     if (rc == TD_OK && have->weights)
         rc = compare_hash(r, "model.weights_hash", "the weights", model_dir, *have->weights, err);

@@ -48,6 +48,7 @@ bool td_recheck_needs_tokenizer(const td_recheck *r);
 /* What a teacher at hand is, for td_recheck_teacher; NULL: not looked at yet. */
 typedef struct td_recheck_teacher_hashes {
     const uint64_t *config, *tokenizer, *weights;
+    const uint64_t *tokenizer_bytes; /* td_tokenizer_bytes_hash: serves as well as `tokenizer` */
 } td_recheck_teacher_hashes;
 /* Those that are not NULL are compared with the manifest: TD_E_MODEL shows both sides. */
 td_status td_recheck_teacher(const td_recheck *r, const char *model_dir,

@@ -118,8 +118,8 @@ static int32_t assign_id(const tok_added *a, const tok_model *model, const tok_a
     return max_id >= (int32_t)model->n_vocab ? max_id + 1 : (int32_t)model->n_vocab;
 }
 
-static td_status add_to_trie(tok_added *a, int32_t i, const tok_norms *norms, td_tok_scratch *s,
-                             td_error *err) {
+static td_status add_to_trie(tok_added *a, int32_t i, const tok_norms *norms, const char *where,
+                             td_tok_scratch *s, td_error *err) {
     const tok_added_token *t = &a->token[i];
     const char *text = t->content;
     size_t n = t->n;
@@ -129,7 +129,14 @@ static td_status add_to_trie(tok_added *a, int32_t i, const tok_norms *norms, td
         if (rc != TD_OK)
             return rc;
     }
-    if (n > 0 && !trie_add(t->normalized ? &a->normalized : &a->raw, text, n, i))
+    /* HF would split every text at each byte where such a token is, and fail beyond ASCII. */
+    if (n == 0)
+        return td_error_set(
+            err, TD_E_MODEL,
+            "%s: the normalizer leaves nothing of the token \"%.*s\" (id %d), which "
+            "has normalized = true; set it to false, or remove the token",
+            where, (int)TD_MIN(t->n, 64), t->content, t->id);
+    if (!trie_add(t->normalized ? &a->normalized : &a->raw, text, n, i))
         return td_error_nomem(err, "the added tokens", a->raw.n * sizeof *a->raw.node);
     return TD_OK;
 }
@@ -160,7 +167,7 @@ td_status tok_added_load(const json_t *list, const tok_model *model, const tok_n
         max_id = TD_MAX(max_id, t->id);
         rc = tok_vocab_add(&a->names, t->content, t->n, t->id, err);
         if (rc == TD_OK)
-            rc = add_to_trie(a, (int32_t)a->n - 1, norms, s, err);
+            rc = add_to_trie(a, (int32_t)a->n - 1, norms, where, s, err);
     }
     if (rc != TD_OK)
         return rc;
@@ -235,16 +242,22 @@ td_status tok_added_split(const tok_added *a, bool normalized, const char *text,
         at = end;
         if (tok->single_word && !stands_alone(text, n, begin, end))
             continue;
-        if (tok->lstrip)
+        if (tok->lstrip) {
             while (begin > done) {
                 size_t p = last_char(text, begin);
                 if (!tok_is_space(tok_utf8_get(text + p, begin - p, &len)))
                     break;
                 begin = p;
             }
+            /* The token before may have taken this one's spaces, and more. Of what it took all of,
+             * nothing is left, and that is no token. */
+            begin = TD_MAX(begin, done);
+        }
         if (tok->rstrip)
             while (end < n && tok_is_space(tok_utf8_get(text + end, n - end, &len)))
                 end += len;
+        if (begin > end)
+            continue; /* all of it went with the token before (HF panics here) */
         ok = push(out, done, begin, -1) && push(out, begin, end, tok->id);
         done = end;
     }

@@ -71,6 +71,10 @@ uint32_t tok_lowercase(uint32_t cp, uint32_t *second) {
 }
 
 bool tok_is_inert(tok_form form, uint32_t cp) {
+    /* The base of Hangul's final consonants is none itself, and composes with nothing; utf8proc
+     * composes it with the syllable before it, and so loses it. */
+    if (cp == 0x11a7)
+        return true;
     switch (form) {
     case TOK_NFC:
         return IN(tok_nfc_inert, cp);

@@ -59,6 +59,28 @@ uint32_t tok_byte_to_char(uint8_t byte);
 /* The byte that a code point stands for, -1 for none. */
 int tok_char_to_byte(uint32_t cp);
 
+/* --- the text of tokenizer.json (json_text.c) ------------------------------------------------- */
+
+typedef struct tok_text {
+    const char *p;
+    size_t n;
+} tok_text;
+
+/* Elements of an array or members of an object, in order. Keys stand as they are written: between
+ * the quotes, with their escapes. */
+typedef struct tok_text_walk {
+    const char *at, *end;
+    bool is_object;
+} tok_text_walk;
+tok_text_walk tok_text_parts(tok_text list);
+bool tok_text_next(tok_text_walk *w, tok_text *key, tok_text *value); /* key: of objects */
+/* False when the object has no key that is written so. */
+bool tok_text_member(tok_text object, const char *name, tok_text *out);
+/* A number as serde_json without its feature float_roundtrip reads it, which HF is built with: the
+ * digits as an integer, times or divided by a power of ten. That is often one unit in the last
+ * place beside the nearest double. Infinite when it is too large. */
+double tok_text_number(tok_text t);
+
 /* --- sets and maps of characters, by HF's tables (tok_char.c) --------------------------------- */
 
 typedef struct tok_range {
@@ -78,7 +100,8 @@ bool tok_is_bert_accent(uint32_t cp);  /* BertNormalizer's strip_accents removes
 bool tok_is_bert_control(uint32_t cp); /* BertNormalizer's clean_text removes it */
 /* Lower case of a code point; *second is a code point behind it, 0 for none. */
 uint32_t tok_lowercase(uint32_t cp, uint32_t *second);
-/* Not known to HF's normalisation to that form: stays as it is and where it is. */
+/* Not known to HF's normalisation to that form, or not to be touched by utf8proc: stays as it is
+ * and where it is. */
 typedef enum tok_form { TOK_NFC, TOK_NFD, TOK_NFKC, TOK_NFKD } tok_form;
 bool tok_is_inert(tok_form form, uint32_t cp);
 /* Appends the ranges as items of a PCRE2 character class. */
@@ -310,8 +333,9 @@ typedef struct tok_model {
     double unk_score;
 } tok_model;
 
-td_status tok_model_load(const json_t *model, bool byte_level, const char *where, tok_model *out,
-                         td_error *err);
+/* `text`: that of `model`. */
+td_status tok_model_load(const json_t *model, tok_text text, bool byte_level, const char *where,
+                         tok_model *out, td_error *err);
 /* Whether a model of this JSON can work on raw bytes. */
 bool tok_model_takes_bytes(const json_t *model);
 void tok_model_free(tok_model *m);
@@ -340,7 +364,8 @@ uint64_t tok_heap_pop(td_tok_scratch *s);
 td_status tok_bpe_load(const json_t *v, const char *where, tok_model *m, td_error *err);
 td_status tok_bpe_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
                         size_t *n_ids, td_error *err);
-td_status tok_unigram_load(const json_t *v, const char *where, tok_model *m, td_error *err);
+td_status tok_unigram_load(const json_t *v, tok_text text, const char *where, tok_model *m,
+                           td_error *err);
 td_status tok_unigram_piece(const tok_model *m, td_tok_scratch *s, const char *p, size_t n,
                             size_t *n_ids, td_error *err);
 td_status tok_words_load(const json_t *v, const char *where, tok_model *m, td_error *err);
@@ -452,7 +477,7 @@ struct td_tokenizer {
     tok_decs decs;
     tok_post post;
     int32_t n_vocab, bos_id, eos_id;
-    uint64_t hash;
+    uint64_t hash, bytes_hash;
 };
 
 /* One thread's working memory. Buffers keep their size between calls. */

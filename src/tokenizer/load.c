@@ -122,11 +122,13 @@ static bool makes_visible(const td_tokenizer *tok) {
     return visible;
 }
 
-static td_status load_sections(const char *path, const json_t *root, td_tokenizer *tok,
-                               td_error *err) {
+/* `text`: that of `root`. */
+static td_status load_sections(const char *path, const json_t *root, tok_text text,
+                               td_tokenizer *tok, td_error *err) {
     static const char *const names[] = {"normalizer",   "pre_tokenizer",  "model",
                                         "added_tokens", "post_processor", "decoder"};
     td_tok_scratch *s = NULL;
+    tok_text model = {0};
     td_status rc = TD_OK;
     if (!json_is_object(root))
         return td_error_set(err, TD_E_MODEL, "%s: it must be an object, but is %s", path,
@@ -150,7 +152,10 @@ static td_status load_sections(const char *path, const json_t *root, td_tokenize
             tok->visible = makes_visible(tok);
             if (!tok_model_takes_bytes(v))
                 tok_pres_make_visible(&tok->pres);
-            rc = tok_model_load(v, tok->pres.byte_level, where, &tok->model, err);
+            if (v && !tok_text_member(text, "model", &model))
+                rc = td_error_set(err, TD_E_MODEL, "%s: write this key without escapes", where);
+            else
+                rc = tok_model_load(v, model, tok->pres.byte_level, where, &tok->model, err);
             break;
         case 3:
             rc = tok_added_load(v, &tok->model, &tok->norms, s, where, &tok->added, err);
@@ -181,10 +186,12 @@ td_status td_tokenizer_load(const char *model_dir, td_tokenizer **out, td_error 
     rc = td_file_read(path, MAX_FILE_BYTES, TD_E_MODEL, &data, &n, err);
     if (rc != TD_OK)
         goto done;
-    tok->hash = td_hash64(data, n);
+    tok->bytes_hash = td_hash64(data, n);
     rc = td_json_parse(data, n, path, TD_E_MODEL, &root, err);
     if (rc == TD_OK)
-        rc = load_sections(path, root, tok, err);
+        rc = td_tokenizer_text_hash(data, n, &tok->hash, err);
+    if (rc == TD_OK)
+        rc = load_sections(path, root, (tok_text){data, n}, tok, err);
     if (rc == TD_OK)
         rc = load_config(model_dir, tok, err);
     if (rc == TD_OK) {
@@ -225,4 +232,8 @@ int32_t td_tokenizer_eos_id(const td_tokenizer *tok) {
 
 uint64_t td_tokenizer_hash(const td_tokenizer *tok) {
     return tok->hash;
+}
+
+uint64_t td_tokenizer_bytes_hash(const td_tokenizer *tok) {
+    return tok->bytes_hash;
 }

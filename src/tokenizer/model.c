@@ -83,8 +83,8 @@ static void index_characters(tok_model *m) {
     }
 }
 
-td_status tok_model_load(const json_t *v, bool byte_level, const char *where, tok_model *m,
-                         td_error *err) {
+td_status tok_model_load(const json_t *v, tok_text text, bool byte_level, const char *where,
+                         tok_model *m, td_error *err) {
     *m = (tok_model){.unk_id = -1, .byte_level = byte_level};
     if (!json_is_object(v))
         return td_error_set(err, TD_E_MODEL, "%s: it must be an object, but is %s", where,
@@ -99,7 +99,7 @@ td_status tok_model_load(const json_t *v, bool byte_level, const char *where, to
     if (m->kind == TOK_MODEL_BPE)
         rc = tok_bpe_load(v, where, m, err);
     else if (m->kind == TOK_MODEL_UNIGRAM)
-        rc = tok_unigram_load(v, where, m, err);
+        rc = tok_unigram_load(v, text, where, m, err);
     else
         rc = tok_words_load(v, where, m, err);
     if (rc == TD_OK && !byte_level)

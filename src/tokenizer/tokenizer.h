@@ -67,7 +67,14 @@ int32_t td_tokenizer_n_vocab(const td_tokenizer *tok);
 /* From tokenizer_config.json (string or object form), -1 when absent. */
 int32_t td_tokenizer_bos_id(const td_tokenizer *tok);
 int32_t td_tokenizer_eos_id(const td_tokenizer *tok);
-/* xxh3 of tokenizer.json's bytes. */
+/* xxh3 of tokenizer.json's bytes with null in the place of the values of "truncation" and
+ * "padding", which change no id, and which a tokenizer that was used for training is saved with. */
 uint64_t td_tokenizer_hash(const td_tokenizer *tok);
+/* The same of a file's bytes, which need not be a tokenizer that tdgen can load. */
+td_status td_tokenizer_text_hash(const char *text, size_t n, uint64_t *out, td_error *err);
+/* xxh3 of all bytes of tokenizer.json: the hash that older versions wrote. What compares a hash of
+ * a file with that of the tokenizer takes either. The two are the same where both blocks are null.
+ */
+uint64_t td_tokenizer_bytes_hash(const td_tokenizer *tok);
 
 #endif

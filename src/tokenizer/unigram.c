@@ -4,6 +4,7 @@
  * and, when none of them is that one character, the unknown token with a score below all. Scores
  * add up in double from the left, and a later way wins only when it is better.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "tokenizer/internal.h"
@@ -45,15 +46,34 @@ static td_status build_trie(tok_model *m, td_error *err) {
     return TD_OK;
 }
 
-td_status tok_unigram_load(const json_t *v, const char *where, tok_model *m, td_error *err) {
+/* The score of the next [token, score] pair of the text. */
+static bool next_score(tok_text_walk *pairs, double *out) {
+    tok_text none, pair, token, score;
+    if (!tok_text_next(pairs, &none, &pair))
+        return false;
+    tok_text_walk both = tok_text_parts(pair);
+    if (!tok_text_next(&both, &none, &token) || !tok_text_next(&both, &none, &score))
+        return false;
+    *out = tok_text_number(score);
+    return isfinite(*out);
+}
+
+/* Scores come from the text: where two ways through a piece are all but equal, the last bit of a
+ * score decides, and HF's parser does not give the nearest double. */
+td_status tok_unigram_load(const json_t *v, tok_text text, const char *where, tok_model *m,
+                           td_error *err) {
     const json_t *list = json_object_get(v, "vocab");
     size_t n = json_array_size(list);
     double min = 0;
     int64_t unk = -1;
+    tok_text vocab = {0};
     if (!json_is_array(list) || n > TOK_MAX_ID)
         return td_error_set(err, TD_E_MODEL,
                             "%s: \"vocab\" must be an array of at most %d [token, score] pairs",
                             where, TOK_MAX_ID);
+    if (!tok_text_member(text, "vocab", &vocab))
+        return td_error_set(err, TD_E_MODEL, "%s: write the key \"vocab\" without escapes", where);
+    tok_text_walk pairs = tok_text_parts(vocab);
     m->n_vocab = n;
     m->score = td_calloc(n, sizeof *m->score);
     if (!m->score)
@@ -68,7 +88,10 @@ td_status tok_unigram_load(const json_t *v, const char *where, tok_model *m, td_
             tok_vocab_add(&m->vocab, json_string_value(s), json_string_length(s), (int32_t)i, err);
         if (rc != TD_OK)
             return rc;
-        m->score[i] = json_number_value(score);
+        if (!next_score(&pairs, &m->score[i]))
+            return td_error_set(
+                err, TD_E_MODEL,
+                "%s: the score of \"vocab\" entry %zu is beyond what a double holds", where, i);
         min = i == 0 ? m->score[i] : TD_MIN(min, m->score[i]);
     }
     td_status rc = td_json_opt_int(v, "unk_id", 0, (int64_t)n - 1, where, TD_E_MODEL, &unk, err);
