@@ -38,6 +38,11 @@ const tok_range *tok_punctuation_ranges(size_t *n) {
     return tok_punctuation;
 }
 
+const tok_range *tok_numeric_ranges(size_t *n) {
+    *n = TD_ARRAY_LEN(tok_numeric);
+    return tok_numeric;
+}
+
 bool tok_is_mark(uint32_t cp) {
     return IN(tok_mark, cp);
 }

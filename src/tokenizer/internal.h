@@ -95,6 +95,8 @@ const tok_range *tok_property(const char *name, size_t *n);
 const tok_range *tok_word_ranges(size_t *n);
 /* What Punctuation and BertPreTokenizer split at. */
 const tok_range *tok_punctuation_ranges(size_t *n);
+/* What Digits splits at: Rust's own \p{N}, of a newer Unicode than that of patterns. */
+const tok_range *tok_numeric_ranges(size_t *n);
 bool tok_is_mark(uint32_t cp);         /* StripAccents removes it */
 bool tok_is_bert_accent(uint32_t cp);  /* BertNormalizer's strip_accents removes it after NFD */
 bool tok_is_bert_control(uint32_t cp); /* BertNormalizer's clean_text removes it */

@@ -145,6 +145,16 @@ static td_status load_fixed_length(const json_t *v, const char *where, tok_pres 
     return add_split(out, where, regex, TOK_ISOLATED, err);
 }
 
+static td_status load_digits(const json_t *v, const char *where, tok_pres *out, td_error *err) {
+    bool individual = false;
+    size_t n;
+    const tok_range *r = tok_numeric_ranges(&n);
+    td_status rc = td_json_opt_bool(v, "individual_digits", where, TD_E_MODEL, &individual, err);
+    if (rc != TD_OK)
+        return rc;
+    return add_set_split(out, where, r, n, individual ? TOK_ISOLATED : TOK_CONTIGUOUS, err);
+}
+
 /* Shared with the decoder's idea of Metaspace: files before 0.19 say add_prefix_space. */
 static td_status load_metaspace(const json_t *v, const char *where, tok_pres *out, td_error *err) {
     const json_t *r = json_object_get(v, "replacement");
@@ -205,14 +215,8 @@ static td_status load_step(const json_t *v, const char *type, const char *where,
         return load_delimiter(v, where, out, err);
     if (strcmp(type, "FixedLength") == 0)
         return load_fixed_length(v, where, out, err);
-    if (strcmp(type, "Digits") == 0) {
-        bool individual = false;
-        td_status rc =
-            td_json_opt_bool(v, "individual_digits", where, TD_E_MODEL, &individual, err);
-        return rc != TD_OK ? rc
-                           : add_split(out, where, "\\p{N}",
-                                       individual ? TOK_ISOLATED : TOK_CONTIGUOUS, err);
-    }
+    if (strcmp(type, "Digits") == 0)
+        return load_digits(v, where, out, err);
     return td_error_set(err, TD_E_MODEL,
                         "%s: the pre-tokenizer \"%s\" is not supported (supported: Split, "
                         "ByteLevel, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit, "

@@ -60,6 +60,9 @@ pieces = [p for p, _ in pre_tokenizers.Whitespace().pre_tokenize_str(
     " ".join("a%sa" % c for c in ALL))]
 table("tok_word", "Rust's \\w, for single_word and Whitespace.",
       {ord(p[1]) for p in pieces if len(p) == 3 and p[0] == p[2] == "a"})
+digits = pre_tokenizers.Digits(individual_digits=True)
+table("tok_numeric", "Rust's char::is_numeric, for Digits.",
+      {ord(c) for c in ALL if len(digits.pre_tokenize_str("a" + c)) == 2})
 table("tok_mark", "What StripAccents removes.", vanish(normalizers.StripAccents()))
 table("tok_bert_accent", "What BertNormalizer removes as an accent, after NFD.",
       vanish(normalizers.BertNormalizer(False, False, True, False)))
