@@ -11,7 +11,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "model/fused.h"
 #include "model/shapes.h"
+#include "model/tensor.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/file.h"
@@ -35,6 +37,9 @@ struct td_checkpoint {
     size_t layer_at[TD_MAX_LAYERS]; /* where a layer's begin: TD_LT_COUNT, E * TD_ET_COUNT */
     td_ckpt_entry **sorted;         /* [n_sorted] those with a tensor, by name, scales among them */
     size_t n_entries, n_sorted;
+    td_fused *fused;      /* [n_layers] */
+    td_st_tensor *slices; /* [n_slices] of them, two for each expert */
+    size_t n_slices;
     const td_st_tensor *shadow_head;
     bool has_fp8;
 };
@@ -186,6 +191,29 @@ static td_status shape_error(const td_checkpoint *ck, const char *name, const td
                         ck->dir, name, has, need);
 }
 
+/* Bytes that stand for powers of two: the config must say so, and none may be the NaN. */
+static td_status check_e8m0(const td_checkpoint *ck, const td_st_tensor *t, td_error *err) {
+    uint8_t piece[4096];
+    if (!ck->cfg.fp8_scale_e8m0)
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: tensor %s has dtype %s, which is a scale only where config.json's "
+                            "quantization_config has scale_fmt \"ue8m0\"",
+                            ck->dir, t->name, t->dtype_name);
+    for (size_t at = 0, n; at < t->size_bytes; at += n) {
+        n = TD_MIN(sizeof piece, t->size_bytes - at);
+        td_status rc = td_safetensors_read(t, at, piece, n, err);
+        if (rc != TD_OK)
+            return rc;
+        const uint8_t *bad = memchr(piece, TD_E8M0_NAN, n);
+        if (bad)
+            return td_error_set(err, TD_E_MODEL,
+                                "%s: tensor %s: element %zu is 255, which is not a number in E8M0; "
+                                "the checkpoint is damaged",
+                                ck->dir, t->name, at + (size_t)(bad - piece));
+    }
+    return TD_OK;
+}
+
 /* The scale of an F8_E4M3 matrix: one number for all, one per row, or one per block. */
 static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err) {
     const td_st_tensor *w = e->tensor, *t;
@@ -210,10 +238,15 @@ static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err)
                             "%s: tensor %s has dtype F8_E4M3, but its scale %s is "
                             "missing",
                             ck->dir, e->name, name);
-    if (t->dtype != TD_F32 && t->dtype != TD_BF16 && t->dtype != TD_F16)
+    if (td_scale_is_e8m0(t)) {
+        if ((rc = check_e8m0(ck, t, err)) != TD_OK)
+            return rc;
+    } else if (t->dtype != TD_F32 && t->dtype != TD_BF16 && t->dtype != TD_F16) {
         return td_error_set(err, TD_E_MODEL,
-                            "%s: tensor %s has dtype %s; scales in F32, BF16 and F16 are supported",
+                            "%s: tensor %s has dtype %s; scales in F32, BF16, F16 and, with "
+                            "scale_fmt \"ue8m0\", F8_E8M0 are supported",
                             ck->dir, name, t->dtype_name);
+    }
     e->scale->tensor = t;
     ck->sorted[ck->n_sorted++] = e->scale;
     const int32_t *block = ck->cfg.fp8_block;
@@ -244,6 +277,13 @@ static td_status check_tensor(td_checkpoint *ck, td_ckpt_entry *e, td_shape want
     td_status rc = find_tensor(ck, e->name, &t, err);
     if (rc != TD_OK)
         return rc;
+    if (!t && e == &ck->entries[TD_MT_LM_HEAD])
+        return td_error_set(err, TD_E_MODEL,
+                            "%s: tensor %s is missing, and tie_word_embeddings is false: "
+                            "transformers would fill it with random numbers; take a checkpoint "
+                            "with its head, or set tie_word_embeddings to true in config.json if "
+                            "the embedding is the head",
+                            ck->dir, e->name);
     if (!t)
         return td_error_set(err, TD_E_MODEL,
                             "%s: tensor %s is missing, but config.json asks for it", ck->dir,
@@ -288,6 +328,33 @@ static char *expand(const char *front, const char *pattern, int32_t number) {
     return td_asprintf("%s%.*s%d%s", front, (int)(hash - pattern), pattern, number, hash + 1);
 }
 
+/* The name of a layer's tensor: the family's, or the other one (td_family.renamed) where the file
+ * has that. */
+static td_status layer_name(const td_checkpoint *ck, const char *front, const char *pattern,
+                            int32_t number, char **out, td_error *err) {
+    const char *from = ck->family->renamed[0], *to = ck->family->renamed[1];
+    const td_st_tensor *t;
+    char *other_front, *other;
+    *out = expand(front, pattern, number);
+    td_status rc = *out ? TD_OK : td_error_nomem(err, "name of a tensor", 64);
+    if (rc != TD_OK || !from || strncmp(pattern, from, strlen(from)) != 0)
+        return rc;
+    if ((rc = find_tensor(ck, *out, &t, err)) != TD_OK || t)
+        return rc;
+    other_front = td_asprintf("%s%s", front, to);
+    other = other_front ? expand(other_front, pattern + strlen(from), number) : NULL;
+    free(other_front);
+    if (!other)
+        return td_error_nomem(err, "name of a tensor", 64);
+    if ((rc = find_tensor(ck, other, &t, err)) == TD_OK && t) {
+        free(*out);
+        *out = other;
+        return TD_OK;
+    }
+    free(other);
+    return rc;
+}
+
 /* `name` is taken over; NULL is an out-of-memory. */
 static td_status require(td_checkpoint *ck, td_ckpt_entry *e, char *name, td_shape want,
                          bool transposed, td_error *err) {
@@ -297,6 +364,76 @@ static td_status require(td_checkpoint *ck, td_ckpt_entry *e, char *name, td_sha
     return want.rows ? check_tensor(ck, e, want, transposed, err) : TD_OK;
 }
 
+/* Both tensors with all experts of the layer, or neither (*out zero). */
+static td_status find_fused(const td_checkpoint *ck, const char *front, td_fused *out,
+                            td_error *err) {
+    const td_st_tensor **both[] = {&out->up, &out->down};
+    char *names[2] = {NULL, NULL};
+    td_status rc = TD_OK;
+    for (size_t i = 0; rc == TD_OK && i < 2; i++) {
+        rc = layer_name(ck, front, ck->family->fused_experts[i], 0, &names[i], err);
+        if (rc == TD_OK)
+            rc = find_tensor(ck, names[i], both[i], err);
+    }
+    if (rc == TD_OK && !out->up != !out->down)
+        rc = td_error_set(err, TD_E_MODEL, "%s: tensor %s is there, but %s is missing", ck->dir,
+                          names[!out->up], names[!out->down]);
+    free(names[0]);
+    free(names[1]);
+    return rc;
+}
+
+/* Gives each expert's entries its part of the two tensors; gate and up stay one matrix. */
+static td_status add_fused(td_checkpoint *ck, int32_t layer, td_error *err) {
+    const td_model_config *c = &ck->cfg;
+    td_fused *f = &ck->fused[layer];
+    int32_t n = td_layer_experts(&c->layers[layer]);
+    td_status rc =
+        td_fused_check(f, n, c->layers[layer].ffn.experts.n_ffn, c->n_hidden, ck->dir, err);
+    for (int32_t x = 0; rc == TD_OK && x < 2 * n; x++) {
+        const td_st_tensor *whole = x % 2 ? f->down : f->up;
+        td_ckpt_entry *e = td_checkpoint_expert(ck, layer, x / 2, x % 2 ? TD_ET_DOWN : TD_ET_GATE);
+        td_st_tensor *part = &ck->slices[ck->n_slices++];
+        *part = td_fused_slice(whole, x / 2);
+        e->name = td_asprintf("%s[%d]", whole->name, x / 2);
+        if (!e->name)
+            return td_error_nomem(err, "name of a tensor", 64);
+        e->tensor = part;
+        e->transposed = f->transposed;
+        ck->sorted[ck->n_sorted++] = e;
+    }
+    return rc;
+}
+
+static bool is_fused(const td_checkpoint *ck, const td_st_tensor *t) {
+    for (int32_t i = 0; ck->n_slices && i < ck->cfg.n_layers; i++)
+        if (t == ck->fused[i].up || t == ck->fused[i].down)
+            return true;
+    return false;
+}
+
+static td_status require_experts(td_checkpoint *ck, int32_t layer, const char *front,
+                                 td_error *err) {
+    const td_model_config *c = &ck->cfg;
+    const td_family *f = ck->family;
+    int32_t n = td_layer_experts(&c->layers[layer]);
+    td_status rc = TD_OK;
+    if (n && f->fused_experts[0])
+        rc = find_fused(ck, front, &ck->fused[layer], err);
+    if (rc == TD_OK && ck->fused[layer].up)
+        return add_fused(ck, layer, err);
+    for (int32_t x = 0; rc == TD_OK && x < n; x++)
+        for (int32_t i = 0; rc == TD_OK && i < TD_ET_COUNT; i++) {
+            char *name = NULL;
+            rc = layer_name(ck, front, f->expert_names[i], x, &name, err);
+            if (rc == TD_OK)
+                rc = require(ck, td_checkpoint_expert(ck, layer, x, (td_expert_tensor)i), name,
+                             td_expert_tensor_shape(c, layer, (td_expert_tensor)i), f->transposed,
+                             err);
+        }
+    return rc;
+}
+
 static td_status require_layer(td_checkpoint *ck, int32_t layer, td_error *err) {
     const td_model_config *c = &ck->cfg;
     const td_family *f = ck->family;
@@ -304,15 +441,13 @@ static td_status require_layer(td_checkpoint *ck, int32_t layer, td_error *err) 
     td_status rc = front ? TD_OK : td_error_nomem(err, "name of a tensor", 64);
     for (int32_t i = 0; rc == TD_OK && i < TD_LT_COUNT; i++) {
         td_shape want = td_layer_tensor_shape(c, f, layer, (td_layer_tensor)i);
-        if (want.rows)
-            rc = require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i),
-                         expand(front, f->layer_names[i], 0), want, f->transposed, err);
+        char *name = NULL;
+        if (want.rows && (rc = layer_name(ck, front, f->layer_names[i], 0, &name, err)) == TD_OK)
+            rc = require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i), name, want,
+                         f->transposed, err);
     }
-    for (int32_t x = 0; rc == TD_OK && x < td_layer_experts(&c->layers[layer]); x++)
-        for (int32_t i = 0; rc == TD_OK && i < TD_ET_COUNT; i++)
-            rc = require(ck, td_checkpoint_expert(ck, layer, x, (td_expert_tensor)i),
-                         expand(front, f->expert_names[i], x),
-                         td_expert_tensor_shape(c, layer, (td_expert_tensor)i), f->transposed, err);
+    if (rc == TD_OK)
+        rc = require_experts(ck, layer, front, err);
     free(front);
     return rc;
 }
@@ -340,7 +475,9 @@ static td_status find_required(td_checkpoint *ck, td_error *err) {
     }
     ck->entries = td_calloc(ck->n_entries, sizeof *ck->entries);
     ck->sorted = td_calloc(ck->n_entries, 2 * sizeof *ck->sorted); /* each may have a scale */
-    if (!ck->entries || !ck->sorted)
+    ck->fused = td_calloc((size_t)c->n_layers, sizeof *ck->fused);
+    ck->slices = td_calloc(ck->n_entries, sizeof *ck->slices);
+    if (!ck->entries || !ck->sorted || !ck->fused || !ck->slices)
         return td_error_nomem(err, "list of tensors", ck->n_entries * sizeof *ck->entries);
     td_status rc = find_prefix(ck, err);
     for (int32_t i = 0; rc == TD_OK && i < TD_MT_COUNT; i++) {
@@ -387,7 +524,7 @@ static td_status check_unexpected(td_checkpoint *ck, td_error *err) {
             const td_st_tensor *t = td_safetensors_at(ck->files[f], i);
             if (bsearch(t->name, ck->sorted, ck->n_sorted, sizeof *ck->sorted,
                         name_against_entry) ||
-                is_ignored(ck, t->name))
+                is_fused(ck, t) || is_ignored(ck, t->name))
                 continue;
             if (ck->cfg.tied_embeddings &&
                 !strcmp(t->name, ck->family->model_names[TD_MT_LM_HEAD])) {
@@ -462,6 +599,8 @@ void td_checkpoint_close(td_checkpoint *ck) {
     json_decref(ck->index);
     free(ck->entries);
     free(ck->sorted);
+    free(ck->fused);
+    free(ck->slices);
     free(ck->files);
     free(ck->file_names);
     free(ck->dir);

@@ -244,6 +244,7 @@ static td_status finish_mixtral(const td_config_reader *r, td_model_config *c) {
 
 static const td_family families[] = {
     {.architecture = "LlamaForCausalLM",
+     .bare = "LlamaModel",
      .model_type = "llama",
      LLAMA_NAMES,
      .default_positions = 2048,
@@ -252,6 +253,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "MistralForCausalLM",
+     .bare = "MistralModel",
      .model_type = "mistral",
      LLAMA_NAMES,
      .default_kv_heads = 8,
@@ -261,6 +263,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen2ForCausalLM",
+     .bare = "Qwen2Model",
      .model_type = "qwen2",
      LLAMA_NAMES,
      .default_kv_heads = 32,
@@ -271,6 +274,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen3ForCausalLM",
+     .bare = "Qwen3Model",
      .model_type = "qwen3",
      LLAMA_NAMES,
      .default_kv_heads = 32,
@@ -283,12 +287,14 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_ONE},
 
     {.architecture = "Qwen3MoeForCausalLM",
+     .bare = "Qwen3MoeModel",
      .model_type = "qwen3_moe",
      LLAMA_MODEL,
      .layer_names = {PRE_NORMS, SPLIT_ATTENTION, SPLIT_MLP, [TD_LT_ROUTER] = "mlp.gate.weight"},
      .expert_names = {[TD_ET_GATE] = "mlp.experts.#.gate_proj.weight",
                       [TD_ET_UP] = "mlp.experts.#.up_proj.weight",
                       [TD_ET_DOWN] = "mlp.experts.#.down_proj.weight"},
+     .fused_experts = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
      .default_kv_heads = 4,
      .default_positions = 32768,
      .default_window = 4096,
@@ -300,12 +306,16 @@ static const td_family families[] = {
      .finish = finish_qwen3_moe},
 
     {.architecture = "MixtralForCausalLM",
+     .bare = "MixtralModel",
      .model_type = "mixtral",
      LLAMA_MODEL,
      .layer_names = {PRE_NORMS, SPLIT_ATTENTION, [TD_LT_ROUTER] = "block_sparse_moe.gate.weight"},
      .expert_names = {[TD_ET_GATE] = "block_sparse_moe.experts.#.w1.weight",
                       [TD_ET_UP] = "block_sparse_moe.experts.#.w3.weight",
                       [TD_ET_DOWN] = "block_sparse_moe.experts.#.w2.weight"},
+     .fused_experts = {"block_sparse_moe.experts.gate_up_proj",
+                       "block_sparse_moe.experts.down_proj"},
+     .renamed = {"block_sparse_moe.", "mlp."},
      .default_kv_heads = 8,
      .default_positions = 131072,
      .default_eps = 1e-5,
@@ -316,6 +326,7 @@ static const td_family families[] = {
      .finish = finish_mixtral},
 
     {.architecture = "GemmaForCausalLM",
+     .bare = "GemmaModel",
      .model_type = "gemma",
      LLAMA_NAMES,
      .default_kv_heads = 16,
@@ -330,6 +341,7 @@ static const td_family families[] = {
      .finish = finish_gemma},
 
     {.architecture = "Gemma2ForCausalLM",
+     .bare = "Gemma2Model",
      .model_type = "gemma2",
      SANDWICH_NAMES,
      .key_act = "hidden_activation",
@@ -348,6 +360,7 @@ static const td_family families[] = {
      .finish = finish_gemma2},
 
     {.architecture = "Gemma3ForCausalLM",
+     .bare = "Gemma3TextModel",
      .model_type = "gemma3_text",
      SANDWICH_NAMES,
      .key_act = "hidden_activation",
@@ -368,6 +381,7 @@ static const td_family families[] = {
      .finish = finish_gemma3},
 
     {.architecture = "Phi3ForCausalLM",
+     .bare = "Phi3Model",
      .model_type = "phi3",
      LLAMA_MODEL,
      .layer_names =
@@ -382,6 +396,7 @@ static const td_family families[] = {
      .longrope_only = true},
 
     {.architecture = "GPT2LMHeadModel",
+     .bare = "GPT2Model",
      .model_type = "gpt2",
      .prefix = "transformer.",
      .layer = "h.#.",
@@ -427,6 +442,7 @@ static const td_family families[] = {
      .finish = finish_gpt2},
 
     {.architecture = "GPTNeoXForCausalLM",
+     .bare = "GPTNeoXModel",
      .model_type = "gpt_neox",
      .prefix = "gpt_neox.",
      .layer = "layers.#.",
@@ -461,6 +477,7 @@ static const td_family families[] = {
      .finish = finish_neox},
 
     {.architecture = "Olmo2ForCausalLM",
+     .bare = "Olmo2Model",
      .model_type = "olmo2",
      LLAMA_MODEL,
      .layer_names = {SPLIT_ATTENTION,
@@ -475,6 +492,7 @@ static const td_family families[] = {
      .no_pre_norm = true},
 
     {.architecture = "SmolLM3ForCausalLM",
+     .bare = "SmolLM3Model",
      .model_type = "smollm3",
      LLAMA_NAMES,
      .default_kv_heads = 4,
@@ -487,6 +505,7 @@ static const td_family families[] = {
      .rope = TD_ROPE_RULE_LISTED},
 
     {.architecture = "GraniteForCausalLM",
+     .bare = "GraniteModel",
      .model_type = "granite",
      LLAMA_NAMES,
      .default_positions = 2048,
@@ -496,6 +515,7 @@ static const td_family families[] = {
      .finish = finish_granite},
 
     {.architecture = "StableLmForCausalLM",
+     .bare = "StableLmModel",
      .model_type = "stablelm",
      LLAMA_NAMES,
      .key_eps = "layer_norm_eps",
@@ -512,7 +532,8 @@ static const td_family families[] = {
 
 const td_family *td_family_find(const char *architecture) {
     for (size_t i = 0; i < TD_ARRAY_LEN(families); i++)
-        if (!strcmp(architecture, families[i].architecture))
+        if (!strcmp(architecture, families[i].architecture) ||
+            !strcmp(architecture, families[i].bare))
             return &families[i];
     return NULL;
 }

@@ -80,6 +80,7 @@ typedef enum td_rope_rule {
 
 typedef struct td_family {
     const char *architecture; /* config.json: architectures[0] */
+    const char *bare;         /* or this one: saved from the model without its head */
     const char *model_type;   /* transformers goes by this one, so it must agree */
 
     /* --- tensor names. '#' stands for the number of the layer, then of the expert. */
@@ -88,6 +89,11 @@ typedef struct td_family {
     const char *model_names[TD_MT_COUNT];
     const char *layer_names[TD_LT_COUNT]; /* NULL: the family has no such tensor */
     const char *expert_names[TD_ET_COUNT];
+    /* gate and up, and down, of all experts in one tensor each; where the file has the first, it
+     * has no expert_names (fused.h). */
+    const char *fused_experts[2];
+    /* Names of a layer that begin with the first begin with the second in other files. */
+    const char *renamed[2];
     const char *ignored[3]; /* ends of the names of buffers that are no weights */
     bool transposed;        /* matrices of layers are stored [in, out] (GPT-2's Conv1D) */
     bool qkv_by_head;       /* QKV rows are q, k, v of head 0, then of head 1, ... (NeoX) */
@@ -128,7 +134,7 @@ typedef struct td_family {
     td_status (*finish)(const td_config_reader *r, td_model_config *c);
 } td_family;
 
-/* NULL when no family has that name. */
+/* NULL when no family has that name, be it that of the bare model. */
 const td_family *td_family_find(const char *architecture);
 const td_family *td_family_find_type(const char *model_type);
 /* "LlamaForCausalLM, ... and Z" for messages; cut where buf ends. */

@@ -2,7 +2,8 @@
  *
  * Two published forms are read, both with e4m3 weights and their scales beside them:
  *   quant_method "fp8"                X.weight_scale_inv, one scale per weight_block_size block, or
- *                                     a single one when there is no block size
+ *                                     a single one when there is no block size; with scale_fmt
+ *                                     "ue8m0" they are powers of two, in F32 or as bytes (E8M0)
  *   quant_method "compressed-tensors" X.weight_scale of format float-quantized, one scale per
  *                                     tensor, row ("channel") or block
  * Which matrices are quantised follows from the dtypes in the file, so lists of modules that were
@@ -50,8 +51,9 @@ static td_status read_fp8(const td_config_reader *r, const json_t *q, const char
         return rc;
     if (strcmp(fmt, "e4m3") != 0)
         return refuse_method(r, key, "fp8", ", fmt other than e4m3");
-    if (strcmp(scale_fmt, "float") != 0)
-        return refuse_method(r, key, "fp8", ", scale_fmt other than float");
+    c->fp8_scale_e8m0 = strcmp(scale_fmt, "ue8m0") == 0;
+    if (strcmp(scale_fmt, "float") != 0 && !c->fp8_scale_e8m0)
+        return refuse_method(r, key, "fp8", ", scale_fmt other than float and ue8m0");
     c->fp8 = true;
     c->fp8_scale_suffix = "_scale_inv";
     return read_block(r, q, "weight_block_size", c);

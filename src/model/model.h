@@ -142,6 +142,7 @@ typedef struct td_model_config {
 
     td_dtype weight_dtype;        /* torch_dtype; TD_F32 when absent; of FP8 ones the others */
     bool fp8;                     /* matrices may be F8_E4M3 with scales */
+    bool fp8_scale_e8m0;          /* scales may be E8M0 bytes: 2^(b - 127), 255 is NaN */
     bool fp8_scale_first;         /* the product is rounded to the scale's dtype first */
     const char *fp8_scale_suffix; /* appended to the weight's name: "_scale_inv" or "_scale" */
     int32_t fp8_block[2];         /* rows and columns that share a scale; 0 = per tensor or row */

@@ -44,6 +44,16 @@ float td_e4m3_to_f32(uint8_t b) {
     return b & 0x80 ? -v : v;
 }
 
+bool td_scale_is_e8m0(const td_st_tensor *t) {
+    return t->dtype == TD_U8 || !strcmp(t->dtype_name, "F8_E8M0");
+}
+
+static float scale_at(const td_st_tensor *s, size_t i) {
+    if (td_scale_is_e8m0(s))
+        return ldexpf(1.0f, ((const uint8_t *)s->data)[i] - 127);
+    return td_element_load(s->data, (td_dtype)s->dtype, i);
+}
+
 static float round_to(float v, td_dtype dtype) {
     return dtype == TD_BF16  ? td_bf16_to_f32(td_f32_to_bf16(v))
            : dtype == TD_F16 ? td_f16_to_f32(td_f32_to_f16(v))
@@ -62,8 +72,7 @@ void td_tensor_dequantise(const td_ckpt_entry *e, const td_model_config *cfg, co
     for (int64_t i = 0; i < n;) { /* what is left of the row's block of columns */
         int64_t r = (first + i) / cols, c = (first + i) % cols;
         int64_t end = i + TD_MIN(TD_MIN((c / bc + 1) * bc, cols) - c, n - i);
-        float scale =
-            td_element_load(s->data, scale_dtype, (size_t)(r / br * scales_per_row + c / bc));
+        float scale = scale_at(s, (size_t)(r / br * scales_per_row + c / bc));
         for (; i < end; i++) {
             float v = values[q[i]] * scale;
             dst[i] = cfg->fp8_scale_first ? round_to(v, scale_dtype) : v;

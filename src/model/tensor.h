@@ -22,6 +22,9 @@ td_status td_tensor_refuse(const td_ckpt_entry *e, int64_t i, float value, td_dt
 /* Elements [first, first + n) of an F8_E4M3 matrix, of which q are the bytes, with its scale. */
 void td_tensor_dequantise(const td_ckpt_entry *e, const td_model_config *cfg, const uint8_t *q,
                           int64_t first, int64_t n, float *dst);
+/* Is it a scale of E8M0 bytes, 2^(b - 127), in their own dtype or as U8? */
+bool td_scale_is_e8m0(const td_st_tensor *t);
+enum { TD_E8M0_NAN = 255 };
 /* An e4m3 (no infinities, NaN 0x7f and 0xff). */
 float td_e4m3_to_f32(uint8_t b);
 
