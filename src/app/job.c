@@ -126,9 +126,12 @@ td_status td_job_read_teacher(td_job *j, td_error *err) {
 static td_status load_tokenizer(td_job *j, td_error *err) {
     bool needed;
     td_status rc = td_source_needs_tokenizer(j->cfg, &needed, err);
-    if (rc != TD_OK || !needed || j->tok)
+    if (rc != TD_OK || !needed)
         return rc;
-    rc = td_tokenizer_load(j->cfg->model.path, &j->tok, err);
+    if (!j->tok) /* the capture may have needed it before */
+        rc = td_tokenizer_load(j->cfg->model.path, &j->tok, err);
+    if (rc == TD_OK && td_tokenizer_note(j->tok))
+        td_log_warn("%s: %s", j->cfg->model.path, td_tokenizer_note(j->tok));
     if (rc != TD_OK && j->only_plan) {
         td_log_warn("%s; token counts are estimated from bytes", err->text);
         *err = (td_error){0};

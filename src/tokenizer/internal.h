@@ -480,7 +480,17 @@ struct td_tokenizer {
     tok_post post;
     int32_t n_vocab, bos_id, eos_id;
     uint64_t hash, bytes_hash;
+    char *note; /* NULL: none */
 };
+
+/* --- what AutoTokenizer makes of the folder (class.c) ----------------------------------------- */
+
+/* tokenizer.json, tokenizer_config.json and config.json; NULL for one that is not there. */
+typedef struct tok_class_sources {
+    const json_t *root, *config, *model_config;
+} tok_class_sources;
+/* A sentence for the log, to be freed; NULL when it makes what tokenizer.json says. */
+char *tok_class_note(const tok_class_sources *s);
 
 /* One thread's working memory. Buffers keep their size between calls. */
 enum { TOK_CACHE_SLOTS = 1 << 15, TOK_CACHE_BYTES = 26, TOK_CACHE_IDS = 8 };

@@ -71,8 +71,21 @@ static int32_t named_id(const td_tokenizer *tok, const json_t *config, const cha
                    : tok_vocab_find(&tok->model.vocab, json_string_value(v), json_string_length(v));
 }
 
+/* Of config.json only two names are of interest: what else is wrong with it, its reader says. */
+static void make_note(const char *model_dir, const json_t *root, const json_t *config,
+                      td_tokenizer *tok) {
+    char *path = td_asprintf("%s/config.json", model_dir);
+    json_t *model_config = NULL;
+    if (path && td_path_exists(path))
+        (void)td_json_load_file(path, MAX_CONFIG_BYTES, TD_E_MODEL, &model_config, NULL);
+    tok->note = tok_class_note(&(tok_class_sources){root, config, model_config});
+    json_decref(model_config);
+    free(path);
+}
+
 /* Many of these files give model_max_length as 1e30 written out, which no integer holds. */
-static td_status load_config(const char *model_dir, td_tokenizer *tok, td_error *err) {
+static td_status load_config(const char *model_dir, const json_t *root, td_tokenizer *tok,
+                             td_error *err) {
     td_status rc = TD_OK;
     json_t *config = NULL;
     json_error_t why;
@@ -81,8 +94,10 @@ static td_status load_config(const char *model_dir, td_tokenizer *tok, td_error 
     tok->bos_id = tok->eos_id = -1;
     if (!path)
         return td_error_nomem(err, "a path", strlen(model_dir));
-    if (!td_path_exists(path))
+    if (!td_path_exists(path)) {
+        make_note(model_dir, root, NULL, tok);
         goto done;
+    }
     rc = td_file_read(path, MAX_CONFIG_BYTES, TD_E_MODEL, &data, &n, err);
     if (rc != TD_OK)
         goto done;
@@ -94,6 +109,7 @@ static td_status load_config(const char *model_dir, td_tokenizer *tok, td_error 
     }
     tok->bos_id = named_id(tok, config, "bos_token");
     tok->eos_id = named_id(tok, config, "eos_token");
+    make_note(model_dir, root, config, tok);
 done:
     json_decref(config);
     free(data);
@@ -193,7 +209,7 @@ td_status td_tokenizer_load(const char *model_dir, td_tokenizer **out, td_error 
     if (rc == TD_OK)
         rc = load_sections(path, root, (tok_text){data, n}, tok, err);
     if (rc == TD_OK)
-        rc = load_config(model_dir, tok, err);
+        rc = load_config(model_dir, root, tok, err);
     if (rc == TD_OK) {
         *out = tok;
         tok = NULL;
@@ -215,6 +231,7 @@ void td_tokenizer_free(td_tokenizer *tok) {
     tok_pres_free(&tok->pres);
     tok_decs_free(&tok->decs);
     tok_post_free(&tok->post);
+    free(tok->note);
     free(tok);
 }
 
@@ -228,6 +245,10 @@ int32_t td_tokenizer_bos_id(const td_tokenizer *tok) {
 
 int32_t td_tokenizer_eos_id(const td_tokenizer *tok) {
     return tok->eos_id;
+}
+
+const char *td_tokenizer_note(const td_tokenizer *tok) {
+    return tok->note;
 }
 
 uint64_t td_tokenizer_hash(const td_tokenizer *tok) {

@@ -39,7 +39,8 @@ typedef struct td_ids {
 } td_ids;
 void td_ids_free(td_ids *ids);
 
-/* Reads MODEL_DIR/tokenizer.json (and tokenizer_config.json beside it, when there, for bos/eos). */
+/* Reads MODEL_DIR/tokenizer.json (and tokenizer_config.json beside it, when there, for bos/eos, and
+ * config.json for td_tokenizer_note). */
 td_status td_tokenizer_load(const char *model_dir, td_tokenizer **out, td_error *err);
 void td_tokenizer_free(td_tokenizer *tok);
 
@@ -64,6 +65,9 @@ void td_tokenizer_token_text(const td_tokenizer *tok, int32_t id, td_strbuf *out
 
 /* 1 + the highest id (added tokens included). */
 int32_t td_tokenizer_n_vocab(const td_tokenizer *tok);
+/* In which way Hugging Face's AutoTokenizer makes another tokenizer of the folder than its
+ * tokenizer.json says, and what to do, for a warning; NULL when it does not. */
+const char *td_tokenizer_note(const td_tokenizer *tok);
 /* From tokenizer_config.json (string or object form), -1 when absent. */
 int32_t td_tokenizer_bos_id(const td_tokenizer *tok);
 int32_t td_tokenizer_eos_id(const td_tokenizer *tok);

@@ -436,7 +436,7 @@ Test(tokenizer, bos_and_eos) {
         OK(fixture_load(json, cases[i].config, &tok, &err));
         cr_expect_eq(td_tokenizer_bos_id(tok), cases[i].bos, "case %zu", i);
         cr_expect_eq(td_tokenizer_eos_id(tok), cases[i].eos, "case %zu", i);
-        cr_expect_eq(td_tokenizer_hash(tok), td_hash64(json, strlen(json)));
+        cr_expect_eq(td_tokenizer_bytes_hash(tok), td_hash64(json, strlen(json)));
         td_tokenizer_free(tok);
     }
     free(json);
