@@ -7,7 +7,6 @@
  */
 #include "tdgen/record.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include <unistd.h>
 
 #include "api/api.h"
+#include "base/file.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
 #include "record/reader.h"
@@ -91,17 +91,16 @@ static void fill_info(tdgen_record *r) {
 
 /* A run makes its index with the first shard. */
 static td_status check_no_shards(const char *dir, td_error *err) {
-    DIR *d = opendir(dir);
-    if (!d)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot list %s", dir);
-    td_status rc = TD_OK;
-    for (struct dirent *e; rc == TD_OK && (e = readdir(d));)
-        if (td_shard_name_parse(e->d_name, NULL) >= 0)
+    td_dir *d = NULL;
+    const char *name = NULL;
+    td_status rc = td_dir_open(dir, TD_E_OUTPUT, &d, err);
+    while (rc == TD_OK && (rc = td_dir_next(d, &name, err)) == TD_OK && name)
+        if (td_shard_name_parse(name, NULL) >= 0)
             rc = td_error_set(err, TD_E_VERIFY,
                               "%s has shards, but no " TD_INDEX_NAME
                               "; run the same command again to make it anew",
                               dir);
-    closedir(d);
+    td_dir_close(d);
     return rc;
 }
 

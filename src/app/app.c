@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "app/commands.h"
+#include "app/guard.h"
 #include "base/format.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -180,11 +181,13 @@ static int dispatch(int argc, char **argv) {
 }
 
 int td_app_main(int argc, char **argv) {
+    td_guard_install();
     int code = dispatch(argc, argv);
     /* What was to be read by somebody and got lost is no success. */
     if ((fflush(stdout) != 0 || ferror(stdout)) && code == TD_EXIT_OK) {
         td_log_error("standard output could not be written");
         code = TD_EXIT_OUTPUT;
     }
+    td_guard_leave();
     return code;
 }

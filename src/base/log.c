@@ -9,6 +9,9 @@
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
+#include "base/file.h"
+#include "base/strbuf.h"
+#include "base/text.h"
 
 static struct {
     pthread_mutex_t lock;
@@ -26,8 +29,12 @@ void td_log_set_level(td_log_level level) {
 td_status td_log_open_file(const char *path, td_error *err) {
     FILE *f = NULL;
     if (path) {
-        f = fopen(path, "ae");
-        if (!f)
+        int fd;
+        td_status rc = td_file_create(path, TD_CREATE_APPEND, &fd, err);
+        if (rc != TD_OK)
+            return rc;
+        f = fdopen(fd, "a");
+        if (!f && close(fd) == 0)
             return td_error_errno(err, TD_E_OUTPUT, errno, "cannot write the log file %s", path);
         setvbuf(f, NULL, _IOLBF, 0);
     }
@@ -59,18 +66,24 @@ static void clear_progress_locked(void) {
 void td_log(td_log_level level, const char *fmt, ...) {
     static const char *const tag[] = {"error: ", "warning: ", "", ""};
     char line[2048];
+    td_strbuf clean = {0};
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
+    /* Names and texts of files stand in messages: no escape sequence of theirs reaches a terminal. */
+    td_text_printable(line, strlen(line), &clean);
+    const char *shown =
+        clean.oom || !clean.data ? "(a message that did not fit into memory)" : clean.data;
     pthread_mutex_lock(&g_log.lock);
     if (level <= g_log.level) {
         clear_progress_locked();
-        fprintf(stderr, "%s%s\n", tag[level], line);
+        fprintf(stderr, "%s%s\n", tag[level], shown);
     }
     if (g_log.file && level <= TD_LOG_INFO)
-        write_stamped(g_log.file, tag[level], line);
+        write_stamped(g_log.file, tag[level], shown);
     pthread_mutex_unlock(&g_log.lock);
+    td_strbuf_free(&clean);
 }
 
 bool td_log_is_live(void) {

@@ -7,8 +7,8 @@
  * names, and data that the tensors cover from the first byte to the last without gap or overlap.
  *
  * The mapping is private and read-only. A file that another process truncates while it is mapped
- * raises SIGBUS at the next touch; checkpoints and finished shards are not rewritten in place. The
- * descriptor stays open for td_safetensors_read.
+ * raises SIGBUS at the next touch; mapped.h tells the program which file it was, and bulk reads go
+ * through td_safetensors_read, which returns an error.
  */
 #include "base/safetensors.h"
 
@@ -23,6 +23,7 @@
 
 #include "base/json.h"
 #include "base/file.h"
+#include "base/mapped.h"
 #include "base/memory.h"
 
 enum { PREFIX_BYTES = 8 };
@@ -236,6 +237,7 @@ static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
         } else {
             st->map = p;
             st->map_bytes = (size_t)sb.st_size;
+            td_mapped_add(p, st->map_bytes, st->path, code);
         }
     }
     return rc;
@@ -243,9 +245,10 @@ static td_status map_file(td_safetensors *st, td_status code, td_error *err) {
 
 td_status td_safetensors_open(const char *path, td_status code, td_safetensors **out,
                               td_error *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return td_error_errno(err, code, errno, "%s: cannot open", path);
+    int fd;
+    td_status rc = td_file_open(path, code, &fd, NULL, err);
+    if (rc != TD_OK)
+        return rc;
     return td_safetensors_open_fd(fd, path, code, out, err);
 }
 
@@ -273,8 +276,10 @@ td_status td_safetensors_open_fd(int fd, const char *path, td_status code, td_sa
 void td_safetensors_close(td_safetensors *st) {
     if (!st)
         return;
-    if (st->map)
+    if (st->map) {
+        td_mapped_remove(st->map);
         munmap((void *)st->map, st->map_bytes);
+    }
     if (st->fd >= 0)
         close(st->fd);
     json_decref(st->header);

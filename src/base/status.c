@@ -17,6 +17,8 @@ td_status td_error_set(td_error *err, td_status code, const char *fmt, ...) {
 }
 
 td_status td_error_errno(td_error *err, td_status code, int errnum, const char *fmt, ...) {
+    if (code == TD_E_VERIFY)
+        code = TD_E_OUTPUT;
     if (err) {
         va_list ap;
         va_start(ap, fmt);

@@ -6,6 +6,10 @@
  * put it in front with td_error_prefix() and return the same status. Outputs are untouched on
  * failure. No function below main() ends the process.
  *
+ * Two kinds of failure of a file are kept apart. *Its content is wrong*: td_error_set, with the code of
+ * the room. *It could not be looked at* (opening, reading, memory, a full disk): td_error_errno, which
+ * never gives TD_E_VERIFY. So only wrong content makes a shard be computed again or `verify` exit 8.
+ *
  * A message names the file, key, tensor or device and says what to do. It has no trailing period
  * or newline.
  */
@@ -54,7 +58,8 @@ enum {
 td_status td_error_set(td_error *err, td_status code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* As td_error_set, with ": " and the text of the C library's `errnum` appended. */
+/* As td_error_set, with ": " and the text of the C library's `errnum` appended: for what the system
+ * refused. TD_E_VERIFY becomes TD_E_OUTPUT, since nothing was seen that is wrong. */
 td_status td_error_errno(td_error *err, td_status code, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 

@@ -44,10 +44,27 @@ static bool read_number(const char *path, uint64_t *out) {
     return ok;
 }
 
-/* Applies the memory limits of the process's cgroup and its parents (v2, or v1's hierarchy). */
+/* Page cache that the kernel gives back when memory is asked for counts as used in a cgroup, and fills
+ * it in time: memory.stat's inactive_file (v2) or total_inactive_file (v1, with the children). */
+static uint64_t reclaimable(const char *root, const char *path, bool v2) {
+    char file[1200], key[64];
+    uint64_t n, found = 0;
+    snprintf(file, sizeof(file), "%s%s/memory.stat", root, path);
+    FILE *f = fopen(file, "re");
+    while (f && fscanf(f, "%63s %" SCNu64, key, &n) == 2)
+        if (!strcmp(key, v2 ? "inactive_file" : "total_inactive_file"))
+            found = n;
+    if (f)
+        fclose(f);
+    return found;
+}
+
+/* Applies the memory limits of the process's cgroup and of each of its parents (v2, or v1's hierarchy):
+ * any of them may be the tightest. */
 static void apply_cgroup(uint64_t *total, uint64_t *available) {
     FILE *f = fopen("/proc/self/cgroup", "re");
     char line[1024];
+    const uint64_t host = *total;
     while (f && fgets(line, sizeof(line), f)) {
         line[strcspn(line, "\n")] = 0;
         char *controllers = strchr(line, ':'),
@@ -64,12 +81,14 @@ static void apply_cgroup(uint64_t *total, uint64_t *available) {
             const char *root = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
             snprintf(file, sizeof(file), "%s%s/%s", root, path,
                      v2 ? "memory.max" : "memory.limit_in_bytes");
-            if (read_number(file, &limit) && limit < *total) {
-                *total = limit;
+            if (read_number(file, &limit) && limit < host) { /* v1's "no limit" is a huge number */
+                *total = TD_MIN(*total, limit);
                 snprintf(file, sizeof(file), "%s%s/%s", root, path,
                          v2 ? "memory.current" : "memory.usage_in_bytes");
-                if (read_number(file, &used))
+                if (read_number(file, &used)) {
+                    used -= TD_MIN(used, reclaimable(root, path, v2));
                     *available = TD_MIN(*available, limit > used ? limit - used : 0);
+                }
             }
             char *slash = strrchr(path, '/');
             if (!slash)

@@ -32,7 +32,7 @@ static td_status begin_packed(td_lines *l, td_error *err) {
 
 td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err) {
     *l = (td_lines){.fd = -1};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us here */
     if (fd < 0)
         return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", path);
     struct stat st;

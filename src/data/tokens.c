@@ -143,7 +143,7 @@ td_status td_tokens_begin(td_tokens *t, const td_token_kind *kind, const td_conf
     t->kind = kind;
     t->path = cfg->data.path;
     t->rows = (td_rows){.ops = &ops, .cfg = cfg};
-    t->rows.fd = open(t->path, O_RDONLY | O_CLOEXEC);
+    t->rows.fd = open(t->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (t->rows.fd < 0 || fstat(t->rows.fd, &s) != 0)
         return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", t->path);
     t->rows.size_bytes = (uint64_t)s.st_size;

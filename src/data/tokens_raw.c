@@ -293,7 +293,7 @@ static td_status find_rows(raw_tokens *w, const td_config *cfg, int32_t n_vocab,
     w->idx_path = td_asprintf("%.*s.idx", (int)stem, w->t.path);
     if (!w->idx_path)
         return td_error_nomem(err, "a path", n);
-    w->idx_fd = open(w->idx_path, O_RDONLY | O_CLOEXEC);
+    w->idx_fd = open(w->idx_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (w->idx_fd < 0 && errno != ENOENT)
         return td_error_errno(err, TD_E_DATA, errno, "cannot open %s", w->idx_path);
     td_token_dtype dtype = cfg->data.token_dtype;

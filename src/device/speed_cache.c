@@ -123,8 +123,7 @@ td_status td_speed_cache_store(const char *path, const td_speed_entry *entries, 
             goto done;
     }
     /* Without the lock (a file system that has none) a writer at the same time may win. */
-    fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd >= 0)
+    if (td_file_create(lock, TD_CREATE_KEEP, &fd, NULL) == TD_OK)
         (void)flock(fd, LOCK_EX);
     td_speed_cache_load(path, &old);
     for (int32_t i = 0; i < old.n_entries; i++)

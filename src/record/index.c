@@ -2,7 +2,6 @@
 #include "record/index.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -156,7 +155,7 @@ td_status td_index_load(const char *dir, td_index *x, td_index_faults *faults, t
     if (!path)
         return td_error_nomem(err, "a path", strlen(dir));
     td_status rc = TD_OK;
-    if (access(path, F_OK) != 0 && errno == ENOENT) {
+    if (!td_path_exists(path)) {
         faults->missing = true;
         goto done;
     }
@@ -214,11 +213,10 @@ td_status td_index_append(const char *dir, const td_index_entry *e, td_error *er
         goto done;
     }
     bool fresh = !td_path_exists(path);
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot open %s", path);
+    int fd;
+    rc = td_file_create(path, TD_CREATE_APPEND, &fd, err);
+    if (rc != TD_OK)
         goto done;
-    }
     /* One write: a reader or a crash sees the line or a torn tail of it, never a mixture. */
     ssize_t n;
     do

@@ -12,21 +12,15 @@
 #include "record/output.h"
 #include "record/coverage.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "capture/capture.h"
 #include "record/merge_mark.h"
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"
-
-#define LOCK_NAME ".lock"
 
 double td_record_bytes_per_row(const td_capture_spec *spec) {
     td_layout none, one;
@@ -48,74 +42,14 @@ char *td_output_path(const td_output *o, const char *name) {
     return td_asprintf("%s/%s", o->dir, name);
 }
 
-/* --- lock ------------------------------------------------------------------------------------- */
-
-/* Is the descriptor the lock file that `own` has open, too? */
-static bool is_same_file(int fd, int own) {
-    struct stat a, b;
-    return fd >= 0 && fd != own && fstat(fd, &a) == 0 && fstat(own, &b) == 0 &&
-           a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-}
-
-static td_status take_lock(td_output *o, int inherited_fd, td_error *err) {
-    char *path = td_output_path(o, LOCK_NAME), holder[32] = "";
-    if (!path)
-        return td_error_nomem(err, "a path", 0);
-    td_status rc = TD_OK;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", path);
-        goto done;
-    }
-    if (is_same_file(inherited_fd, fd)) {
-        /* The lock belongs to the open file, which the descriptor still holds open. */
-        close(fd);
-        fd = inherited_fd;
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    } else if (inherited_fd >= 0) {
-        td_log_warn("%s: the lock that was handed over is not that of this folder", o->dir);
-    }
-    int r;
-    do
-        r = flock(fd, LOCK_EX | LOCK_NB);
-    while (r != 0 && errno == EINTR);
-    if (r != 0 && errno == EWOULDBLOCK) {
-        ssize_t n = pread(fd, holder, sizeof holder - 1, 0);
-        holder[n > 0 ? strspn(holder, "0123456789") : 0] = '\0';
-        rc =
-            td_error_set(err, TD_E_OUTPUT,
-                         "%s is in use by another tdgen%s%s: wait until it ends, or choose another "
-                         "output.dir",
-                         o->dir, holder[0] ? ", process " : "", holder);
-        goto done;
-    }
-    if (r != 0) {
-        td_log_warn("%s: this file system has no locks (%s): make sure that no second tdgen writes "
-                    "there",
-                    o->dir, strerror(errno));
-        goto done;
-    }
-    /* The number only serves the message above; failing to write it does no harm. */
-    int n = snprintf(holder, sizeof holder, "%ld\n", (long)getpid());
-    if (ftruncate(fd, 0) != 0 || pwrite(fd, holder, (size_t)n, 0) != n)
-        td_log_debug("%s: cannot note the process number", path);
-    o->lock_fd = fd;
-    fd = -1;
-done:
-    if (fd >= 0)
-        close(fd);
-    free(path);
-    return rc;
-}
-
 /* --- repair ----------------------------------------------------------------------------------- */
 
 /* Only names that we give: the folder may hold files of the user. */
 static bool is_our_temp(const char *name) {
-    static const char *const prefix[] = {"shard-",      TD_MANIFEST_NAME, TD_INDEX_NAME,
-                                         "status.json", "faults.json",    "timeline.jsonl"};
-    size_t n = strlen(name);
-    if (n < 4 || strcmp(name + n - 4, ".tmp") != 0)
+    static const char *const prefix[] = {"shard-",           TD_MANIFEST_NAME, TD_INDEX_NAME,
+                                         "status.json",      "faults.json",    "timeline.jsonl",
+                                         TD_LOCK_HOLDER_NAME};
+    if (!td_temp_is_name(name))
         return false;
     for (size_t i = 0; i < TD_ARRAY_LEN(prefix); i++)
         if (strncmp(name, prefix[i], strlen(prefix[i])) == 0)
@@ -128,26 +62,25 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
     td_status rc = TD_OK;
     int64_t *list = NULL;
     size_t n = 0, cap = 0;
-    DIR *d = opendir(o->dir);
-    if (!d)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", o->dir);
-    struct dirent *e;
-    while (rc == TD_OK && (e = readdir(d))) {
-        int64_t number = td_shard_name_parse(e->d_name, NULL);
+    td_dir *d = NULL;
+    const char *name = NULL;
+    rc = td_dir_open(o->dir, TD_E_OUTPUT, &d, err);
+    while (rc == TD_OK && (rc = td_dir_next(d, &name, err)) == TD_OK && name) {
+        int64_t number = td_shard_name_parse(name, NULL);
         if (number >= 0) {
             if (!td_grow((void **)&list, &cap, n + 1, sizeof *list))
                 rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
             else
                 list[n++] = number;
-        } else if (is_our_temp(e->d_name)) {
-            if (unlinkat(dirfd(d), e->d_name, 0) != 0 && errno != ENOENT)
+        } else if (is_our_temp(name)) {
+            if (unlinkat(td_dir_fd(d), name, 0) != 0 && errno != ENOENT)
                 rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot remove %s/%s, left by a crash",
-                                    o->dir, e->d_name);
+                                    o->dir, name);
             else
-                td_log_debug("removed %s/%s, left by an interrupted run", o->dir, e->d_name);
+                td_log_debug("removed %s/%s, left by an interrupted run", o->dir, name);
         }
     }
-    closedir(d);
+    td_dir_close(d);
     if (rc != TD_OK) {
         free(list);
         return rc;
@@ -157,6 +90,8 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
     return TD_OK;
 }
 
+/* TD_E_VERIFY: its content is wrong, and it is to be computed again; any other failure says nothing of
+ * it. */
 static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, td_error *err) {
     td_shard_file *f = NULL;
     uint64_t file_hash;
@@ -164,9 +99,9 @@ static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, 
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc =
-        td_shard_file_prove(path, &o->spec, o->fingerprint, TD_E_OUTPUT, &f, &file_hash, err);
+        td_shard_file_prove(path, &o->spec, o->fingerprint, TD_E_VERIFY, &f, &file_hash, err);
     if (rc == TD_OK && f->meta.number != number)
-        rc = td_error_set(err, TD_E_OUTPUT, "%s says that it is shard %lld: it was renamed", path,
+        rc = td_error_set(err, TD_E_VERIFY, "%s says that it is shard %lld: it was renamed", path,
                           (long long)f->meta.number);
     if (rc == TD_OK) {
         td_index_entry_of(f, file_hash, out);
@@ -208,7 +143,7 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
         if (td_index_find(&o->index, numbers[i]))
             continue;
         td_status s = prove_shard(o, numbers[i], &e, &why);
-        if (s != TD_OK && s != TD_E_OUTPUT) {
+        if (s != TD_OK && s != TD_E_VERIFY) { /* it could not be looked at */
             if (err)
                 *err = why;
             return s;
@@ -254,7 +189,7 @@ static td_status load_folder(td_output *o, td_error *err) {
         rc = scan_folder(o, &numbers, &n, err);
     if (rc != TD_OK)
         goto done;
-    if (access(path, F_OK) != 0 && errno == ENOENT) {
+    if (!td_path_exists(path)) {
         if (n)
             rc = td_error_set(err, TD_E_OUTPUT,
                               "%s holds %zu shard%s, but no manifest.json: what run they belong to "
@@ -287,7 +222,7 @@ td_status td_output_open(const td_config *cfg, const td_capture_spec *spec, cons
 }
 
 int td_output_lock_fd(const td_output *o) {
-    return o->lock_fd;
+    return o->lock.fd;
 }
 
 td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
@@ -296,7 +231,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spe
     td_output *o = td_calloc(1, sizeof *o);
     if (!o)
         return td_error_nomem(err, "the output folder", sizeof *o);
-    o->lock_fd = -1;
+    o->lock = TD_FOLDER_LOCK_NONE;
     pthread_mutex_init(&o->mutex, NULL);
     o->cfg = cfg;
     o->id = *id;
@@ -310,7 +245,7 @@ td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spe
     if (rc == TD_OK)
         rc = td_mkdir_p(o->dir, err);
     if (rc == TD_OK)
-        rc = take_lock(o, lock_fd, err);
+        rc = td_folder_lock_write(o->dir, lock_fd, &o->lock, err);
     if (rc == TD_OK)
         rc = td_identity_build(cfg, spec, id, &o->identity, err);
     if (rc == TD_OK)
@@ -363,8 +298,7 @@ void td_output_close(td_output *o) {
         if (td_index_rewrite(o->dir, &o->index, &err) != TD_OK)
             td_log_warn("%s (the index is repaired when the folder is next opened)", err.text);
     }
-    if (o->lock_fd >= 0)
-        close(o->lock_fd);
+    td_folder_lock_release(&o->lock);
     td_index_free(&o->index);
     json_decref(o->identity);
     pthread_mutex_destroy(&o->mutex);
@@ -421,14 +355,14 @@ static void count_kept(td_output *o, int64_t number) {
     free(path);
 }
 
-/* Proves a shard of the index once. A stale line is corrected; *good = false when the file is bad.
- */
+/* Proves a shard of the index once. A stale line is corrected; *good = false when its content is
+ * wrong. A shard that cannot be looked at is an error: it stays as it is. */
 static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_error *err) {
     td_index_entry found;
     td_error why = {0};
     td_status rc = prove_shard(o, e->number, &found, &why);
     *good = rc == TD_OK;
-    if (rc == TD_E_OUTPUT) {
+    if (rc == TD_E_VERIFY) {
         td_log_warn("%s; it will be computed again", why.text);
         return TD_OK;
     }

@@ -3,12 +3,13 @@
 #define TDGEN_RECORD_OUTPUT_H
 
 #include <pthread.h>
+#include "record/folder_lock.h"
 #include "record/identity.h"
 #include "record/index.h"
 
 struct td_output {
     char *dir;
-    int lock_fd; /* -1 where the file system has no locks */
+    td_folder_lock lock;
     td_capture_spec spec;
     bool has_ids;
 

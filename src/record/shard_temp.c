@@ -95,12 +95,13 @@ void shard_temp_discard(shard_temp *t) {
     t->fd = -1;
 }
 
-td_status shard_temp_create(const char *dir, const char *name, const char *suffix,
-                            const td_layout *l, const td_shard_meta *meta, shard_temp *out,
-                            td_error *err) {
+td_status shard_temp_create(const char *dir, const char *name, const td_layout *l,
+                            const td_shard_meta *meta, shard_temp *out, td_error *err) {
     shard_temp t = {.layout = *l, .fd = -1};
     td_strbuf header = {0};
-    t.path = td_asprintf("%s/%s%s", dir, name, suffix);
+    char *final = td_asprintf("%s/%s", dir, name);
+    t.path = final ? td_temp_path(final) : NULL;
+    free(final);
     if (!t.path)
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_layout_header(&t.layout, meta, NULL, &header, err);
@@ -108,11 +109,9 @@ td_status shard_temp_create(const char *dir, const char *name, const char *suffi
     td_strbuf_free(&header);
     if (rc != TD_OK)
         goto fail;
-    t.fd = open(t.path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (t.fd < 0) {
-        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", t.path);
+    rc = td_file_create(t.path, TD_CREATE_NEW, &t.fd, err);
+    if (rc != TD_OK)
         goto fail;
-    }
     rc = reserve(&t, dir, err);
     if (rc != TD_OK)
         goto fail;

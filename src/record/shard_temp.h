@@ -14,10 +14,9 @@ typedef struct shard_temp {
     int fd;
 } shard_temp;
 
-/* Creates DIR/NAME+suffix at the full size of the layout. A full disk is reported here. */
-td_status shard_temp_create(const char *dir, const char *name, const char *suffix,
-                            const td_layout *l, const td_shard_meta *meta, shard_temp *out,
-                            td_error *err);
+/* Creates a temporary file for DIR/NAME at the full size of the layout. A full disk is reported here. */
+td_status shard_temp_create(const char *dir, const char *name, const td_layout *l,
+                            const td_shard_meta *meta, shard_temp *out, td_error *err);
 /* Closes and removes it, if it is there. */
 void shard_temp_discard(shard_temp *t);
 

@@ -53,16 +53,16 @@ td_status td_spool_open(const char *dir, const char *name, const td_capture_spec
     s->n_samples = n_samples;
     s->at = td_calloc((size_t)n_samples, sizeof *s->at);
     s->n_entries = td_calloc((size_t)n_samples, sizeof *s->n_entries);
-    s->path = td_asprintf("%s/%s.spool.tmp", dir, name);
+    char *final = td_asprintf("%s/%s.spool", dir, name);
+    s->path = final ? td_temp_path(final) : NULL;
+    free(final);
     if (!s->at || !s->n_entries || !s->path) {
         rc = td_error_nomem(err, "a side file", 2 * (size_t)n_samples * sizeof *s->at);
         goto fail;
     }
-    s->fd = open(s->path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (s->fd < 0) {
-        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", s->path);
+    rc = td_file_create(s->path, TD_CREATE_NEW, &s->fd, err);
+    if (rc != TD_OK)
         goto fail;
-    }
     *out = s;
     return TD_OK;
 fail:

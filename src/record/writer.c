@@ -1,6 +1,6 @@
 /* The shard writer: temp file, rows to their places, atomic commit.
  *
- *   open    layout from the shard's counts; DIR/shard-N.safetensors.tmp reserved at full size (in
+ *   open    layout from the shard's counts; a temporary file reserved at full size (in
  *           ragged modes: without the sets' entries); tokens and sample tables written
  *   put     one sample's rows, checked, each tensor's part written with pwrite at its place;
  *           entries of a ragged set appended to the side file (spool.h), their numbers kept where
@@ -76,8 +76,8 @@ static int64_t count_skipped(const td_shard_writer *w) {
     return n;
 }
 
-static td_status temp_create(td_shard_writer *w, const char *suffix, int64_t n_rows,
-                             int64_t n_entries, int64_t n_skipped, shard_temp *out, td_error *err) {
+static td_status temp_create(td_shard_writer *w, int64_t n_rows, int64_t n_entries,
+                             int64_t n_skipped, shard_temp *out, td_error *err) {
     const td_shard *s = w->shard;
     td_layout layout;
     char name[TD_SHARD_NAME_SIZE];
@@ -91,7 +91,7 @@ static td_status temp_create(td_shard_writer *w, const char *suffix, int64_t n_r
                             (long long)s->number);
     td_shard_name(s->number, false, name);
     td_shard_meta meta = meta_of(w, n_skipped);
-    return shard_temp_create(w->o->dir, name, suffix, &layout, &meta, out, err);
+    return shard_temp_create(w->o->dir, name, &layout, &meta, out, err);
 }
 
 /* --- tokens and sample tables ----------------------------------------------------------------- */
@@ -269,7 +269,7 @@ td_status td_shard_writer_open(td_output *o, const td_shard *shard, const char *
     rc = !w->state || !w->device ? td_error_nomem(err, "a shard writer", 2 * n)
                                  : set_kinds(w, device_kinds, n_kinds, err);
     if (rc == TD_OK)
-        rc = temp_create(w, ".tmp", shard->n_rows, 0, 0, &w->temp, err);
+        rc = temp_create(w, shard->n_rows, 0, 0, &w->temp, err);
     if (rc == TD_OK)
         rc = write_tables(w, &w->temp, err);
     if (rc == TD_OK && td_capture_is_ragged(o->spec.mode)) {
@@ -646,7 +646,7 @@ static td_status assemble(td_shard_writer *w, int64_t n_rows, int64_t n_entries,
     char *buf = malloc(BUF);
     if (!buf)
         return td_error_nomem(err, "putting a shard's rows in order", BUF);
-    td_status rc = temp_create(w, ".compact.tmp", n_rows, n_entries, n_skipped, &to, err);
+    td_status rc = temp_create(w, n_rows, n_entries, n_skipped, &to, err);
     if (rc == TD_OK)
         rc = write_tables(w, &to, err);
     for (int i = 0; rc == TD_OK && i < TD_T_COUNT; i++)
@@ -702,7 +702,8 @@ static td_status compress(td_shard_writer *w, td_index_entry *e, td_error *err) 
     char name[TD_SHARD_NAME_SIZE];
     int fd = -1;
     td_shard_name(w->shard->number, true, name);
-    char *path = td_asprintf("%s/%s.tmp", w->o->dir, name);
+    char *final = td_output_path(w->o, name), *path = final ? td_temp_path(final) : NULL;
+    free(final);
     if (!path)
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_zstd_pack(w->temp.fd, w->temp.path, e->size_bytes, path, &fd, &e->file_hash,
@@ -744,6 +745,8 @@ static td_status publish(td_shard_writer *w, bool packed, td_error *err) {
     td_status rc = TD_OK;
     if (fsync(t->fd) != 0)
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot sync %s", t->path);
+    if (rc == TD_OK)
+        rc = td_temp_check(t->fd, t->path, err);
     if (rc == TD_OK)
         rc = remove_other_form(w, packed, err);
     if (rc == TD_OK && rename(t->path, final) != 0)

@@ -17,13 +17,11 @@
 #include "report/report.h"
 #include "record/reader.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/json.h"
@@ -33,13 +31,12 @@
 #include "base/memory.h"
 #include "base/strbuf.h"
 
-#define LOCK_NAME ".lock"
 #define STATUS_MAX_BYTES ((size_t)1 << 24)
 #define TIMELINE_MAX_BYTES ((size_t)1 << 26)
 
 typedef struct merge_source {
     const char *dir;
-    int lock_fd; /* shared: no run may write there meanwhile; -1 = no lock file */
+    td_folder_lock lock; /* shared: no run may write there meanwhile */
     struct stat sb;
     td_manifest manifest;
     td_index index;
@@ -61,7 +58,7 @@ typedef struct merger {
     merge_shard *shards; /* by number */
     size_t n_shards;
     uint64_t plan_hash; /* of the index lines of the result */
-    int lock_fd;
+    td_folder_lock lock;
     int64_t n_linked, n_copied, n_there;
 } merger;
 
@@ -72,33 +69,6 @@ static char *path_of(const char *dir, const char *name) {
 /* --- locks ------------------------------------------------------------------------------------ */
 
 /* *fd = -1 where there is no lock file to share, or the file system has none. */
-static td_status lock_folder(const char *dir, bool exclusive, int *fd_out, td_error *err) {
-    char *path = path_of(dir, LOCK_NAME);
-    if (!path)
-        return td_error_nomem(err, "a path", strlen(dir));
-    td_status rc = TD_OK;
-    int fd = open(path, (exclusive ? O_RDWR | O_CREAT : O_RDONLY) | O_CLOEXEC, 0666), r;
-    *fd_out = -1;
-    if (fd < 0) {
-        if (exclusive)
-            rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", path);
-        goto done;
-    }
-    do
-        r = flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB);
-    while (r != 0 && errno == EINTR);
-    if (r != 0 && errno == EWOULDBLOCK) {
-        rc = td_error_set(err, TD_E_OUTPUT,
-                          "%s is in use by another tdgen: wait until it ends, then merge", dir);
-        close(fd);
-        goto done;
-    }
-    *fd_out = fd;
-done:
-    free(path);
-    return rc;
-}
-
 /* --- the sources ------------------------------------------------------------------------------ */
 
 /* What status.json says of the run that wrote the folder: an unfinished one is no part of a whole.
@@ -154,7 +124,7 @@ static td_status open_source(merger *m, int32_t i, td_error *err) {
         rc = td_error_set(err, TD_E_OUTPUT,
                           "%s is no output folder of tdgen: it has no " TD_MANIFEST_NAME, s->dir);
     if (rc == TD_OK)
-        rc = lock_folder(s->dir, false, &s->lock_fd, err);
+        rc = td_folder_lock_read(s->dir, &s->lock, err);
     if (rc == TD_OK)
         rc = td_manifest_load(s->dir, TD_E_VERIFY, &s->manifest, err);
     if (rc == TD_OK)
@@ -198,15 +168,13 @@ static int by_number(const void *a, const void *b) {
 /* The file of each shard as it is called in its folder. */
 static td_status list_source(merger *m, int32_t i, size_t *cap, td_error *err) {
     merge_source *s = &m->sources[i];
-    DIR *d = opendir(s->dir);
-    if (!d)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", s->dir);
-    struct dirent *e;
-    td_status rc = TD_OK;
-    while (rc == TD_OK && (e = readdir(d))) {
-        int64_t number = td_shard_name_parse(e->d_name, NULL);
+    td_dir *d = NULL;
+    const char *name = NULL;
+    td_status rc = td_dir_open(s->dir, TD_E_OUTPUT, &d, err);
+    while (rc == TD_OK && (rc = td_dir_next(d, &name, err)) == TD_OK && name) {
+        int64_t number = td_shard_name_parse(name, NULL);
         const td_index_entry *entry = number < 0 ? NULL : td_index_find(&s->index, number);
-        if (!entry || strlen(e->d_name) >= TD_SHARD_NAME_SIZE)
+        if (!entry || strlen(name) >= TD_SHARD_NAME_SIZE)
             continue;
         if (!td_grow((void **)&m->shards, cap, m->n_shards + 1, sizeof *m->shards)) {
             rc = td_error_nomem(err, "a list of shards", m->n_shards * sizeof *m->shards);
@@ -214,9 +182,9 @@ static td_status list_source(merger *m, int32_t i, size_t *cap, td_error *err) {
         }
         merge_shard *sh = &m->shards[m->n_shards++];
         *sh = (merge_shard){.entry = *entry, .source = i};
-        snprintf(sh->name, sizeof sh->name, "%s", e->d_name);
+        snprintf(sh->name, sizeof sh->name, "%s", name);
     }
-    closedir(d);
+    td_dir_close(d);
     return rc;
 }
 
@@ -383,26 +351,24 @@ static td_status sweep(const merger *m, bool marked, td_error *err) {
     static const char *const prefix[] = {"shard-", TD_MANIFEST_NAME, TD_INDEX_NAME,
                                          TD_MERGE_MARK_NAME, "timeline.jsonl"};
     td_status rc = TD_OK;
-    DIR *d = opendir(m->out_dir);
-    if (!d)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", m->out_dir);
-    struct dirent *e;
-    while (rc == TD_OK && (e = readdir(d))) {
-        size_t n = strlen(e->d_name);
-        if (!marked && td_shard_name_parse(e->d_name, NULL) >= 0)
+    td_dir *d = NULL;
+    const char *name = NULL;
+    rc = td_dir_open(m->out_dir, TD_E_OUTPUT, &d, err);
+    while (rc == TD_OK && (rc = td_dir_next(d, &name, err)) == TD_OK && name) {
+        if (!marked && td_shard_name_parse(name, NULL) >= 0)
             rc = td_error_set(err, TD_E_OUTPUT,
                               "%s holds %s, but no " TD_MANIFEST_NAME
                               ": whose it is cannot be told. Choose a new folder for the result",
-                              m->out_dir, e->d_name);
-        if (n < 4 || strcmp(e->d_name + n - 4, ".tmp") != 0)
+                              m->out_dir, name);
+        if (!td_temp_is_name(name))
             continue;
         for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(prefix); i++)
-            if (strncmp(e->d_name, prefix[i], strlen(prefix[i])) == 0 &&
-                unlinkat(dirfd(d), e->d_name, 0) != 0 && errno != ENOENT)
+            if (strncmp(name, prefix[i], strlen(prefix[i])) == 0 &&
+                unlinkat(td_dir_fd(d), name, 0) != 0 && errno != ENOENT)
                 rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot remove %s/%s, left by a crash",
-                                    m->out_dir, e->d_name);
+                                    m->out_dir, name);
     }
-    closedir(d);
+    td_dir_close(d);
     return rc;
 }
 
@@ -416,7 +382,7 @@ static td_status prepare_out(merger *m, bool *finished, td_error *err) {
     if (rc == TD_OK)
         rc = td_mkdir_p(m->out_dir, err);
     if (rc == TD_OK)
-        rc = lock_folder(m->out_dir, true, &m->lock_fd, err);
+        rc = td_folder_lock_write(m->out_dir, -1, &m->lock, err);
     if (rc != TD_OK)
         goto done;
     bool marked = td_path_exists(mark);
@@ -471,19 +437,16 @@ static td_status pass_over(int fd, const char *path, int out_fd, const char *out
 }
 
 static td_status copy_shard(const char *from, const char *to, uint64_t file_hash, td_error *err) {
-    char *tmp = td_asprintf("%s.tmp", to);
+    char *tmp = td_temp_path(to);
     int in = -1, out = -1;
     uint64_t hash = 0;
     if (!tmp)
         return td_error_nomem(err, "a path", strlen(to));
-    td_status rc = TD_OK;
-    in = open(from, O_RDONLY | O_CLOEXEC);
-    if (in < 0)
-        rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot open %s", from);
+    bool made = false;
+    td_status rc = td_file_open(from, TD_E_OUTPUT, &in, NULL, err);
     if (rc == TD_OK) {
-        out = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (out < 0)
-            rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot create %s", tmp);
+        rc = td_file_create(tmp, TD_CREATE_NEW, &out, err);
+        made = rc == TD_OK;
     }
     if (rc == TD_OK)
         rc = pass_over(in, from, out, tmp, &hash, err);
@@ -491,11 +454,13 @@ static td_status copy_shard(const char *from, const char *to, uint64_t file_hash
         rc = td_error_set(err, TD_E_VERIFY, "%s changed while it was merged", from);
     if (rc == TD_OK && fsync(out) != 0)
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot sync %s", tmp);
-    if (out >= 0 && close(out) != 0 && rc == TD_OK)
+    if (rc == TD_OK)
+        rc = td_temp_check(out, tmp, err);
+    if (made && close(out) != 0 && rc == TD_OK)
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot close %s", tmp);
     if (rc == TD_OK && rename(tmp, to) != 0)
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot rename %s to %s", tmp, to);
-    if (rc != TD_OK && out >= 0)
+    if (rc != TD_OK && made)
         unlink(tmp);
     if (in >= 0)
         close(in);
@@ -508,10 +473,11 @@ static td_status check_there(const char *from, const char *to, uint64_t file_has
     if (stat(from, &a) == 0 && stat(to, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         return TD_OK;
     uint64_t hash = 0;
-    int fd = open(to, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot open %s", to);
-    td_status rc = pass_over(fd, to, -1, NULL, &hash, err);
+    int fd;
+    td_status rc = td_file_open(to, TD_E_OUTPUT, &fd, NULL, err);
+    if (rc != TD_OK)
+        return rc;
+    rc = pass_over(fd, to, -1, NULL, &hash, err);
     close(fd);
     if (rc == TD_OK && hash != file_hash)
         rc =
@@ -679,24 +645,22 @@ static td_status merge(merger *m, td_error *err) {
 
 td_status td_merge(const char *out_dir, const char *const *dirs, int32_t n_dirs,
                    const td_merge_options *opt, FILE *log, td_error *err) {
-    merger m = {.out_dir = out_dir, .opt = opt, .log = log, .lock_fd = -1};
+    merger m = {.out_dir = out_dir, .opt = opt, .log = log, .lock = TD_FOLDER_LOCK_NONE};
     m.sources = td_calloc((size_t)n_dirs, sizeof *m.sources);
     if (!m.sources)
         return td_error_nomem(err, "the folders", (size_t)n_dirs * sizeof *m.sources);
     m.n_sources = n_dirs;
     for (int32_t i = 0; i < n_dirs; i++) {
         m.sources[i].dir = dirs[i];
-        m.sources[i].lock_fd = -1;
+        m.sources[i].lock = TD_FOLDER_LOCK_NONE;
     }
     td_status rc = merge(&m, err);
     for (int32_t i = 0; i < n_dirs; i++) {
-        if (m.sources[i].lock_fd >= 0)
-            close(m.sources[i].lock_fd);
+        td_folder_lock_release(&m.sources[i].lock);
         td_index_free(&m.sources[i].index);
         td_manifest_free(&m.sources[i].manifest);
     }
-    if (m.lock_fd >= 0)
-        close(m.lock_fd);
+    td_folder_lock_release(&m.lock);
     free(m.sources);
     free(m.shards);
     return rc;

@@ -9,7 +9,6 @@
  * After a damaged hash the meaning is checked as well, so every access below is bounds-checked
  * against counts that were compared with the file's real size, never against values in the file.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -25,6 +24,7 @@
 #include "base/format.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
+#include "base/text.h"
 
 /* Problems printed per shard; the rest is counted. */
 #define MAX_SHOWN 4
@@ -50,10 +50,14 @@ static void __attribute__((format(printf, 2, 3))) found(verifier *v, const char 
     if (v->n_shown++ >= MAX_SHOWN)
         return;
     fprintf(v->out, "BAD  %s: ", v->current);
+    char text[1200];
+    td_strbuf clean = {0}; /* names and values come from the file */
     va_start(ap, fmt);
-    vfprintf(v->out, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    fputc('\n', v->out);
+    td_text_printable(text, strlen(text), &clean);
+    fprintf(v->out, "%s\n", clean.oom || !clean.data ? "(out of memory)" : clean.data);
+    td_strbuf_free(&clean);
 }
 
 /* A message of another function already names the path; only its tail is wanted. */
@@ -295,7 +299,7 @@ static td_status verify_shard(verifier *v, int64_t number, bool packed, td_error
         return td_error_nomem(err, "a path", 0);
     td_status rc = td_shard_file_open(path, &v->manifest.spec, TD_E_VERIFY, &header_ok, &f, &why);
     free(path);
-    if (rc == TD_E_INTERNAL) {
+    if (rc != TD_OK && rc != TD_E_VERIFY) { /* it could not be looked at: no word on its content */
         if (err)
             *err = why;
         goto done;
@@ -342,23 +346,24 @@ static int by_number(const void *a, const void *b) {
 static td_status list_shards(const char *dir, shard_name **out, size_t *n_out, td_error *err) {
     shard_name *list = NULL;
     size_t n = 0, cap = 0;
-    DIR *d = opendir(dir);
-    if (!d)
-        return td_error_errno(err, TD_E_OUTPUT, errno, "cannot read the folder %s", dir);
-    struct dirent *e;
-    while ((e = readdir(d))) {
+    td_dir *d = NULL;
+    const char *name = NULL;
+    td_status rc = td_dir_open(dir, TD_E_OUTPUT, &d, err);
+    while (rc == TD_OK && (rc = td_dir_next(d, &name, err)) == TD_OK && name) {
         shard_name s = {0};
-        s.number = td_shard_name_parse(e->d_name, &s.packed);
+        s.number = td_shard_name_parse(name, &s.packed);
         if (s.number < 0)
             continue;
-        if (!td_grow((void **)&list, &cap, n + 1, sizeof *list)) {
-            free(list);
-            closedir(d);
-            return td_error_nomem(err, "a list of shards", n * sizeof *list);
-        }
-        list[n++] = s;
+        if (!td_grow((void **)&list, &cap, n + 1, sizeof *list))
+            rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
+        else
+            list[n++] = s;
     }
-    closedir(d);
+    td_dir_close(d);
+    if (rc != TD_OK) {
+        free(list);
+        return rc;
+    }
     if (n)
         qsort(list, n, sizeof *list, by_number);
     *out = list;

@@ -125,9 +125,9 @@ bool td_health_free(td_health *h) {
     pthread_cond_signal(&h->changed);
     pthread_mutex_unlock(&h->lock);
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until); /* a clock that is set meanwhile changes nothing */
     until.tv_sec += LEAVE_S;
-    if (pthread_timedjoin_np(h->thread, NULL, &until) != 0) {
+    if (pthread_clockjoin_np(h->thread, NULL, CLOCK_MONOTONIC, &until) != 0) {
         /* It is inside the driver and may come back at any time: what it then writes to stays. */
         pthread_detach(h->thread);
         return false;

@@ -18,7 +18,11 @@ bool td_lock_is_held(const td_lock *l) {
 
 void td_lock_init(td_lock *l) {
     pthread_mutex_init(&l->mutex, NULL);
-    pthread_cond_init(&l->changed, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC); /* a clock that is set delays nothing */
+    pthread_cond_init(&l->changed, &attr);
+    pthread_condattr_destroy(&attr);
     atomic_init(&l->holder, NULL);
 }
 
@@ -49,7 +53,7 @@ void td_lock_wait(td_lock *l) {
 void td_lock_wait_ms(td_lock *l, int ms) {
     TD_ASSERT_HELD(l);
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += ms / 1000;
     until.tv_nsec += ms % 1000 * 1000000L;
     until.tv_sec += until.tv_nsec / 1000000000L;
