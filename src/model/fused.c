@@ -11,7 +11,7 @@ static td_status shape_error(const td_st_tensor *t, int64_t E, int64_t rows, int
                              const char *dir, td_error *err) {
     return td_error_set(err, TD_E_MODEL,
                         "%s: tensor %s holds the experts of a layer, but its shape is not [%" PRId64
-                        ", %" PRId64 ", %" PRId64 "], nor with the last two swapped in all such "
+                        ", %" PRId64 ", %" PRId64 "], nor with the last two swapped in both such "
                         "tensors, as config.json asks",
                         dir, t->name, E, rows, cols);
 }

@@ -351,6 +351,25 @@ static td_status read_config(const td_config_reader *r, td_model_config *c) {
     return TD_OK;
 }
 
+/* transformers with peft adds the adapter to the model that is beside it, or to the one that the
+ * adapter names. tdgen reads no adapters, and the model alone would be another teacher. */
+static td_status refuse_adapter(const char *model_dir, td_error *err) {
+    char *path = td_asprintf("%s/adapter_config.json", model_dir);
+    if (!path)
+        return td_error_nomem(err, "path of adapter_config.json", strlen(model_dir));
+    td_status rc = TD_OK;
+    if (td_path_exists(path))
+        rc =
+            td_error_set(err, TD_E_MODEL,
+                         "%s: an adapter (LoRA or the like) is in the model's folder: transformers "
+                         "with peft adds it to the model, tdgen reads none. Merge the two (in "
+                         "Python: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+                         ".save_pretrained(NEW)), or move the file away to use the model alone",
+                         path);
+    free(path);
+    return rc;
+}
+
 td_status td_model_config_load(const char *model_dir, td_model_config *out, td_error *err) {
     char *path = td_asprintf("%s/config.json", model_dir), *text = NULL;
     if (!path)
@@ -358,7 +377,10 @@ td_status td_model_config_load(const char *model_dir, td_model_config *out, td_e
     json_t *root = NULL;
     size_t n;
     td_model_config c = {0};
-    td_status rc = td_file_read(path, CONFIG_MAX_BYTES, TD_E_MODEL, &text, &n, err);
+    td_status rc = refuse_adapter(model_dir, err);
+    if (rc != TD_OK)
+        goto out;
+    rc = td_file_read(path, CONFIG_MAX_BYTES, TD_E_MODEL, &text, &n, err);
     if (rc != TD_OK)
         goto out;
     c.config_hash = td_hash64(text, n);

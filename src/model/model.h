@@ -151,7 +151,7 @@ typedef struct td_model_config {
     uint64_t config_hash;         /* xxh3 of config.json's bytes */
 } td_model_config;
 
-/* Reads MODEL_DIR/config.json. What is not supported is refused by name (architecture, rope type,
+/* Reads MODEL_DIR/config.json; an adapter_config.json beside it is refused. What is not supported is refused by name (architecture, rope type,
  * activation, quantisation), with TD_E_MODEL.
  * FP8 checkpoints (block-scaled e4m3 and compressed-tensors' float-quantized) are dequantised as
  * transformers does when asked to dequantise; quantisation of activations is not emulated. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "fixture.h"
+#include "model/fused.h"
 #include "model/tensor.h"
 #include "model/model.h"
 #include "base/memory.h"
@@ -216,7 +217,9 @@ Test(checkpoint, fp8_needs_a_fitting_scale) {
          "model.embed_tokens.weight_scale is missing",
          640, 0},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F8_E8M0", "[3,1]", "640", "643") "}",
-         "weight_scale_inv has dtype F8_E8M0; scales in F32, BF16 and F16 are", 643, 16},
+         "weight_scale_inv has dtype F8_E8M0, which is a scale only where", 643, 16},
+        {"{" WEIGHT "," TENSOR("weight_scale_inv", "I32", "[3,1]", "640", "652") "}",
+         "weight_scale_inv has dtype I32; scales in F32, BF16, F16 and", 652, 16},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[2,1]", "640", "648") "}",
          "weight_scale_inv has shape [2, 1], config.json asks for [3, 1]", 648, 16},
         {"{" WEIGHT "," TENSOR("weight_scale_inv", "F32", "[16,1]", "640", "704") "}",
@@ -257,4 +260,88 @@ Test(checkpoint, e4m3_values) {
             cr_expect_eq(got, (float)(b & 0x80 ? -want : want), "%d", b);
     }
     cr_expect_eq(td_e4m3_to_f32(0x7e), 448.0f);
+}
+
+/* 2^(b - 127), and 255 is no number. */
+Test(checkpoint, e8m0_scales) {
+    static const char header[] =
+        "{" WEIGHT "," TENSOR("weight_scale_inv", "F8_E8M0", "[3,1]", "640", "643") "}";
+    char *dir = test_temp_dir(), data[643] = {0};
+    td_model_config c = small;
+    c.fp8 = c.fp8_scale_e8m0 = true;
+    c.fp8_scale_suffix = "_scale_inv";
+    c.fp8_block[0] = c.fp8_block[1] = 16;
+    fx_write_st(dir, "model.safetensors", header, data, sizeof data);
+    expect_refused(dir, &c, "tensor model.norm.weight is missing"); /* the scale is a good one */
+    data[642] = (char)255;
+    fx_write_st(dir, "model.safetensors", header, data, sizeof data);
+    expect_refused(dir, &c, "weight_scale_inv: element 2 is 255, which is not a number in E8M0");
+
+    const uint8_t bytes[] = {0, 126, 254}, weights[] = {0x38, 0x38, 0x38}; /* e4m3: 1 */
+    const double want[] = {0x1p-127, 0.5, 0x1p127};
+    td_st_tensor scale = {.dtype_name = "F8_E8M0", .dtype = -1, .data = bytes};
+    td_st_tensor weight = {.n_dims = 2, .shape = {3, 1}};
+    td_ckpt_entry es = {.tensor = &scale};
+    td_ckpt_entry e = {.tensor = &weight, .scale = &es, .scale_block = {1, 1}};
+    float got[3];
+    td_tensor_dequantise(&e, &c, weights, 0, 3, got);
+    for (size_t i = 0; i < 3; i++)
+        cr_expect_eq((double)got[i], want[i], "%a", (double)got[i]);
+}
+
+/* Without the head transformers would make one of random numbers. */
+Test(checkpoint, a_missing_head_is_refused) {
+    fx_model m = fx_model_make(&small, TD_F32, 1);
+    char *dir = test_temp_dir();
+    size_t head = (size_t)(fx_find(&m, "lm_head.weight") - m.tensors);
+    fx_tensor last = m.tensors[m.n - 1];
+    m.tensors[m.n - 1] = m.tensors[head];
+    m.tensors[head] = last;
+    fx_write_tensors(&m, 0, m.n - 1, dir, "model.safetensors");
+    expect_refused(dir, &small,
+                   "tensor lm_head.weight is missing, and tie_word_embeddings is "
+                   "false: transformers would fill it with random numbers");
+    fx_model_free(&m);
+}
+
+/* A layer's experts in two tensors: shapes, dtypes, and the half that is missing. */
+Test(checkpoint, fused_experts_need_a_fitting_shape) {
+    static const td_st_tensor up = {
+        .name = "up", .dtype_name = "F32", .n_dims = 3, .shape = {4, 20, 16}};
+    static const td_st_tensor down = {
+        .name = "down", .dtype_name = "F32", .n_dims = 3, .shape = {4, 16, 10}};
+    static const struct {
+        int64_t up[3], down[3];
+        const char *message; /* NULL: fits */
+        bool transposed;
+    } cases[] = {
+        {{4, 20, 16}, {4, 16, 10}, NULL, false},
+        {{4, 16, 20}, {4, 10, 16}, NULL, true},
+        {{4, 20, 16}, {4, 10, 16}, "tensor down holds the experts of a layer", false},
+        {{4, 16, 20}, {4, 16, 10}, "tensor up holds the experts of a layer", false},
+        {{5, 20, 16}, {5, 16, 10}, "not [4, 20, 16]", false},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        td_st_tensor u = up, d = down;
+        td_fused f = {.up = &u, .down = &d};
+        td_error e = {0};
+        memcpy(u.shape, cases[i].up, sizeof cases[i].up);
+        memcpy(d.shape, cases[i].down, sizeof cases[i].down);
+        td_status rc = td_fused_check(&f, 4, 10, 16, "dir", &e);
+        cr_expect_eq(rc, cases[i].message ? TD_E_MODEL : TD_OK, "case %zu", i);
+        cr_expect(!cases[i].message || strstr(e.text, cases[i].message), "%s", e.text);
+        cr_expect(cases[i].message || f.transposed == cases[i].transposed, "case %zu", i);
+    }
+    /* Where a size equals another, the other tensor tells. */
+    td_st_tensor u = up, d = down;
+    u.shape[1] = u.shape[2] = 16;
+    d.shape[1] = 8, d.shape[2] = 16;
+    td_fused f = {.up = &u, .down = &d};
+    td_error e = {0};
+    cr_expect_eq(td_fused_check(&f, 4, 8, 16, "dir", &e), TD_OK, "%s", e.text);
+    cr_expect(f.transposed);
+    u.dtype = -1;
+    snprintf(u.dtype_name, sizeof u.dtype_name, "F8_E4M3");
+    cr_expect_eq(td_fused_check(&f, 4, 8, 16, "dir", &e), TD_E_MODEL);
+    cr_expect(strstr(e.text, "tensor up has dtype F8_E4M3"), "%s", e.text);
 }

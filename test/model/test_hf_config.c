@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "fixture.h"
+#include "model/families.h"
 #include "model/model.h"
 #include "base/memory.h"
 
@@ -294,6 +295,50 @@ Test(hf_config, parameters_of_published_models) {
     }
 }
 
+/* Saved from the model without its head, under the name that transformers gives that class. */
+Test(hf_config, bare_models) {
+    static const struct {
+        const char *bare, *type, *architecture;
+    } cases[] = {
+        {"LlamaModel", "llama", "LlamaForCausalLM"},
+        {"MistralModel", "mistral", "MistralForCausalLM"},
+        {"Qwen2Model", "qwen2", "Qwen2ForCausalLM"},
+        {"Qwen3Model", "qwen3", "Qwen3ForCausalLM"},
+        {"Qwen3MoeModel", "qwen3_moe", "Qwen3MoeForCausalLM"},
+        {"MixtralModel", "mixtral", "MixtralForCausalLM"},
+        {"GemmaModel", "gemma", "GemmaForCausalLM"},
+        {"Gemma2Model", "gemma2", "Gemma2ForCausalLM"},
+        {"Gemma3TextModel", "gemma3_text", "Gemma3ForCausalLM"},
+        {"Phi3Model", "phi3", "Phi3ForCausalLM"},
+        {"GPT2Model", "gpt2", "GPT2LMHeadModel"},
+        {"GPTNeoXModel", "gpt_neox", "GPTNeoXForCausalLM"},
+        {"Olmo2Model", "olmo2", "Olmo2ForCausalLM"},
+        {"SmolLM3Model", "smollm3", "SmolLM3ForCausalLM"},
+        {"GraniteModel", "granite", "GraniteForCausalLM"},
+        {"StableLmModel", "stablelm", "StableLmForCausalLM"},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        const td_family *f = td_family_find(cases[i].bare);
+        cr_assert(f, "%s", cases[i].bare);
+        cr_expect_str_eq(f->architecture, cases[i].architecture);
+        cr_expect_str_eq(f->model_type, cases[i].type);
+    }
+    td_model_config c =
+        must_load("{\"architectures\":[\"LlamaModel\"],\"model_type\":\"llama\"," SIZES "}");
+    cr_expect_str_eq(c.architecture, "LlamaForCausalLM");
+}
+
+Test(hf_config, an_adapter_beside_the_model_is_refused) {
+    char *dir = test_temp_dir();
+    td_model_config c;
+    td_error e = {0};
+    test_write_file(dir, "config.json", LLAMA "}", strlen(LLAMA "}"));
+    cr_expect_eq(td_model_config_load(dir, &c, &e), TD_OK, "%s", e.text);
+    test_write_file(dir, "adapter_config.json", "{}", 2);
+    cr_expect_eq(td_model_config_load(dir, &c, &e), TD_E_MODEL);
+    cr_expect(strstr(e.text, "adapter_config.json: an adapter"), "%s", e.text);
+}
+
 Test(hf_config, refuses_by_name) {
     static const struct {
         const char *json, *message;
@@ -358,8 +403,8 @@ Test(hf_config, refuses_by_name) {
         {LLAMA ",\"quantization_config\":{}}", "method \"unnamed\""},
         {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}}",
          "fmt other than e4m3"},
-        {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"scale_fmt\":\"ue8m0\"}}",
-         "scale_fmt other than float"},
+        {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"scale_fmt\":\"int8\"}}",
+         "scale_fmt other than float and ue8m0"},
         {LLAMA ",\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}}",
          "\"weight_block_size\" must be a list of two sizes"},
         {LLAMA ",\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
