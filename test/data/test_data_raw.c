@@ -378,3 +378,24 @@ Test(data_raw, a_token_file_of_another_tokenizer_is_refused) {
     cr_assert_eq(remove(path), 0);
     td_source_close(open_it());
 }
+
+/* The blocks truncation and padding change no id; what older versions wrote is the hash of all
+ * bytes. */
+Test(data_raw, a_token_file_of_the_tokenizer_with_other_blocks) {
+    static const char *const texts[] = {
+        "{\"truncation\":null,\"padding\":null,\"a\":1}",
+        "{\"truncation\":{\"max_length\":3},\"padding\":{},\"a\":1}",
+        "{\"truncation\":null,\"padding\":null,\"a\":2}"};
+    char clean[17], bytes[17];
+    td_hash_hex(td_hash64(texts[0], strlen(texts[0])), clean);
+    td_hash_hex(td_hash64(texts[1], strlen(texts[1])), bytes);
+    F.cfg.model.path = F.dir;
+    fixture_file(&F, "tokenizer.json", texts[1], strlen(texts[1]));
+    write_prepared(clean);
+    td_source_close(open_it());
+    write_prepared(bytes);
+    td_source_close(open_it());
+    fixture_file(&F, "tokenizer.json", texts[2], strlen(texts[2]));
+    write_prepared(clean);
+    refused(TD_E_DATA, clean);
+}
