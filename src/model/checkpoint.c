@@ -3,7 +3,7 @@
  * One file (model.safetensors) or several (model.safetensors.index.json). The index is untrusted:
  * a file name in it is a plain name in the same folder and nothing else.
  */
-#include "model/checkpoint.h"
+#include "model/checkpoint_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +11,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "model/fused.h"
-#include "model/shapes.h"
 #include "model/tensor.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -22,27 +20,6 @@
 #include "base/strbuf.h"
 
 enum { INDEX_MAX_BYTES = 256 << 20 };
-
-struct td_checkpoint {
-    char *dir;
-    td_model_config cfg;
-    td_safetensors **files; /* [n_files] */
-    char **file_names;      /* [n_files], as in the index; NULL for the single file */
-    size_t n_files;
-    json_t *index;            /* of a sharded checkpoint, while it is being opened */
-    const json_t *weight_map; /* within index */
-    const td_family *family;
-    const char *prefix;     /* family->prefix, or "" in a file of the bare model */
-    td_ckpt_entry *entries; /* [n_entries] the model's TD_MT_COUNT, then those of each layer */
-    size_t layer_at[TD_MAX_LAYERS]; /* where a layer's begin: TD_LT_COUNT, E * TD_ET_COUNT */
-    td_ckpt_entry **sorted;         /* [n_sorted] those with a tensor, by name, scales among them */
-    size_t n_entries, n_sorted;
-    td_fused *fused;      /* [n_layers] */
-    td_st_tensor *slices; /* [n_slices] of them, two for each expert */
-    size_t n_slices;
-    const td_st_tensor *shadow_head;
-    bool has_fp8;
-};
 
 /* --- files ------------------------------------------------------------------------------------ */
 
@@ -150,8 +127,8 @@ static td_status open_files(td_checkpoint *ck, td_error *err) {
 
 /* NULL when the checkpoint has none of that name. An index entry without it in its file is an
  * error. */
-static td_status find_tensor(const td_checkpoint *ck, const char *name, const td_st_tensor **out,
-                             td_error *err) {
+td_status td_ckpt_find(const td_checkpoint *ck, const char *name, const td_st_tensor **out,
+                       td_error *err) {
     *out = NULL;
     if (!ck->weight_map) {
         *out = td_safetensors_find(ck->files[0], name);
@@ -225,11 +202,11 @@ static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err)
     }
     e->scale->name = name;
     e->scale->is_scale = true;
-    td_status rc = find_tensor(ck, name, &t, err);
+    td_status rc = td_ckpt_find(ck, name, &t, err);
     if (rc == TD_OK && !t && ends_with(name, "_scale_inv")) {
         /* Other tools write quant_method "fp8" with this name, and mean the same factor. */
         name[strlen(name) - strlen("_inv")] = '\0';
-        rc = find_tensor(ck, name, &t, err);
+        rc = td_ckpt_find(ck, name, &t, err);
     }
     if (rc != TD_OK)
         return rc;
@@ -274,7 +251,7 @@ static td_status check_scale(td_checkpoint *ck, td_ckpt_entry *e, td_error *err)
 static td_status check_tensor(td_checkpoint *ck, td_ckpt_entry *e, td_shape want, bool transposed,
                               td_error *err) {
     const td_st_tensor *t;
-    td_status rc = find_tensor(ck, e->name, &t, err);
+    td_status rc = td_ckpt_find(ck, e->name, &t, err);
     if (rc != TD_OK)
         return rc;
     if (!t && e == &ck->entries[TD_MT_LM_HEAD])
@@ -321,133 +298,37 @@ static int name_against_entry(const void *key, const void *elem) {
 }
 
 /* `pattern` with the number in the place of its '#', behind `front`; NULL when out of memory. */
-static char *expand(const char *front, const char *pattern, int32_t number) {
+char *td_ckpt_expand(const char *front, const char *pattern, int32_t number) {
     const char *hash = strchr(pattern, '#');
     if (!hash)
         return td_asprintf("%s%s", front, pattern);
     return td_asprintf("%s%.*s%d%s", front, (int)(hash - pattern), pattern, number, hash + 1);
 }
 
-/* The name of a layer's tensor: the family's, or the other one (td_family.renamed) where the file
- * has that. */
-static td_status layer_name(const td_checkpoint *ck, const char *front, const char *pattern,
-                            int32_t number, char **out, td_error *err) {
-    const char *from = ck->family->renamed[0], *to = ck->family->renamed[1];
-    const td_st_tensor *t;
-    char *other_front, *other;
-    *out = expand(front, pattern, number);
-    td_status rc = *out ? TD_OK : td_error_nomem(err, "name of a tensor", 64);
-    if (rc != TD_OK || !from || strncmp(pattern, from, strlen(from)) != 0)
-        return rc;
-    if ((rc = find_tensor(ck, *out, &t, err)) != TD_OK || t)
-        return rc;
-    other_front = td_asprintf("%s%s", front, to);
-    other = other_front ? expand(other_front, pattern + strlen(from), number) : NULL;
-    free(other_front);
-    if (!other)
-        return td_error_nomem(err, "name of a tensor", 64);
-    if ((rc = find_tensor(ck, other, &t, err)) == TD_OK && t) {
-        free(*out);
-        *out = other;
-        return TD_OK;
-    }
-    free(other);
-    return rc;
-}
-
 /* `name` is taken over; NULL is an out-of-memory. */
-static td_status require(td_checkpoint *ck, td_ckpt_entry *e, char *name, td_shape want,
-                         bool transposed, td_error *err) {
+td_status td_ckpt_require(td_checkpoint *ck, td_ckpt_entry *e, char *name, td_shape want,
+                          bool transposed, td_error *err) {
     e->name = name;
     if (!name)
         return td_error_nomem(err, "name of a tensor", 64);
     return want.rows ? check_tensor(ck, e, want, transposed, err) : TD_OK;
 }
 
-/* Both tensors with all experts of the layer, or neither (*out zero). */
-static td_status find_fused(const td_checkpoint *ck, const char *front, td_fused *out,
-                            td_error *err) {
-    const td_st_tensor **both[] = {&out->up, &out->down};
-    char *names[2] = {NULL, NULL};
-    td_status rc = TD_OK;
-    for (size_t i = 0; rc == TD_OK && i < 2; i++) {
-        rc = layer_name(ck, front, ck->family->fused_experts[i], 0, &names[i], err);
-        if (rc == TD_OK)
-            rc = find_tensor(ck, names[i], both[i], err);
-    }
-    if (rc == TD_OK && !out->up != !out->down)
-        rc = td_error_set(err, TD_E_MODEL, "%s: tensor %s is there, but %s is missing", ck->dir,
-                          names[!out->up], names[!out->down]);
-    free(names[0]);
-    free(names[1]);
-    return rc;
-}
-
-/* Gives each expert's entries its part of the two tensors; gate and up stay one matrix. */
-static td_status add_fused(td_checkpoint *ck, int32_t layer, td_error *err) {
-    const td_model_config *c = &ck->cfg;
-    td_fused *f = &ck->fused[layer];
-    int32_t n = td_layer_experts(&c->layers[layer]);
-    td_status rc =
-        td_fused_check(f, n, c->layers[layer].ffn.experts.n_ffn, c->n_hidden, ck->dir, err);
-    for (int32_t x = 0; rc == TD_OK && x < 2 * n; x++) {
-        const td_st_tensor *whole = x % 2 ? f->down : f->up;
-        td_ckpt_entry *e = td_checkpoint_expert(ck, layer, x / 2, x % 2 ? TD_ET_DOWN : TD_ET_GATE);
-        td_st_tensor *part = &ck->slices[ck->n_slices++];
-        *part = td_fused_slice(whole, x / 2);
-        e->name = td_asprintf("%s[%d]", whole->name, x / 2);
-        if (!e->name)
-            return td_error_nomem(err, "name of a tensor", 64);
-        e->tensor = part;
-        e->transposed = f->transposed;
-        ck->sorted[ck->n_sorted++] = e;
-    }
-    return rc;
-}
-
-static bool is_fused(const td_checkpoint *ck, const td_st_tensor *t) {
-    for (int32_t i = 0; ck->n_slices && i < ck->cfg.n_layers; i++)
-        if (t == ck->fused[i].up || t == ck->fused[i].down)
-            return true;
-    return false;
-}
-
-static td_status require_experts(td_checkpoint *ck, int32_t layer, const char *front,
-                                 td_error *err) {
-    const td_model_config *c = &ck->cfg;
-    const td_family *f = ck->family;
-    int32_t n = td_layer_experts(&c->layers[layer]);
-    td_status rc = TD_OK;
-    if (n && f->fused_experts[0])
-        rc = find_fused(ck, front, &ck->fused[layer], err);
-    if (rc == TD_OK && ck->fused[layer].up)
-        return add_fused(ck, layer, err);
-    for (int32_t x = 0; rc == TD_OK && x < n; x++)
-        for (int32_t i = 0; rc == TD_OK && i < TD_ET_COUNT; i++) {
-            char *name = NULL;
-            rc = layer_name(ck, front, f->expert_names[i], x, &name, err);
-            if (rc == TD_OK)
-                rc = require(ck, td_checkpoint_expert(ck, layer, x, (td_expert_tensor)i), name,
-                             td_expert_tensor_shape(c, layer, (td_expert_tensor)i), f->transposed,
-                             err);
-        }
-    return rc;
-}
-
 static td_status require_layer(td_checkpoint *ck, int32_t layer, td_error *err) {
     const td_model_config *c = &ck->cfg;
     const td_family *f = ck->family;
-    char *front = expand(ck->prefix, f->layer, layer);
+    char *front = td_ckpt_expand(ck->prefix, f->layer, layer);
     td_status rc = front ? TD_OK : td_error_nomem(err, "name of a tensor", 64);
     for (int32_t i = 0; rc == TD_OK && i < TD_LT_COUNT; i++) {
         td_shape want = td_layer_tensor_shape(c, f, layer, (td_layer_tensor)i);
         char *name = NULL;
-        if (want.rows && (rc = layer_name(ck, front, f->layer_names[i], 0, &name, err)) == TD_OK)
-            rc = require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i), name, want,
-                         f->transposed, err);
+        if (want.rows &&
+            (rc = td_ckpt_layer_name(ck, front, f->layer_names[i], 0, &name, err)) == TD_OK)
+            rc = td_ckpt_require(ck, td_checkpoint_layer(ck, layer, (td_layer_tensor)i), name, want,
+                                 f->transposed, err);
     }
     if (rc == TD_OK)
-        rc = require_experts(ck, layer, front, err);
+        rc = td_ckpt_require_experts(ck, layer, front, err);
     free(front);
     return rc;
 }
@@ -458,10 +339,10 @@ static td_status find_prefix(td_checkpoint *ck, td_error *err) {
     const td_st_tensor *with = NULL, *without = NULL;
     char *name = td_asprintf("%s%s", ck->family->prefix, embed);
     td_status rc =
-        name ? find_tensor(ck, name, &with, err) : td_error_nomem(err, "name of a tensor", 64);
+        name ? td_ckpt_find(ck, name, &with, err) : td_error_nomem(err, "name of a tensor", 64);
     free(name);
     if (rc == TD_OK)
-        rc = find_tensor(ck, embed, &without, err);
+        rc = td_ckpt_find(ck, embed, &without, err);
     ck->prefix = !with && without ? "" : ck->family->prefix;
     return rc;
 }
@@ -483,9 +364,9 @@ static td_status find_required(td_checkpoint *ck, td_error *err) {
     for (int32_t i = 0; rc == TD_OK && i < TD_MT_COUNT; i++) {
         const char *name = ck->family->model_names[i];
         if (name)
-            rc = require(ck, &ck->entries[i],
-                         td_asprintf("%s%s", i == TD_MT_LM_HEAD ? "" : ck->prefix, name),
-                         td_model_tensor_shape(c, (td_model_tensor)i), false, err);
+            rc = td_ckpt_require(ck, &ck->entries[i],
+                                 td_asprintf("%s%s", i == TD_MT_LM_HEAD ? "" : ck->prefix, name),
+                                 td_model_tensor_shape(c, (td_model_tensor)i), false, err);
     }
     for (int32_t i = 0; rc == TD_OK && i < c->n_layers; i++)
         rc = require_layer(ck, i, err);
@@ -524,7 +405,7 @@ static td_status check_unexpected(td_checkpoint *ck, td_error *err) {
             const td_st_tensor *t = td_safetensors_at(ck->files[f], i);
             if (bsearch(t->name, ck->sorted, ck->n_sorted, sizeof *ck->sorted,
                         name_against_entry) ||
-                is_fused(ck, t) || is_ignored(ck, t->name))
+                td_ckpt_is_fused(ck, t) || is_ignored(ck, t->name))
                 continue;
             if (ck->cfg.tied_embeddings &&
                 !strcmp(t->name, ck->family->model_names[TD_MT_LM_HEAD])) {
