@@ -216,7 +216,7 @@ char *tok_class_note(const tok_class_sources *s) {
                          "tokenizer.json: %s; tdgen follows tokenizer.json, and some texts may get "
                          "other ids than AutoTokenizer gives. To have one for all, set "
                          "\"tokenizer_class\" to \"TokenizersBackend\" in tokenizer_config.json, "
-                         "or make token files with tools/prepare",
+                         "or make token files with tools/prepare --tokenizer-from auto",
                          class, parts.data);
     td_strbuf_free(&parts);
     if (note.len && !note.oom)

@@ -61,7 +61,7 @@ def compare(tdgen, name, tok, texts, show):
                              input="".join(json.dumps({"text": t}) + "\n" for t in texts))
     if out.returncode:
         print(f"{name}: {out.stderr.strip()[-200:]}", flush=True)
-        return 1
+        return "not supported" not in out.stderr  # refused by name: nothing wrong
     got = [json.loads(line) for line in out.stdout.splitlines()]
     bad = [(t, w, g) for t, w, g in zip(texts, want, got) if w != g]
     print(f"{name}: {len(bad)} of {len(texts)} differ", flush=True)
