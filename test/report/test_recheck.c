@@ -219,6 +219,15 @@ Test(recheck, another_teacher_is_refused_with_both_sides) {
     cr_assert(strstr(err.text, "0000000000001234 in the folder") && strstr(err.text, "config.json"),
               "%s", err.text);
     cr_assert(td_recheck_needs_tokenizer(r));
+    /* Of a tokenizer either hash may be the folder's. */
+    const uint64_t recorded = f.id.tokenizer_hash;
+    have = (td_recheck_teacher_hashes){.tokenizer = &recorded, .tokenizer_bytes = &weights};
+    OK(td_recheck_teacher(r, "M", &have, &err));
+    have = (td_recheck_teacher_hashes){.tokenizer = &weights, .tokenizer_bytes = &recorded};
+    OK(td_recheck_teacher(r, "M", &have, &err));
+    have = (td_recheck_teacher_hashes){.tokenizer = &weights, .tokenizer_bytes = &weights};
+    cr_assert_eq(td_recheck_teacher(r, "M", &have, &err), TD_E_MODEL);
+    cr_assert(strstr(err.text, "tokenizer.json"), "%s", err.text);
     td_recheck_close(r);
     td_fixture_free(&f);
 }
