@@ -10,7 +10,7 @@
 #include "base/memory.h"
 
 static const char HELP[] =
-    "usage: tdgen merge [--copy] OUT DIR DIR...\n"
+    "usage: tdgen merge [--copy] [--assume-complete] OUT DIR DIR...\n"
     "\n"
     "Makes one folder of those that several workers wrote (run.worker_id, run.total_workers): the\n"
     "same bytes that one worker alone would have written. OUT is a new folder.\n"
@@ -23,7 +23,9 @@ static const char HELP[] =
     "Interrupted, even by kill -9 or a full disk: run the same command again, it completes OUT.\n"
     "Until then OUT has a merge.json, and nothing else accepts the folder.\n"
     "\n"
-    "  --copy   copies instead of hard links\n"
+    "  --copy              copies instead of hard links\n"
+    "  --assume-complete   where no DIR has a status.json, which says how many shards there are: the\n"
+    "                      last one there is the last one\n"
     "\n"
     "example\n"
     "  tdgen merge runs/all runs/worker-0 runs/worker-1\n"
@@ -32,7 +34,7 @@ static const char HELP[] =
     "not\nof the same run, 8 a folder is damaged\n";
 
 int td_cmd_merge(int argc, char **argv) {
-    static const char *const options[] = {"--copy", "--help"};
+    static const char *const options[] = {"--copy", "--assume-complete", "--help"};
     td_merge_options opt = {0};
     int32_t n = 0;
     const char **dirs = td_calloc((size_t)argc, sizeof *dirs);
@@ -49,6 +51,8 @@ int td_cmd_merge(int argc, char **argv) {
         }
         if (strcmp(argv[i], "--copy") == 0) {
             opt.copy = true;
+        } else if (strcmp(argv[i], "--assume-complete") == 0) {
+            opt.assume_complete = true;
         } else if (argv[i][0] == '-' && argv[i][1]) {
             const char *near = td_nearest_name(argv[i], options, TD_ARRAY_LEN(options));
             td_log_error("tdgen merge: unknown option \"%s\"%s%s%s; see tdgen merge --help",

@@ -246,11 +246,15 @@ td_status td_file_sync_dir_of(const char *path, td_error *err) {
         *slash = '\0';
     td_status rc = TD_OK;
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    /* The parent of a new folder may let us in and not let us read it: its owner's to sync. */
+    if (fd < 0 && errno == EACCES)
+        goto done;
     /* Some file systems refuse fsync on folders with EINVAL; they order renames themselves. */
     if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
         rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot sync the folder %s", dir);
     if (fd >= 0)
         close(fd);
+done:
     free(dir);
     return rc;
 }
@@ -294,7 +298,7 @@ td_status td_mkdir_p(const char *path, td_error *err) {
         *s = '\0';
         struct stat st;
         if (mkdir(p, 0777) == 0)
-            (void)td_file_sync_dir_of(p, NULL); /* a parent need not be readable */
+            rc = td_file_sync_dir_of(p, err);
         else if (errno != EEXIST || stat(p, &st) != 0 || !S_ISDIR(st.st_mode))
             rc = td_error_errno(err, TD_E_OUTPUT, errno == EEXIST ? ENOTDIR : errno,
                                 "cannot create the folder %s", p);

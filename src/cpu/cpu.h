@@ -146,6 +146,8 @@ td_status td_cpu_gemm_batch(td_cpu_exec *x, const td_gemm_args *a, int32_t n, in
  * own. That set decides the bits of everything, so our kernels are chosen by it too. */
 const char *td_cpu_isa_name(void);
 bool td_cpu_isa_has_bf16(void);
+/* Can this processor run the kernels of that level? */
+bool td_cpu_runs_level(int level);
 int td_cpu_isa_level(void); /* 1: anything, 3: AVX2 + FMA, 4: AVX512 */
 td_status td_cpu_gemm_thread_create(void **out, td_error *err);
 void td_cpu_gemm_thread_destroy(void *stream);

@@ -112,12 +112,23 @@ bool td_cpu_isa_has_bf16(void) {
     return ((unsigned)dnnl_get_effective_cpu_isa() & need) == need;
 }
 
+bool td_cpu_runs_level(int level) {
+    /* x86-64-v3 and -v4 by their features: clang knows these names from 19 on only. F16C, LZCNT and
+     * MOVBE, which it cannot be asked for either, came with or before AVX2 on every processor. */
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return level == 4 ? v4 : level == 3 ? v3 : true;
+}
+
 int td_cpu_isa_level(void) {
     const unsigned isa = (unsigned)dnnl_get_effective_cpu_isa();
     const unsigned v4 = (unsigned)dnnl_cpu_isa_avx512_core, v3 = (unsigned)dnnl_cpu_isa_avx2;
-    if ((isa & v4) == v4 && __builtin_cpu_supports("x86-64-v4"))
+    if ((isa & v4) == v4 && td_cpu_runs_level(4))
         return 4;
-    return (isa & v3) == v3 && __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
+    return (isa & v3) == v3 && td_cpu_runs_level(3) ? 3 : 1;
 }
 
 td_status td_cpu_gemm_thread_create(void **out, td_error *err) {

@@ -248,11 +248,12 @@ static td_status check_header_hash(td_shard_file *f, td_status code, bool *ok, t
 static td_status open_content(td_shard_file *f, td_status code, td_error *err) {
     size_t n = strlen(f->path);
     f->packed = n > 4 && strcmp(f->path + n - 4, ".zst") == 0;
+    f->fd = -1;
+    if (!td_path_exists(f->path))
+        return td_error_set(err, code, "%s is not there", f->path);
     td_status rc = td_file_open(f->path, code, &f->fd, NULL, err);
-    if (rc != TD_OK) {
-        f->fd = -1;
+    if (rc != TD_OK)
         return rc;
-    }
     if (f->packed) {
         int plain = -1;
         rc = td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash, &f->disk_bytes, err);

@@ -72,17 +72,18 @@ static char *path_of(const char *dir, const char *name) {
 /* --- the sources ------------------------------------------------------------------------------ */
 
 /* What status.json says of the run that wrote the folder: an unfinished one is no part of a whole.
- * A folder without the file (copied without it) is taken as it is. */
+ * A folder without the file (copied without it) leaves it to the others to say how many shards there
+ * are; a file that cannot be read is an error, not an absence. */
 static td_status read_status(merge_source *s, td_error *err) {
     char *path = path_of(s->dir, "status.json");
     json_t *o = NULL;
-    td_error ignored;
     s->n_data_shards = -1;
     if (!path)
         return td_error_nomem(err, "a path", strlen(s->dir));
     td_status rc = TD_OK;
-    if (!td_path_exists(path) ||
-        td_json_load_file(path, STATUS_MAX_BYTES, TD_E_OUTPUT, &o, &ignored) != TD_OK)
+    if (td_path_exists(path))
+        rc = td_json_load_file(path, STATUS_MAX_BYTES, TD_E_OUTPUT, &o, err);
+    if (!o)
         goto done;
     const char *state = json_string_value(json_object_get(o, "state"));
     const json_t *n = json_object_get(o, "shards_in_data");
@@ -227,11 +228,19 @@ static td_status check_neighbours(const merger *m, td_error *err) {
                             "the dataset has %lld shards, the folders hold the first %lld of them: "
                             "a worker's folder is missing",
                             (long long)want, (long long)next);
+    if (want < 0 && !m->opt->assume_complete)
+        return td_error_set(
+            err, TD_E_OUTPUT,
+            "no folder has a status.json that says how many shards the data has, so "
+            "whether shards behind number %lld are missing cannot be told: copy the "
+            "status.json of one finished worker into its folder, or add "
+            "--assume-complete if you know that there are none",
+            (long long)(next - 1));
     if (want < 0)
-        fprintf(m->log,
-                "note: no folder has a status.json, so whether shards behind number %lld "
-                "are missing cannot be told\n",
-                (long long)(next - 1));
+        fprintf(
+            m->log,
+            "note: no folder has a status.json; taken as complete up to shard %lld, as you said\n",
+            (long long)(next - 1));
     return TD_OK;
 }
 

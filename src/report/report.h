@@ -16,6 +16,8 @@ td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
 
 typedef struct td_merge_options {
     bool copy; /* copies instead of hard links */
+    bool
+        assume_complete; /* no status.json says how many shards there are: take what there is for all */
 } td_merge_options;
 /* Makes OUT of folders that workers of one run wrote: what one worker alone would have written.
  * Verifies them first, refuses other runs, unfinished ones, gaps and overlaps (TD_E_OUTPUT, both

@@ -3,7 +3,7 @@
  *   {"version": 1, "pid": 4711, "reexecutions": 1, "compute": "bf16",
  *    "machine": ["GPU-8f2e...", ...],
  *    "lost": [{"device": "GPU-8f2e...", "name": "cuda:1", "when": "2026-...", "why": "..."}],
- *    "suspects": [{"row": 17, "start": 0, "tries": 1, "blamed": false,
+ *    "suspects": [{"row": 17, "start": 0, "tries": 1, "shared": true, "blamed": false,
  *                  "devices": [{"device": "GPU-8f2e...", "name": "cuda:1"}]}]}
  */
 #include "run/run.h"
@@ -114,16 +114,25 @@ static void give_back(td_faults *f, const char *key) {
     f->n_lost = n;
 }
 
-static void accuse(td_suspect *s, const td_fault *fault) {
+static void name_device(td_suspect *s, int i, const td_fault *fault) {
+    copy_text(s->device[i], sizeof s->device[i], fault->key);
+    copy_text(s->name[i], sizeof s->name[i], fault->name);
+}
+
+static void accuse(td_faults *f, td_suspect *s, const td_fault *fault) {
+    const bool alone = fault->n_samples == 1;
     s->tries = TD_MIN(s->tries + 1, 1000);
-    for (int i = 0; i < 2; i++) {
-        if (!strcmp(s->device[i], fault->key))
-            return;
-        if (!s->device[i][0]) {
-            copy_text(s->device[i], sizeof s->device[i], fault->key);
-            copy_text(s->name[i], sizeof s->name[i], fault->name);
-            return;
-        }
+    if (!s->device[0][0]) {
+        name_device(s, 0, fault);
+        s->shared = !alone;
+    } else if (alone && s->shared) {
+        if (strcmp(s->device[0], fault->key) != 0)
+            give_back(f, s->device[0]);
+        name_device(s, 0, fault);
+        s->shared = false;
+        s->tries = 1; /* those before accused it of nothing */
+    } else if (alone && !s->device[1][0] && strcmp(s->device[0], fault->key) != 0) {
+        name_device(s, 1, fault);
     }
 }
 
@@ -142,7 +151,7 @@ static td_status add_suspects(td_faults *f, const td_fault *fault, td_error *err
         }
         /* Those beyond the limit are the youngest in flight, the least likely ones. */
         if (s)
-            accuse(s, fault);
+            accuse(f, s, fault);
     }
     f->n_suspects = (int32_t)n;
     qsort(list, n, sizeof *list, compare_suspects);
@@ -261,9 +270,9 @@ static json_t *suspect_json(const td_suspect *s) {
     for (int i = 0; i < 2 && s->device[i][0]; i++)
         json_array_append_new(devices, json_pack("{s:o, s:o}", "device", text_json(s->device[i]),
                                                  "name", text_json(s->name[i])));
-    return json_pack("{s:I, s:I, s:i, s:b, s:o}", "row", (json_int_t)s->row, "start",
-                     (json_int_t)s->start, "tries", (int)s->tries, "blamed", (int)s->blamed,
-                     "devices", devices);
+    return json_pack("{s:I, s:I, s:i, s:b, s:b, s:o}", "row", (json_int_t)s->row, "start",
+                     (json_int_t)s->start, "tries", (int)s->tries, "shared", (int)s->shared,
+                     "blamed", (int)s->blamed, "devices", devices);
 }
 
 td_status td_faults_save(const td_faults *f, const char *dir, td_error *err) {
@@ -328,7 +337,7 @@ static td_status read_array(const reader *r, const json_t *obj, const char *key,
 
 static td_status read_suspect(const reader *r, const json_t *o, td_suspect *s) {
     json_t *devices = NULL;
-    bool blamed = false;
+    bool blamed = false, shared = false;
     int64_t tries = 0;
     td_status rc = td_json_get_int(o, "row", 0, INT64_MAX, r->path, TD_E_OUTPUT, &s->row, r->err);
     if (rc == TD_OK)
@@ -337,6 +346,8 @@ static td_status read_suspect(const reader *r, const json_t *o, td_suspect *s) {
         rc = td_json_get_int(o, "tries", 1, 1000, r->path, TD_E_OUTPUT, &tries, r->err);
     if (rc == TD_OK)
         rc = td_json_opt_bool(o, "blamed", r->path, TD_E_OUTPUT, &blamed, r->err);
+    if (rc == TD_OK)
+        rc = td_json_opt_bool(o, "shared", r->path, TD_E_OUTPUT, &shared, r->err);
     if (rc == TD_OK)
         rc = read_array(r, o, "devices", 2, &devices);
     for (size_t i = 0; rc == TD_OK && i < json_array_size(devices); i++) {
@@ -349,6 +360,7 @@ static td_status read_suspect(const reader *r, const json_t *o, td_suspect *s) {
     }
     s->tries = (int32_t)tries;
     s->blamed = blamed;
+    s->shared = shared;
     return rc;
 }
 

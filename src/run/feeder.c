@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <time.h>
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 
@@ -190,7 +191,9 @@ void *td_feeder_main(void *arg) {
         bool skipped, at_end;
         uint64_t total;
         td_source_progress(run->in->source, &f.bytes_before, &total);
+        td_activity_begin(&run->reading, td_source_next_number(run->in->source), td_time_s());
         rc = skip_if_finished(run, &skipped, &at_end, &err);
+        td_activity_end(&run->reading);
         if (rc == TD_OK && at_end)
             note_end(run);
         if (rc != TD_OK || at_end)
@@ -200,7 +203,9 @@ void *td_feeder_main(void *arg) {
         td_open_shard *o = acquire_place(run);
         if (!o)
             break;
+        td_activity_begin(&run->reading, td_source_next_number(run->in->source), td_time_s());
         rc = td_source_next(run->in->source, true, &o->shard, &err);
+        td_activity_end(&run->reading);
         if (rc != TD_OK || !o->shard) {
             if (rc == TD_OK)
                 note_end(run);

@@ -231,8 +231,10 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     char *text = json_dumps(j, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
     json_decref(j);
     td_error err;
-    /* The status is a courtesy: a full disk ends the run where it matters, at the shards. */
-    if (text && td_file_write_atomic(p->status_path, text, strlen(text), false, &err) != TD_OK)
+    /* The status is a courtesy: a full disk ends the run where it matters, at the shards. The last one
+     * tells merge how much there is, so it is synced. */
+    const bool last = strcmp(state, "running") != 0 && strcmp(state, "stopping") != 0;
+    if (text && td_file_write_atomic(p->status_path, text, strlen(text), last, &err) != TD_OK)
         td_log_debug("%s", err.text);
     free(text);
 }

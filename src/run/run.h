@@ -42,9 +42,11 @@
  *
  * Rules:
  *   - a suspect is computed alone, so that a second failure accuses it and nothing else
- *   - a suspect that was alone in flight when a second device failed, or at its third failure, is
- *     to blame itself: the devices that failed with it are given back, and the sample is skipped or
- *     ends the run, as run.on_bad_sample says
+ *   - a suspect that was alone in flight when two devices failed, or at the third such failure, is to
+ *     blame itself: the devices that failed with it are given back, and the sample is skipped or
+ *     ends the run, as run.on_bad_sample says. A device that failed while it was one of several does
+ *     not count: two devices that fail for reasons of their own would blame an innocent sample. When
+ *     it then fails alone elsewhere, the first device is given back, to try it alone there, too
  *   - any other failure costs the device: it is left out until the user starts the run again
  *
  * A device is known by its UUID, CPU devices by their name; a sample by its dataset row and the
@@ -65,11 +67,13 @@ enum {
 };
 
 typedef struct td_suspect {
-    int64_t row, start;                 /* td_sample */
-    int32_t tries;                      /* failures that it was in flight at */
-    char device[2][TD_DEVICE_KEY_SIZE]; /* the first two on which it was, "" = none */
-    char name[2][32];                   /* what they were called */
-    bool blamed;
+    int64_t row, start; /* td_sample */
+    int32_t tries;      /* failures over it alone; before these, with others */
+    /* The first two devices on which it was alone, "" = none. shared: device[0] failed with other
+     * samples in flight, which accuses none of them. */
+    char device[2][TD_DEVICE_KEY_SIZE];
+    char name[2][32]; /* what they were called */
+    bool shared, blamed;
 } td_suspect;
 
 typedef struct td_lost_device {

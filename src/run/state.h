@@ -96,6 +96,21 @@ static inline void td_group_assert_own(const td_group *g) {
     (void)g;
 }
 
+/* What a thread that no device can hold is at, for the watch: a disk or a network file system that does
+ * not answer is named. Written by that thread. */
+typedef struct td_activity {
+    _Atomic int64_t since_us; /* of td_time_s; 0: at nothing that can hang */
+    _Atomic int64_t shard;
+} td_activity;
+
+static inline void td_activity_begin(td_activity *a, int64_t shard, double now_s) {
+    atomic_store(&a->shard, shard);
+    atomic_store(&a->since_us, (int64_t)(1e6 * now_s) + 1);
+}
+static inline void td_activity_end(td_activity *a) {
+    atomic_store(&a->since_us, 0);
+}
+
 typedef struct td_run_counters {
     _Atomic int64_t n_shards_written;              /* writer */
     _Atomic int64_t n_shards_kept;                 /* feeder */
@@ -122,6 +137,7 @@ typedef struct td_run_state {
     int32_t n_kinds;
     td_timeline *timeline; /* has a lock of its own; NULL: out of memory, nothing is noted */
     td_run_counters counters;
+    td_activity writing, reading; /* the writer's thread, the feeder's */
     td_lock lock;
     td_verdict *verdict;  /* protected by lock */
     td_open_shards *open; /* protected by lock */

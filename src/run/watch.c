@@ -19,6 +19,7 @@ struct td_watch {
     watched *groups;       /* [run->n_groups] */
     double last_s, lost_s; /* the last tick; when the loss of a device was seen, 0: none was */
     bool told;             /* that a signal asked to stop */
+    int64_t told_writing, told_reading; /* td_activity.since_us that was warned of */
 };
 
 td_watch *td_watch_create(td_run_state *run) {
@@ -110,6 +111,18 @@ static void look_for_stuck(td_watch *w, double dt) {
     }
 }
 
+/* Names a thread that is held by a file. Nothing is given up: the call may come back, and what is
+ * committed is safe in either case. */
+static void look_for_held(const td_activity *a, int64_t *told, double now, const char *what) {
+    const int64_t since = atomic_load(&a->since_us);
+    const double s = now - 1e-6 * (double)since;
+    if (since == 0 || since == *told || s < td_run_patience_s())
+        return;
+    *told = since;
+    td_log_warn("shard %lld: %s for %.0f s now; the file system does not answer, or is very slow",
+                (long long)atomic_load(&a->shard), what, s);
+}
+
 /* Sleeps for a tick, or until something changed. Has everything ended? */
 static bool await_tick(td_run_state *run) {
     td_lock_acquire(&run->lock);
@@ -140,6 +153,8 @@ bool td_watch_run(td_watch *w, td_progress *progress) {
         }
         if (ended || (w->lost_s > 0 && now - w->lost_s > LEAVE_S))
             return ended;
+        look_for_held(&run->writing, &w->told_writing, now, "it is being written to disk");
+        look_for_held(&run->reading, &w->told_reading, now, "its dataset rows are being read");
         if (w->lost_s == 0)
             look_for_stuck(w, now - w->last_s);
         w->last_s = now;

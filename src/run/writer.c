@@ -1,6 +1,8 @@
 /* writer.c - the writer's thread commits the shards that are complete. */
 #include "run/state.h"
 
+#include "base/clock.h"
+
 /* The next complete shard; NULL when no more is to be committed: every opened one is, or the run
  * stops and no group can complete another one, or a device was lost. */
 static td_open_shard *next_complete(td_run_state *run) {
@@ -24,7 +26,9 @@ void *td_writer_main(void *arg) {
     td_run_state *run = arg;
     for (td_open_shard *o; (o = next_complete(run));) {
         td_error err = {0};
+        td_activity_begin(&run->writing, o->shard->number, td_time_s());
         td_status rc = td_shard_writer_commit(o->writer, &err);
+        td_activity_end(&run->writing);
         if (rc == TD_OK)
             atomic_fetch_add(&run->counters.n_shards_written, 1);
         else

@@ -29,7 +29,7 @@ static td_status note(td_faults *f, const char *key, td_fault_sample *samples, i
     return td_faults_note(f, &fault, blamed, NULL);
 }
 
-Test(faults, second_device_blames_the_sample) {
+Test(faults, second_device_that_fails_over_it_alone_blames_the_sample) {
     td_faults f = {0};
     const td_suspect *blamed;
     td_fault_sample in_flight[] = {{7, 0}, {3, 256}, {3, 0}};
@@ -43,9 +43,14 @@ Test(faults, second_device_blames_the_sample) {
     cr_assert_eq(note(&f, "GPU-b", in_flight, 2, &blamed), TD_OK);
     cr_assert_null(blamed);
     cr_assert_eq(f.n_lost, 2);
-    /* Alone on a third one: to blame; the devices it brought down are given back. */
+    /* Alone on a third one: GPU-a may have failed for another reason, and is to try it alone. */
     td_fault_sample alone = {3, 0};
     cr_assert_eq(note(&f, "GPU-c", &alone, 1, &blamed), TD_OK);
+    cr_assert_null(blamed, "an innocent sample that was there twice is blamed");
+    cr_assert(!td_faults_is_lost(&f, "GPU-a"));
+    cr_assert(td_faults_is_lost(&f, "GPU-c"));
+    /* Alone there as well: to blame; the devices it brought down are given back. */
+    cr_assert_eq(note(&f, "GPU-a", &alone, 1, &blamed), TD_OK);
     cr_assert_not_null(blamed);
     cr_assert_eq(blamed->row, 3);
     cr_assert_eq(blamed->start, 0);
@@ -125,6 +130,7 @@ Test(faults, file_keeps_everything) {
     cr_assert_eq(g.n_suspects, 3);
     cr_assert_eq(td_faults_find(&g, INT64_MAX, 12)->tries, 1);
     cr_assert_str_eq(td_faults_find(&g, 9, 5)->name[0], "cuda:1");
+    cr_assert(td_faults_find(&g, 9, 5)->shared);
     cr_assert_eq(g.n_lost, 1);
     cr_assert_str_eq(g.lost[0].key, "GPU-a");
     cr_assert_str_eq(g.lost[0].why, "not UTF-8: ? \"quoted\"");

@@ -1,15 +1,20 @@
 /* Leaf helpers: number formats, checked arithmetic, names, errors, atomic files. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/dtype.h"
 #include "base/json.h"
 #include "base/file.h"
 #include "base/format.h"
+#include "base/mapped.h"
 #include "base/memory.h"
 
 Test(dtype, f16_round_trips_every_value) {
@@ -69,15 +74,26 @@ Test(util, error_prefix_keeps_code_and_adds_context) {
     cr_assert_eq(td_error_set(NULL, TD_E_MODEL, "dropped"), TD_E_MODEL);
 }
 
+/* Writes beyond it fail with EFBIG. Returns the limit before. */
+static struct rlimit file_size_limit(rlim_t n_bytes) {
+    struct rlimit old, now;
+    signal(SIGXFSZ, SIG_IGN);
+    cr_assert_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    now = (struct rlimit){n_bytes, old.rlim_max};
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &now), 0);
+    return old;
+}
+
 Test(util, atomic_write_leaves_the_old_file_when_it_fails) {
     char dir[] = "/tmp/tdgen-test-XXXXXX";
     cr_assert(mkdtemp(dir));
-    char *path = td_asprintf("%s/f", dir), *blocked = td_asprintf("%s/f.tmp", dir);
+    char *path = td_asprintf("%s/f", dir);
     td_error e;
     cr_assert_eq(td_file_write_atomic(path, "one", 3, true, &e), TD_OK);
-    td_mkdir_p(blocked, &e); /* the temp name is taken by a folder */
+    const struct rlimit before = file_size_limit(2);
     cr_assert_eq(td_file_write_atomic(path, "two", 3, true, &e), TD_E_OUTPUT);
-    cr_assert(strstr(e.text, "f.tmp"));
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &before), 0);
+    cr_assert(strstr(e.text, "f.tmp-"), "%s", e.text);
     char *data;
     size_t n;
     cr_assert_eq(td_file_read(path, 100, TD_E_DATA, &data, &n, &e), TD_OK);
@@ -85,10 +101,79 @@ Test(util, atomic_write_leaves_the_old_file_when_it_fails) {
     cr_assert_str_eq(data, "one");
     cr_assert_eq(td_file_read(path, 2, TD_E_DATA, &data, &n, &e), TD_E_DATA);
     cr_assert(strstr(e.text, "too large"));
-    cr_assert_eq(rmdir(blocked) | unlink(path) | rmdir(dir), 0);
+    cr_assert_eq(unlink(path) | rmdir(dir), 0, "a temporary file was left");
     free(data);
     free(path);
-    free(blocked);
+}
+
+Test(util, what_is_opened_is_regular_and_what_is_created_is_no_link) {
+    char dir[] = "/tmp/tdgen-test-XXXXXX";
+    cr_assert(mkdtemp(dir));
+    char *fifo = td_asprintf("%s/fifo", dir), *link = td_asprintf("%s/link", dir);
+    char *file = td_asprintf("%s/file", dir), *data;
+    td_error e;
+    size_t n;
+    int fd;
+    cr_assert_eq(mkfifo(fifo, 0600), 0);
+    cr_assert_eq(symlink(file, link), 0);
+    alarm(20); /* a FIFO without a writer blocks whoever simply opens it */
+    cr_assert_eq(td_file_read(fifo, 100, TD_E_MODEL, &data, &n, &e), TD_E_MODEL);
+    cr_assert(strstr(e.text, "not a regular file"), "%s", e.text);
+    cr_assert_eq(td_file_create(fifo, TD_CREATE_KEEP, &fd, &e), TD_E_OUTPUT);
+    cr_assert_eq(td_file_create(link, TD_CREATE_APPEND, &fd, &e), TD_E_OUTPUT);
+    cr_assert(strstr(e.text, "symbolic link"), "%s", e.text);
+    cr_assert_not(td_path_exists(file), "it was created through the link");
+    cr_assert_eq(td_file_create(file, TD_CREATE_NEW, &fd, &e), TD_OK);
+    cr_assert_eq(td_temp_check(fd, file, &e), TD_OK);
+    cr_assert_eq(unlink(file), 0);
+    cr_assert_eq(td_temp_check(fd, file, &e), TD_E_OUTPUT);
+    close(fd);
+    int other;
+    cr_assert_eq(td_file_create(file, TD_CREATE_NEW, &fd, &e), TD_OK);
+    cr_assert_eq(rename(file, fifo), 0);
+    cr_assert_eq(td_file_create(file, TD_CREATE_NEW, &other, &e), TD_OK);
+    cr_assert_eq(td_temp_check(fd, file, &e), TD_E_OUTPUT);
+    cr_assert(strstr(e.text, "another process"), "%s", e.text);
+    cr_assert_eq(td_file_create(file, TD_CREATE_NEW, &fd, &e), TD_E_OUTPUT);
+    cr_assert_eq(unlink(file) | unlink(link) | unlink(fifo) | rmdir(dir), 0);
+    free(fifo);
+    free(link);
+    free(file);
+}
+
+Test(util, temporary_names_are_told_from_others) {
+    char *a = td_temp_path("shard-000000.safetensors"),
+         *b = td_temp_path("shard-000000.safetensors");
+    cr_assert_str_neq(a, b);
+    cr_assert(td_temp_is_name(a));
+    cr_assert(td_temp_is_name("manifest.json.tmp"));
+    cr_assert_not(td_temp_is_name("shard-000000.safetensors"));
+    cr_assert_not(td_temp_is_name("x.tmp-0123456789abcde"));
+    cr_assert_not(td_temp_is_name("x.tmp-0123456789abcdeg"));
+    cr_assert_not(td_temp_is_name(".tmp"));
+    free(a);
+    free(b);
+}
+
+Test(status, what_the_system_refused_is_never_wrong_content) {
+    td_error e;
+    cr_assert_eq(td_error_errno(&e, TD_E_VERIFY, EMFILE, "cannot open x"), TD_E_OUTPUT);
+    cr_assert_eq(e.code, TD_E_OUTPUT);
+    cr_assert_eq(td_error_errno(&e, TD_E_MODEL, EMFILE, "cannot open x"), TD_E_MODEL);
+    cr_assert_eq(td_error_set(&e, TD_E_VERIFY, "x is damaged"), TD_E_VERIFY);
+}
+
+Test(mapped, an_address_has_the_file_it_belongs_to) {
+    static char a[100], b[100];
+    td_status code = TD_OK;
+    td_mapped_add(a, sizeof a, "a", TD_E_MODEL);
+    td_mapped_add(b, sizeof b, "b", TD_E_DATA);
+    cr_assert_str_eq(td_mapped_find(a + 99, &code), "a");
+    cr_assert_eq(code, TD_E_MODEL);
+    cr_assert_str_eq(td_mapped_find(b, &code), "b");
+    td_mapped_remove(a);
+    cr_assert_null(td_mapped_find(a + 50, &code));
+    td_mapped_remove(b);
 }
 
 Test(json, errors_name_file_key_and_expectation) {

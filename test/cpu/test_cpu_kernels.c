@@ -10,8 +10,8 @@ static const td_cpu_kernels *level_kernels(int i) {
     if (i == 0)
         return &td_cpu_kernels_v1;
     if (i == 1)
-        return __builtin_cpu_supports("x86-64-v3") ? &td_cpu_kernels_v3 : NULL;
-    return __builtin_cpu_supports("x86-64-v4") ? &td_cpu_kernels_v4 : NULL;
+        return td_cpu_runs_level(3) ? &td_cpu_kernels_v3 : NULL;
+    return td_cpu_runs_level(4) ? &td_cpu_kernels_v4 : NULL;
 }
 
 Test(cpu_kernels, exp_is_within_two_ulp) {

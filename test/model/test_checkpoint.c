@@ -96,7 +96,7 @@ Test(checkpoint, index_names_stay_in_the_folder) {
         expect_refused(dir, &small, "is refused: it must be a plain name in the same folder");
     }
     write_sharded(&m, dir, "absent.safetensors");
-    expect_refused(dir, &small, "absent.safetensors: cannot open");
+    expect_refused(dir, &small, "absent.safetensors: No such file");
     write_sharded(&m, dir, "model-00001-of-00002.safetensors");
     expect_refused(dir, &small, "is in model-00001-of-00002.safetensors, but it is not");
     static const char no_map[] = "{\"weight_map\":[]}", no_name[] = "{\"weight_map\":{\"a\":3}}";

@@ -446,7 +446,7 @@ Test(output, stale_temp_files_go_and_files_of_the_user_stay) {
     td_error err;
     OK(td_mkdir_p(f.cfg.output.dir, &err));
     static const char *const names[] = {"shard-000003.safetensors.tmp",
-                                        "shard-000003.safetensors.compact.tmp",
+                                        "shard-000003.safetensors.tmp-0123456789abcdef",
                                         "manifest.json.tmp",
                                         "shards.jsonl.tmp",
                                         "notes.tmp",

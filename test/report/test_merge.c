@@ -43,6 +43,8 @@ static void write_text(const td_fixture *f, const char *name, const char *text) 
     test_write_file(f->dir, name, text, strlen(text));
 }
 
+static bool g_assume_complete = true; /* these folders have no status.json */
+
 static td_status merge_all(const td_fixture *f, const char *out, const char *const *names,
                            int32_t n, bool copy, char **text, td_error *err) {
     const char *dirs[8];
@@ -52,7 +54,9 @@ static td_status merge_all(const td_fixture *f, const char *out, const char *con
         dirs[i] = path_in(f, names[i]);
     FILE *log = open_memstream(text, &size);
     *err = (td_error){0};
-    td_status rc = td_merge(to, dirs, n, &(td_merge_options){.copy = copy}, log, err);
+    td_status rc =
+        td_merge(to, dirs, n,
+                 &(td_merge_options){.copy = copy, .assume_complete = g_assume_complete}, log, err);
     fclose(log);
     for (int32_t i = 0; i < n; i++)
         free((char *)dirs[i]);
@@ -186,6 +190,10 @@ Test(merge, gaps_overlaps_and_unfinished_folders_are_refused) {
     expect_refused(&f, TD_E_OUTPUT, "w0", "w0", "w1", "both the result and one of the folders");
     expect_refused(&f, TD_E_OUTPUT, "out", "w0", "nothing", "cannot read the folder");
     expect_refused(&f, TD_E_OUTPUT, "out", "w0", "..", "no output folder of tdgen");
+    g_assume_complete = false;
+    expect_refused(&f, TD_E_OUTPUT, "out", "w0", "w1", "--assume-complete");
+    write_text(&f, "w1/status.json", "{\"state\": ");
+    expect_refused(&f, TD_E_OUTPUT, "out", "w0", "w1", "status.json: not valid JSON");
     write_text(&f, "w1/status.json", "{\"state\": \"stopped\", \"shards_in_data\": 5}");
     expect_refused(&f, TD_E_OUTPUT, "out", "w0", "w1", "is not finished");
     write_text(&f, "w1/status.json", "{\"state\": \"done\", \"shards_in_data\": 6}");
@@ -254,6 +262,9 @@ Test(merge, a_damaged_folder_is_refused) {
     td_fixture_free(&f);
 }
 
+/* Done, although a call failed: the process number in the lock only serves a message. */
+enum { TOLERATED = 98 };
+
 static int fork_merge(const td_fixture *f, bool copy, long call, bool fail) {
     pid_t pid = fork();
     if (pid == 0) {
@@ -263,7 +274,7 @@ static int fork_merge(const td_fixture *f, bool copy, long call, bool fail) {
         fault = call == 0 ? FAULT_NONE : fail ? FAULT_ENOSPC : FAULT_DIE;
         td_status rc =
             merge_all(f, "out", (const char *[]){"w0", "w1"}, WORKERS, copy, &text, &err);
-        _exit(rc == TD_OK ? 0 : 1);
+        _exit(rc != TD_OK ? 1 : fault != FAULT_NONE && countdown <= 0 ? TOLERATED : 0);
     }
     int status = 0;
     cr_assert_eq(waitpid(pid, &status, 0), pid);
@@ -279,7 +290,8 @@ static void break_every_call(bool copy, bool fail) {
     for (;; call++) {
         char *out = path_in(&f, "out"), *mark = path_in(&f, "out/merge.json");
         int code = fork_merge(&f, copy, call, fail);
-        cr_assert(code == 0 || code == (fail ? 1 : DIED), "call %ld: exit %d", call, code);
+        cr_assert(code == 0 || code == (fail ? 1 : DIED) || (fail && code == TOLERATED),
+                  "call %ld: exit %d", call, code);
         if (td_path_exists(mark)) {
             /* Half a merge is taken for nothing else, and is no source of another one. */
             n_half++;
