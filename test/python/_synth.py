@@ -94,15 +94,31 @@ def quantise(logprobs):
     return q, np.array([high, low], np.float32)
 
 
+def xxh3(data):
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def compact(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def write_safetensors(path, tensors, metadata):
+    """With a fingerprint in its metadata a shard, whose header has the hashes of README's description."""
     header, at, parts = {"__metadata__": metadata}, 0, []
     for name in sorted(tensors, key=lambda n: -tensors[n].dtype.itemsize):
         x = np.ascontiguousarray(tensors[name])
         header[name] = {"dtype": TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
         at += x.nbytes
         parts.append(x.tobytes())
-    text = json.dumps(header).encode()
+    if "fingerprint" in metadata:
+        metadata.update(header_hash="0" * 16, data_hash=xxh3(b"".join(parts)), tensor_hashes=",".join(map(xxh3, parts)))
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)
+    if "fingerprint" in metadata:
+        key = b'"header_hash":"'
+        text = text.replace(key + b"0" * 16, key + xxh3(text).encode(), 1)
     data = struct.pack("<Q", len(text)) + text + b"".join(parts)
     if path.endswith(".zst"):
         import zstandard
@@ -114,31 +130,49 @@ def write_safetensors(path, tensors, metadata):
 
 def write_run(folder, teacher, mode, top_k=8, top_p=0.9, min_k=1, n_draws=20, proposal_power=1.0, dtype="f16",
               packed=False, zstd=False, temperatures=(2.0, 0.5), always_ids=(), dense_dtype="bf16", with_ids=True,
-              per_shard=4, seed=7):
-    """Writes a run of `mode` into folder, `per_shard` samples a shard. Returns what was drawn, per sample."""
+              per_shard=4, seed=7, identity=(), times=1, empty=False):
+    """Writes a run of `mode` into folder, `per_shard` samples a shard. Returns what was drawn, per sample.
+
+    identity: more of the manifest's, or other values; times: the same shards so often, with new numbers;
+    empty: shards without a sample.
+    """
     os.makedirs(folder)
     v, rng, bits = teacher.vocab, np.random.default_rng(seed), teacher.vocab.bit_length()
     spec = {"mode": mode, "top_k": top_k, "top_p": top_p, "min_k": min_k, "n_draws": n_draws,
             "proposal_power": proposal_power, "logprob_dtype": dtype, "dense_dtype": dense_dtype, "pack_ids": packed,
             "always_ids": list(always_ids), "id_bits": bits, "temperatures": list(temperatures)}
-    fingerprint = "0123456789abcdef"
+    known = {"schema": 2, "model.n_vocab": v, "tokenizer.hash": "aaaaaaaaaaaaaaaa",
+             "data.max_length": max(len(s["ids"]) for s in teacher.samples),
+             **{f"capture.{k}": x for k, x in spec.items() if k != "id_bits"}, **dict(identity)}
+    if with_ids:
+        known["data.id_field"] = "id"
+    fingerprint = xxh3(compact(known))
     manifest = {"schema": 2, "fingerprint": fingerprint, "tdgen": "0.1.0", "model_path": "teacher", "capture": spec,
-                "identity": {"schema": 2, "model.n_vocab": v, "tokenizer.hash": "aaaaaaaaaaaaaaaa",
-                             "data.max_length": max(len(s["ids"]) for s in teacher.samples),
-                             **{f"capture.{k}": x for k, x in spec.items() if k != "id_bits"}}}
+                "identity": known}
+    manifest["hash"] = xxh3(compact(manifest))
     with open(os.path.join(folder, "manifest.json"), "w", encoding="utf-8") as f:
         json.dump(manifest, f)
-    lines, drawn = [], []
-    for shard, first in enumerate(range(0, len(teacher.samples), per_shard)):
+    drawn, tensors = [], []
+    for first in range(0, len(teacher.samples), per_shard):
         chosen = range(first, min(first + per_shard, len(teacher.samples)))
         t = _shard_tensors(teacher, chosen, spec, rng, drawn, with_ids)
+        if empty:
+            t = {name: x[:1] if name.endswith("_offsets") else x[:0] for name, x in t.items()}
+        tensors.append(t)
+    for shard, t in enumerate(tensors * times):
         name = f"shard-{shard:06d}.safetensors" + (".zst" if zstd else "")
-        write_safetensors(os.path.join(folder, name), t, {"fingerprint": fingerprint, "schema": "tdgen-record-2",
-                                                          "shard": str(shard), "capture": json.dumps(spec)})
-        lines.append({"file": name, "shard": shard, "samples": len(chosen), "tokens": int(t["sample_offsets"][-1]),
-                      "rows": int(t["row_offsets"][-1])})
-    with open(os.path.join(folder, "shards.jsonl"), "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(line) + "\n" for line in lines)
+        meta = {"fingerprint": fingerprint, "schema": "tdgen-record-2", "shard": str(shard), "capture": json.dumps(spec),
+                "source_hash": "5" * 16}
+        path = os.path.join(folder, name)
+        write_safetensors(path, t, meta)
+        with open(path, "rb") as f:
+            whole = f.read()
+        line = {"file": name, "shard": shard, "row_begin": shard, "row_end": shard + 1, "samples": len(t["sample_index"]),
+                "tokens": len(t["input_ids"]), "rows": len(t["row_position"]), "skipped": 0, "bad_rows": 0,
+                "overflow_rows": 0, "size_bytes": len(whole), "source_hash": meta["source_hash"],
+                "data_hash": meta["data_hash"], "file_hash": xxh3(whole)}
+        with open(os.path.join(folder, "shards.jsonl"), "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
     with open(os.path.join(folder, "status.json"), "w", encoding="utf-8") as f:
         json.dump({"state": "done"}, f)
     return drawn

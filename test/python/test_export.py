@@ -388,10 +388,10 @@ def check_llamacpp(tmp):
         _synth.write_run(run, teacher, "full", dense_dtype=dtype)
         out = f"{tmp}/base-{vocab}"
         export("llamacpp", run, out, fails=4, words=["--bos"])
-        export("llamacpp", run, out, "--bos", "none", "--quiet")
+        said = export("llamacpp", run, out, "--bos", "none", "--quiet")
         got_ctx, got_vocab, tokens, chunks = read_llamacpp(out)
         assert (got_ctx, got_vocab, len(chunks)) == (n_ctx, vocab, 7)
-        first, raised = n_ctx // 2, 0
+        first, raised, nats, kl, mass = n_ctx // 2, 0, 0.0, 0.0, 0.0
         for s, ids, rows in zip(teacher.samples, tokens, chunks):
             assert np.array_equal(ids, s["ids"]) and len(rows) == n_ctx - 1 - first
             for j, (scale, low, logp) in enumerate(rows):
@@ -408,10 +408,21 @@ def check_llamacpp(tmp):
                 assert np.abs(logp - np.maximum(want, floor)).max() <= scale / 2 * (1 + 1e-3) + 4e-6
                 target = int(ids[first + j + 1])
                 assert abs(logp[target] - max(want[target], floor)) <= scale / 2 * (1 + 1e-3) + 4e-6
+                low_ones = want < floor - 1e-3
+                nats = max(nats, np.where(low_ones & np.isfinite(want), logp - want, 0).max())
+                mass = max(mass, np.exp(logp[low_ones]).sum())
+                real = np.isfinite(want)
+                kl = max(kl, abs((np.exp(want[real]) * (want - logp)[real]).sum()))
                 p = np.where(logp > -16, np.exp(logp), 0)  # as the tool sums it
                 assert abs((p * (logp - want)).sum()) < 1e-3 if masked == 0 else True
         assert raised or not masked
-        assert json.load(open(out + ".tdgen.json"))["run_fingerprint"] == "0123456789abcdef"
+        # What the format loses is said, with the worst of it.
+        clipped = json.load(open(out + ".tdgen.json"))["clipped"]
+        assert abs(clipped["worst_nats"] - nats) < 1e-4 and abs(clipped["worst_kl"] - kl) < 1e-6 + 0.01 * kl, (clipped, nats, kl)
+        assert abs(clipped["worst_mass"] - mass) <= 1e-3 * mass and f"{clipped['worst_kl']:.1e}" in said
+        assert (f"by up to {nats:.1f} nats" in said) == bool(raised) == bool(clipped["values"]), (said, raised)
+        assert json.load(open(out + ".tdgen.json"))["run_fingerprint"] == json.load(
+            open(run + "/manifest.json"))["fingerprint"]
         export("llamacpp", run, tmp + "/never", "--bos", vocab - 1, fails=4, words=["begins with token", "BOS"])
         export("llamacpp", run, tmp + "/never", "--bos", "none", "--n-ctx", n_ctx + 2, fails=4, words=["max_length"])
     ragged = _synth.Teacher(n=7)
@@ -485,17 +496,25 @@ def check_refusals(run, tmp):
     index = os.path.join(run, "shards.jsonl")
     lines = open(index).readlines()
     open(index, "w").writelines(lines[1:])
+    first = os.path.join(run, json.loads(lines[0])["file"])
+    os.rename(first, tmp + "/away")
     export("hf", run, tmp + "/out/x", fails=4, words=["tdgen merge"])
     export("hf", run, tmp + "/out/part", "--partial", "--quiet")
+    os.rename(tmp + "/away", first)
+    # A line that is lost, its shard is there: it proves itself.
+    export("hf", run, tmp + "/out/whole", "--quiet")
+    assert digest(tmp + "/out/whole") == digest(os.path.dirname(tmp) + "/demo-out/arrow")
+    shutil.rmtree(tmp + "/out/whole")
     open(index, "w").writelines(lines)
-    # A shard of another run, found when half is written.
+    # A damaged shard, found when half is written.
     shard = os.path.join(run, json.loads(lines[-1])["file"])
     data = open(shard, "rb").read()
-    fingerprint = json.load(open(os.path.join(run, "manifest.json")))["fingerprint"].encode()
-    open(shard, "wb").write(data.replace(fingerprint, fingerprint[::-1]))
+    open(shard, "wb").write(data[:-1] + bytes([data[-1] ^ 1]))
     for layout in ("hf", "nemo", "hdf5"):
-        words = [fingerprint.decode(), fingerprint[::-1].decode()]
+        words = [shard, "is damaged"]
         export(layout, run, tmp + "/out/x", *(["--allow-gaps"] if layout == "hdf5" else []), fails=4, words=words)
+    export("hf", run, tmp + "/out/unchecked", "--no-verify", "--quiet")
+    shutil.rmtree(tmp + "/out/unchecked")
     open(shard, "wb").write(data)
     same_files_left(tmp + "/out", ["hf", "part"])
     # Another tokenizer: both sides are shown.
@@ -602,23 +621,18 @@ def nothing(tmp):
     export("nemo", tmp + "/run", tmp + "/nemo", "--quiet")
     assert os.path.getsize(tmp + "/nemo") == 0
     # No sample at all, as of a dataset whose every row was too long: nothing that hf could tell columns by.
-    line = json.loads(open(tmp + "/run/shards.jsonl").readline())
-    open(tmp + "/run/shards.jsonl", "w").write(json.dumps(dict(line, samples=0)) + "\n")
+    empty = _synth.Teacher(n=1, length=1)
+    shutil.rmtree(tmp + "/run")
+    _synth.write_run(tmp + "/run", empty, "topk", empty=True)
     export("hf", tmp + "/run", tmp + "/none", fails=4, words=["holds no sample"])
 
 
 def memory(tmp):
     """The peak of an export, in a process of its own, does not grow with the run."""
-    run, peak = tmp + "/run", []
-    _synth.write_run(run, _Wide(50), "topk", top_k=64, per_shard=50)
-    line = json.loads(open(run + "/shards.jsonl").read())
+    peak = []
     for times in (6, 36):
-        with open(run + "/shards.jsonl", "w") as f:
-            for k in range(times):
-                name = f"shard-{k:06d}.safetensors"
-                if k:
-                    shutil.copy(f"{run}/{line['file']}", f"{run}/{name}")
-                f.write(json.dumps(dict(line, shard=k, file=name)) + "\n")
+        run = f"{tmp}/run-{times}"
+        _synth.write_run(run, _Wide(50), "topk", top_k=64, per_shard=50, times=times)
         code = ("import resource, runpy, sys; sys.argv = sys.argv[1:]\ntry:\n runpy.run_path(sys.argv[0], run_name="
                 "'__main__')\nexcept SystemExit as e:\n assert not e.code\n"
                 "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")

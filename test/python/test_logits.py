@@ -95,12 +95,8 @@ def known(tmp):
     raises(lambda: tdgen_logits.LmHead(tmp), "config.json")
     _synth.write_run(tmp + "/topk", teacher, "topk")
     raises(lambda: tdgen_logits.FullRun(tmp + "/topk", tmp + "/plain"), "mode topk")
-    manifest = json.load(open(tmp + "/run/manifest.json"))
-    manifest["identity"]["model.config_hash"] = "0" * 16
-    json.dump(manifest, open(tmp + "/run/manifest.json", "w"))
-    raises(lambda: tdgen_logits.FullRun(tmp + "/run", tmp + "/plain"), "0" * 16, "config.json")
-    del manifest["identity"]["model.config_hash"]
-    json.dump(manifest, open(tmp + "/run/manifest.json", "w"))
+    _synth.write_run(tmp + "/foreign", teacher, "hidden", identity={"model.config_hash": "0" * 16})
+    raises(lambda: tdgen_logits.FullRun(tmp + "/foreign", tmp + "/plain"), "0" * 16, "config.json")
     # The tool, read back with the stock package; and an export straight from states.
     from safetensors.numpy import load_file
 

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from tdgen_reader import Run, to_targets  # noqa: E402
+from tdgen_reader import Run, check_tokens, to_targets  # noqa: E402
 
 
 def log_softmax(z):
@@ -65,17 +65,22 @@ def main():
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tail", choices=("bucket", "ignore", "renormalise"), default="bucket")
     parser.add_argument("--steps", type=int, default=5, help="passes over the run (5)")
+    parser.add_argument("--student-vocab", type=int, metavar="N", help="ids of the student (the teacher's)")
+    parser.add_argument("--cut-vocab", action="store_true", help="leave out the teacher's ids that the student has not")
     parser.add_argument("--rate", type=float, default=2.0)
     args = parser.parse_args()
     run = Run(args.run)
-    table = np.zeros((run.vocab_size, run.vocab_size), np.float32)
+    size = min(run.vocab_size, args.student_vocab or run.vocab_size)
+    table = np.zeros((size, size), np.float32)
     for step in range(args.steps + 1):
         total, rows = 0.0, 0
         for record in run:
             if len(record["row_position"]) == 0:
                 continue
             tokens = record["input_ids"][record["row_position"]]
-            value, gradient = loss(record, table[tokens], args.temperature, args.tail)
+            check_tokens(record, size)
+            value, gradient = loss(record, table[tokens], args.temperature, args.tail, student_vocab=size,
+                                   cut=args.cut_vocab)
             total, rows = total + value.sum(), rows + len(value)
             if step < args.steps:
                 np.add.at(table, tokens, (-args.rate * gradient).astype(np.float32))

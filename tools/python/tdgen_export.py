@@ -12,7 +12,10 @@ import os
 
 import numpy as np
 from tdgen_files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
-from tdgen_reader import RecordError, to_logprobs
+from tdgen_llamacpp import Clipped, quantise_llamacpp
+from tdgen_reader import RecordError, log_softmax, renormalised, to_logprobs
+from tdgen_shard import parse_json, read_bounded
+from tdgen_student import check_tokenizer, cut_record, student_of, tokens_of
 
 LAYOUTS = {
     "axolotl": "axolotl-ai-cloud/axolotl 067b021c8b87 (0.18.0): src/axolotl/integrations/kd/collator.py, "
@@ -47,7 +50,8 @@ def provenance(run, layout, options):
         "teacher": {k[6:]: v for k, v in identity.items() if k.startswith("model.")},
         "tokenizer": {k[10:]: v for k, v in identity.items() if k.startswith("tokenizer.")},
         "data": {k[5:]: v for k, v in identity.items() if k.startswith("data.")},
-        "options": options,
+        "options": {k: v for k, v in options.items() if k != "student"},
+        "student_vocab": options["student"].n if options.get("student") else None,
         "layout": LAYOUTS.get(layout),
     }
 
@@ -91,7 +95,9 @@ class Source:
         if self.n_empty:
             left_out.append(f"{self.n_empty} without a position to predict")
         text = f"{self.n_samples:,} samples, {self.n_rows:,} positions"
-        return text + (f"; left out: {', '.join(left_out)}" if left_out else "")
+        text += f"; left out: {', '.join(left_out)}" if left_out else ""
+        student = self.options.get("student")
+        return text + (student.summary(self.run.vocab_size) if student else "")
 
 
 def check_whole(run, partial):
@@ -104,12 +110,13 @@ def check_whole(run, partial):
     if numbers != list(range(len(numbers))):
         raise ExportError(f"{run.path} holds shards {_ranges(numbers)}: the others are in other workers' folders "
                           "(tdgen merge) or not done; --partial exports what is here")
-    try:
-        with open(os.path.join(run.path, "status.json"), encoding="utf-8") as f:
-            status = json.load(f)
-    except (FileNotFoundError, ValueError):
+    name = os.path.join(run.path, "status.json")
+    if not os.path.lexists(name):
         return  # a folder that was copied or merged, without it
+    status = parse_json(read_bounded(name, 1 << 24, run.path), name)
     state, workers = status.get("state"), status.get("total_workers", 1)
+    if not isinstance(workers, int) or not isinstance(state, (str, type(None))):
+        raise RecordError(f"{name}: state or total_workers is of another type")
     if workers > 1:
         raise ExportError(f"{run.path} holds what one of {workers} workers did (tdgen merge puts them together); "
                           "--partial exports it alone")
@@ -130,19 +137,10 @@ def _ranges(numbers):
     return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in out[:8]) + (", ..." if len(out) > 8 else "")
 
 
-def check_tokenizer(run, folder):
-    """The student's tokenizer.json must be the one the ids were made with; shows both sides if not."""
-    import xxhash
-
-    path = folder if os.path.isfile(folder) else os.path.join(folder, "tokenizer.json")
-    try:
-        with open(path, "rb") as f:
-            have = f"{xxhash.xxh3_64_intdigest(f.read()):016x}"
-    except OSError as e:
-        raise ExportError(f"--tokenizer: {path}: {e.strerror}") from e
-    want = run.manifest["identity"].get("tokenizer.hash")
-    if have != want:
-        raise ExportError(f"the ids were not made with this tokenizer:\n  {path}: {have}\n  {run.path}: {want}")
+def n_ids(run, options):
+    """How many ids an export may name: the teacher's, or a student's that has fewer."""
+    student = options.get("student")
+    return min(run.vocab_size, student.n) if student else run.vocab_size
 
 
 def needs_mode(run, layout, modes, why):
@@ -169,19 +167,21 @@ def top(ids, logp, k):
 
 
 def candidates(run, record, options):
-    """ids int32 [R, K] and natural log-probabilities float64 [R, K] at the wished temperature."""
-    ids, logp, _ = to_logprobs(record, options.get("temperature", 1.0), options.get("tail", "ignore"),
-                               options.get("source"))
-    k = options.get("top_k")
+    """ids int32 [R, K] and natural log-probabilities float64 [R, K] at the wished temperature, without ids that the
+    student does not have."""
+    k, tail, student = options.get("top_k"), options.get("tail", "ignore"), options.get("student")
     if run.mode == "full" and not k:
         raise ExportError("the run holds all logits: say how many to take with --top-k K")
-    if k:
-        if run.mode == "sample" or (run.mode == "topk+sample" and options.get("source") != "topk"):
-            raise ExportError("--top-k would cut draws off and bias the estimate")
+    if k and (run.mode == "sample" or (run.mode == "topk+sample" and options.get("source") != "topk")):
+        raise ExportError("--top-k would cut draws off and bias the estimate")
+    ids, logp, _ = to_logprobs(record, options.get("temperature", 1.0), tail, options.get("source"))
+    if k and not (student and student.cut):
         ids, logp = top(ids, logp, k)
-        if options.get("tail") == "renormalise":
-            logp = logp - np.log(np.exp(logp).sum(axis=1, keepdims=True))
-    return ids, logp
+    if student:
+        ids, logp = student.rows(record, ids, logp, run.vocab_size)
+    if k:
+        ids, logp = top(ids, logp, k)
+    return ids, renormalised(logp) if tail == "renormalise" and (k or student) else logp
 
 
 def set_size(run, options):
@@ -190,7 +190,7 @@ def set_size(run, options):
     source = options.get("source") or ("combined" if run.mode == "topk+sample" else run.mode)
     size = {"topk": run.top_k, "topp": run.top_k, "sample": draws, "combined": run.top_k + draws,
             "full": run.vocab_size}[source]
-    return min(size, options.get("top_k") or size, run.vocab_size)
+    return min(size, options.get("top_k") or size, n_ids(run, options))
 
 
 def fill_free(ids, logp, vocab_size, width, value):
@@ -198,6 +198,8 @@ def fill_free(ids, logp, vocab_size, width, value):
     n, k = ids.shape
     out_ids = np.full((n, width), -1, np.int32)
     out = np.full((n, width), value, np.float64)
+    k = min(k, width)  # places beyond are free ones: no more ids are left than there are
+    ids, logp = ids[:, :k], logp[:, :k]
     out_ids[:, :k], out[:, :k] = ids, np.where(ids >= 0, logp, value)
     for r in np.flatnonzero((out_ids < 0).any(axis=1)):
         free = np.flatnonzero(out_ids[r] < 0)
@@ -259,7 +261,10 @@ def export_hf(run, out, options, quiet):
             raise ExportError(f"dataset row {record['index']}: a value is beyond float16: leave out --f16-bits")
         return half.view(np.uint16)
 
-    source = Source(run, options, quiet)
+    source, student = Source(run, options, quiet), options.get("student")
+    if student and len(run.always_ids) and int(run.always_ids.max()) >= student.n:
+        raise ExportError(f"capture.always_ids has {int(run.always_ids.max())}, the student has {student.n} ids "
+                          f"({student.where}; the teacher {run.vocab_size})")
     origin = provenance(run, "hf", options)
     if raw:
         origin["f16_bits"] = "uint16 columns are the bits of IEEE half floats: numpy view(float16)"
@@ -267,6 +272,8 @@ def export_hf(run, out, options, quiet):
     with Target(out, folder=True) as target:
         table = Table(columns, kind(target.path, origin))
         for _, record in source.records(empty=True):
+            if student:
+                record = cut_record(run, record, student)
             row = {c.name: record[c.name] for c in columns if c.name in record}
             for ids, logprobs, counts, offsets in lists:
                 for name in (ids, logprobs, counts):
@@ -307,7 +314,7 @@ def export_axolotl(run, out, options, quiet):
             tokens = record["input_ids"]
             n = len(tokens)
             ids, logp = candidates(run, record, options)
-            ids, logp = fill_free(ids, logp, run.vocab_size, width or ids.shape[1], NO_LOGPROB)
+            ids, logp = fill_free(ids, logp, n_ids(run, options), min(width or ids.shape[1], n_ids(run, options)), NO_LOGPROB)
             used = logp > NO_LOGPROB / 2
             k = ids.shape[1]
             # Positions without a row hold ids that exist, and a mask of zeros.
@@ -356,7 +363,7 @@ def export_distillkit(run, out, options, quiet):
             n = len(record["input_ids"]) - 1
             tokens = record["input_ids"][:n].astype(np.int64)
             # -1e4 has probability 0 in every type it casts to, and 0 * -1e4 is 0 where 0 * -inf is not.
-            ids, logp = fill_free(*candidates(run, record, options), run.vocab_size, k, -1e4)
+            ids, logp = fill_free(*candidates(run, record, options), n_ids(run, options), k, -1e4)
             all_ids = np.tile(np.arange(k, dtype=np.int32), (n, 1))
             # Masked rows: half of the mass, since its symmetric_uniform takes the log of what is left
             # before it looks at the mask.
@@ -364,6 +371,7 @@ def export_distillkit(run, out, options, quiet):
             at = record["row_position"]
             all_ids[at], all_logp[at] = ids, logp
             has = next_token_is_target(record)[:n]
+            has[at] &= (logp > -1e4).any(axis=1)  # where a student has none of the candidates, nothing is compared
             partly += not has.all()
             row = {"input_ids": tokens, "labels": np.where(has, tokens, -100)}
             if packed:
@@ -486,44 +494,38 @@ def export_llamacpp(run, out, options, quiet):
                               "samples out with --skip-others")
     if not chosen:
         raise ExportError(f"no sample has {n_ctx} tokens with every position recorded")
-    v = run.vocab_size
+    v, student, clip = n_ids(run, options), options.get("student"), Clipped()
     with Target(out, folder=False, suffix=".tdgen.json") as target:
         with open(target.path, "wb") as f:
             f.write(b"_logits_" + np.array([n_ctx, v, len(chosen)], "<i4").tobytes())
             for i in chosen:
-                f.write(run.sample(i, dense=False)["input_ids"].astype("<i4").tobytes())
+                record = run.sample(i, dense=False)
+                if student:
+                    tokens_of(student, record)
+                f.write(record["input_ids"].astype("<i4").tobytes())
             bar = Progress(len(chosen), quiet)
-            block = max(1, BATCH_BYTES // (4 * v))
+            block = max(1, BATCH_BYTES // (4 * run.vocab_size))
             for i in chosen:
-                rows = run.sample(i, dense=False)["row_position"]
+                record = run.sample(i, dense=False)
+                rows = record["row_position"]
                 begin, end = np.searchsorted(rows, [first, n_ctx - 1])
                 for r in range(begin, end, block):
-                    f.write(quantise_llamacpp(run.dense_rows(i, r, min(r + block, end))).tobytes())
+                    logits = run.dense_rows(i, r, min(r + block, end))
+                    if student and run.vocab_size > v:
+                        logp = log_softmax(logits)[:, v:]
+                        here = dict(record, row_position=rows[r : r + block])
+                        student.lose(here, np.exp(logp, dtype=np.float64).sum(axis=1), run.vocab_size,
+                                     np.count_nonzero(logp > -np.inf))
+                    f.write(clip.look(logits, quantise_llamacpp(logits, v)).tobytes())
                 bar.step()
             bar.close()
         with open(target.beside, "w", encoding="utf-8") as f:
-            json.dump(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), f, indent=2)
+            json.dump(dict(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), clipped=clip.summary()), f, indent=2)
         target.commit()
     left = f"; left out: {others} samples that are no chunk" if others else ""
     return (f"{len(chosen):,} chunks of {n_ctx} tokens, {len(chosen) * (n_ctx - 1 - first):,} positions{left}; "
-            f"llama-perplexity --kl-divergence --kl-divergence-base {out} -c {n_ctx}")
-
-
-def quantise_llamacpp(logits):
-    """uint16 [n, 4 + V rounded up to even] of float32 logits [n, V], in llama.cpp's own float32 arithmetic."""
-    n, v = logits.shape
-    out = np.zeros((n, 4 + (v + 1) // 2 * 2), "<u2")
-    high = logits.max(axis=1, keepdims=True)
-    low = np.maximum(logits.min(axis=1, keepdims=True), high - np.float32(16))
-    total = np.exp(logits - high).sum(axis=1, keepdims=True, dtype=np.float64)
-    log_total = np.log(total).astype(np.float32)
-    scale = ((high - low) / np.float32(65535)).astype(np.float32)
-    head = out[:, :4].view("<f4")
-    head[:, 0:1], head[:, 1:2] = scale, low - high - log_total
-    with np.errstate(divide="ignore", invalid="ignore"):
-        steps = np.rint((np.float32(1) / scale) * (logits - low))
-    out[:, 4 : 4 + v] = np.where((logits > low) & (scale > 0), steps, 0).astype(np.uint16)
-    return out
+            f"llama-perplexity --kl-divergence --kl-divergence-base {out} -c {n_ctx}{clip.note()}"
+            + (student.summary(run.vocab_size) if student else ""))
 
 
 # ---- HDF5 ----
@@ -585,4 +587,4 @@ def export_hdf5(run, out, options, quiet):
 EXPORTS = {"hf": export_hf, "axolotl": export_axolotl, "distillkit": export_distillkit, "nemo": export_nemo,
            "llamacpp": export_llamacpp, "hdf5": export_hdf5}
 
-__all__ = ["EXPORTS", "ExportError", "RecordError", "check_tokenizer", "check_whole"]
+__all__ = ["EXPORTS", "ExportError", "RecordError", "check_tokenizer", "check_whole", "student_of"]

@@ -19,11 +19,13 @@ import os
 
 import numpy as np
 from tdgen_reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
+from tdgen_shard import hash_hex, number, parse_json, read_bounded
 
 __all__ = ["FullRun", "LmHead"]
 
 _KEEP_BYTES = 2 << 30  # an lm_head of up to this size is kept as float32
 _BLOCK_BYTES = 64 << 20
+_MAX_JSON = 64 << 20
 # Architectures whose transformers config class ties embeddings where config.json does not say.
 _TIED = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel", "SmolLM3ForCausalLM")
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -50,21 +52,23 @@ class LmHead:
 
     def __init__(self, path, compute="bf16", n_valid=None):
         self.path, self.compute, self.n_valid = os.fspath(path), compute, n_valid
+        where = os.path.join(self.path, "config.json")
+        self.config_bytes = read_bounded(where, _MAX_JSON)
+        config = parse_json(self.config_bytes, where)
         try:
-            with open(os.path.join(self.path, "config.json"), "rb") as f:
-                self.config_bytes = f.read()
-            config = json.loads(self.config_bytes)
-        except (OSError, ValueError) as e:
-            raise RecordError(f"{self.path}: config.json cannot be read: {e}") from e
-        architecture = (config.get("architectures") or [""])[0]
-        self.divisor = np.float32(config.get("logits_scaling") or 1)  # Granite
-        cap = config.get("final_logit_softcapping", 30.0 if architecture == "Gemma2ForCausalLM" else None)
-        self.softcap = np.float32(cap or 0)
-        tied = config.get("tie_word_embeddings", architecture in _TIED)
+            architecture = (config.get("architectures") or [""])[0]
+            self.divisor = np.float32(number(config.get("logits_scaling") or 1))  # Granite
+            cap = config.get("final_logit_softcapping", 30.0 if architecture == "Gemma2ForCausalLM" else None)
+            self.softcap = np.float32(number(cap or 0))
+            tied = config.get("tie_word_embeddings", architecture in _TIED)
+        except (ValueError, TypeError, KeyError) as e:
+            raise RecordError(f"{where}: {e}") from None
         shard, name = self._find(_TABLES if tied else _HEADS)
         if shard.dtypes[name] not in ("F32", "F16", "BF16"):
             raise RecordError(f"{shard.path}: {name} is {shard.dtypes[name]}, which is not read here")
         self.weight, self._bf16 = shard[name], shard.dtypes[name] == "BF16"
+        if self.weight.ndim != 2 or 0 in self.weight.shape:
+            raise RecordError(f"{shard.path}: {name} has shape {list(self.weight.shape)}, expected [V, C]")
         self.n_vocab, self.n_hidden = self.weight.shape
         self._kept = None
 
@@ -72,14 +76,12 @@ class LmHead:
         index = os.path.join(self.path, "model.safetensors.index.json")
         files = {"model.safetensors"}
         if not os.path.exists(os.path.join(self.path, "model.safetensors")):
-            try:
-                with open(index, encoding="utf-8") as f:
-                    placed = json.load(f)["weight_map"]
-            except (OSError, ValueError, KeyError) as e:
-                raise RecordError(f"{self.path}: no model.safetensors, and its index cannot be read: {e}") from e
+            placed = parse_json(read_bounded(index, _MAX_JSON), index).get("weight_map")
+            if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+                raise RecordError(f"{index}: weight_map is no object of file names")
             files = {file for name, file in placed.items() if name.endswith(names)}
         for file in sorted(files):
-            if os.path.basename(file) != file:
+            if os.path.basename(file) != file or file in ("", ".", "..") or "\0" in file:
                 raise RecordError(f"{index} names a file outside of its folder: {file}")
             shard = Shard(os.path.join(self.path, file), partly=True)
             for name in shard.dtypes:
@@ -117,16 +119,20 @@ class LmHead:
 class FullRun(Run):
     """A hidden run seen as one of mode full: logits, and what follows from them, are made when asked for."""
 
-    def __init__(self, path, model, n_valid=None):
-        super().__init__(path)
+    def __init__(self, path, model, n_valid=None, verify=True):
+        super().__init__(path, verify)
         if self.mode != "hidden":
             raise RecordError(f"{self.path} was recorded in mode {self.mode}: lm_head is for mode hidden")
         identity = self.manifest["identity"]
         self.head = LmHead(model, identity.get("model.compute", "f32"), n_valid)
-        have, want = _hash(self.head.config_bytes), identity.get("model.config_hash")
-        if want is not None and have is not None and have != want:
+        want = identity.get("model.config_hash") if verify else None
+        have = want and hash_hex(self.head.config_bytes)
+        if have != want:
             raise RecordError(f"the states are not of this model:\n  {self.head.path}/config.json: {have}\n"
                               f"  {self.path}: {want}")
+        if self.head.n_hidden != self.capture.get("n_hidden", self.head.n_hidden):
+            raise RecordError(f"{self.head.path}: lm_head reads states of {self.head.n_hidden} numbers, those of {self.path} "
+                              f"have {self.capture['n_hidden']}")
         if self.head.n_vocab < self.vocab_size:
             raise RecordError(f"{self.head.path}: an lm_head of {self.head.n_vocab} tokens, the run has {self.vocab_size}")
         self.mode = "full"
@@ -163,15 +169,21 @@ def derived(record, logits):
     }
 
 
-def write_logits(run, out, dtype="f32", quiet=False):
-    """Writes the logits of a FullRun, a shard for a shard, into the new folder `out`; the number of rows."""
+def write_logits(run, out, dtype="f32", quiet=False, student=None):
+    """Writes the logits of a FullRun, a shard for a shard, into the new folder `out`; the number of rows.
+
+    student, a tdgen_student.Student with fewer ids: only its columns, and `logsumexp` F32 [R] over all of the
+    teacher's, so that exp(logits - logsumexp) are the teacher's probabilities and what is missing to 1 was cut.
+    """
     from tdgen_export import provenance
+    from tdgen_student import tokens_of
     from tdgen_files import Progress, Target
 
     names = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
     keep = ("sample_offsets", "sample_index", "sample_start", "row_offsets", "input_ids", "row_position", "loss_mask",
             "sample_status")
     bar, n_rows = Progress(len(run), quiet), 0
+    v = min(run.vocab_size, student.n) if student else run.vocab_size
     with Target(out, folder=True) as target:
         for k in range(len(run.shards)):
             shard = run.shard(k)
@@ -180,9 +192,11 @@ def write_logits(run, out, dtype="f32", quiet=False):
             for name in keep:
                 x = shard[name]
                 tensors[name] = (shard.dtypes[name], x.shape, x)
-            header = {"__metadata__": {"tdgen": json.dumps(provenance(run, "logits", {"dtype": dtype})),
+            header = {"__metadata__": {"tdgen": json.dumps(provenance(run, "logits", {"dtype": dtype, "student": student})),
                                        "shard": str(run.shards[k]["shard"])}}
-            tensors["logits"] = (names[dtype], (int(rows[-1]), run.vocab_size), None)
+            tensors["logits"] = (names[dtype], (int(rows[-1]), v), None)
+            if v < run.vocab_size:
+                tensors["logsumexp"] = ("F32", (int(rows[-1]),), np.zeros(int(rows[-1]), np.float32))
             # The wider types first, so that every tensor is aligned.
             order = sorted(tensors, key=lambda n: -_SIZES[tensors[n][0]])
             for name in order:
@@ -196,18 +210,40 @@ def write_logits(run, out, dtype="f32", quiet=False):
                 f.write(len(text).to_bytes(8, "little") + text)
                 for name in order:
                     if name != "logits":
+                        if name == "logsumexp":
+                            place = f.tell()  # known when the logits are
                         f.write(np.ascontiguousarray(tensors[name][2]).tobytes())
                         continue
                     step = max(1, _BLOCK_BYTES // (4 * run.vocab_size))
                     for j in range(len(rows) - 1):
-                        n = int(rows[j + 1] - rows[j])
+                        n, i = int(rows[j + 1] - rows[j]), run.first_sample(k) + j
+                        record = Run.sample(run, i, dense=False) if student else None
+                        if student:
+                            tokens_of(student, record)
                         for r in range(0, n, step):
-                            f.write(_stored(run.dense_rows(run.first_sample(k) + j, r, min(r + step, n)), dtype))
+                            logits = run.dense_rows(i, r, min(r + step, n))
+                            if v < run.vocab_size:
+                                lse = _cut(logits, student, record, r, v)
+                                tensors["logsumexp"][2][int(rows[j]) + r :][: len(lse)] = lse
+                            f.write(_stored(logits[:, :v], dtype))
                         n_rows += n
                         bar.step()
+                if "logsumexp" in tensors:
+                    f.seek(place)
+                    f.write(tensors["logsumexp"][2].tobytes())
         bar.close()
         target.commit()
     return n_rows
+
+
+def _cut(logits, student, record, first, v):
+    """Counts what a student of v ids loses in these rows of a record; their log sum exp over all ids."""
+    logp = log_softmax(logits)
+    beyond = np.exp(logp[:, v:], dtype=np.float64)
+    rows = dict(record, row_position=record["row_position"][first : first + len(logits)])
+    student.lose(rows, beyond.sum(axis=1), logits.shape[1], np.count_nonzero(beyond))
+    with np.errstate(invalid="ignore"):
+        return np.nanmax(np.where(np.isfinite(logp), logits - logp, np.nan), axis=1)
 
 
 _SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -217,13 +253,5 @@ def _stored(logits, dtype):
     if dtype == "f16":
         return logits.astype(np.float16).tobytes()
     if dtype == "bf16":
-        return (_rounded(logits, "bf16").view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        return (_rounded(np.ascontiguousarray(logits), "bf16").view(np.uint32) >> 16).astype(np.uint16).tobytes()
     return logits.tobytes()
-
-
-def _hash(data):
-    try:
-        import xxhash
-    except ImportError:
-        return None  # unchecked without the package
-    return f"{xxhash.xxh3_64_intdigest(data):016x}"

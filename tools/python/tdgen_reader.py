@@ -1,4 +1,4 @@
-"""Reads what tdgen writes: every capture mode, with NumPy alone.
+"""Reads what tdgen writes: every capture mode, with NumPy and xxhash alone.
 
     from tdgen_reader import Run, to_targets
 
@@ -38,231 +38,177 @@ and by mode (E entries of all rows end to end, row r is [offsets[r] : offsets[r 
 
 Log-probabilities are natural and over the whole vocabulary at T = 1. Whatever the storage (packed ids,
 8-bit log-probabilities, bfloat16, zstd), a record holds the types above. Shards are mapped into memory
-when first needed and only the sample's own bytes are decoded, so a Run over many gigabytes starts at
-once; compressed shards are unpacked into memory, a few at a time (needs the zstandard package).
+when first needed, their hashes are checked then, once (the xxhash package; verify=False leaves it out), and
+only the sample's own bytes are decoded, so a Run over many gigabytes starts at once; compressed shards are
+unpacked into memory, a few at a time (needs the zstandard package).
 """
 
 import bisect
-import json
 import math
-import mmap
 import os
-import struct
 from collections import OrderedDict
 
 import numpy as np
+from tdgen_shard import (SHARD_NAME, RecordError, Shard, bf16_to_f32, canonical, check_shard, dequantise, hash_hex, number,
+                         parse_json, read_bounded, unpack_bits, whole)
 
-__all__ = ["Run", "Shard", "RecordError", "to_targets", "to_logprobs", "to_dense", "torch_dataset", "collate"]
+__all__ = ["Run", "Shard", "RecordError", "bf16_to_f32", "dequantise", "unpack_bits", "to_targets", "to_logprobs",
+           "to_dense", "cut_vocab", "torch_dataset", "collate"]
 
 _OPEN_SHARDS = 4  # shards kept open by one Run; of compressed ones the whole text is in memory
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit
-_DTYPES = {
-    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
-    "U8": np.dtype("u1"), "BF16": np.dtype("<u2"),
-}
+_MAX_MANIFEST = 1 << 20  # as tdgen itself has it
+_MAX_INDEX = 1 << 30
 MODES = ("topk", "topp", "sample", "topk+sample", "full", "hidden")
-
-
-class RecordError(ValueError):
-    """A folder or file that is not what it should be; the message names it."""
-
-
-# ---- storage ----
-
-
-def bf16_to_f32(bits):
-    """uint16 bits of bfloat16 numbers as float32, exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def unpack_bits(data, first, count, bits):
-    """count numbers of `bits` bits each from little-endian bit streams (the lowest bit first).
-
-    data uint8 [..., n]: one stream, or one a row; `first` is the number of the first one wanted.
-    All ones are -1: a free place. Returns int32 [..., count].
-    """
-    if not 1 <= bits <= 31:
-        raise RecordError(f"ids of {bits} bits")
-    at = (first + np.arange(count, dtype=np.int64)) * bits
-    begin, end = first * bits // 8, ((first + count) * bits + 7) // 8
-    if end > data.shape[-1]:
-        raise RecordError(f"{data.shape[-1]} bytes of packed ids, {end} are needed")
-    # Five bytes hold any number of up to 31 bits that starts within the first; zeros behind the end.
-    window = np.zeros(data.shape[:-1] + (end - begin + 5,), np.uint64)
-    window[..., : end - begin] = data[..., begin:end]
-    byte = (at >> 3) - begin
-    value = np.zeros(data.shape[:-1] + (count,), np.uint64)
-    for i in range(5):
-        value |= window[..., byte + i] << np.uint64(8 * i)
-    value = (value >> (at & 7).astype(np.uint64)) & np.uint64((1 << bits) - 1)
-    return np.where(value == (1 << bits) - 1, -1, value.astype(np.int64)).astype(np.int32)
-
-
-def dequantise(q, limits):
-    """8-bit log-probabilities as float32: max - q / 254 * (max - min), 255 is -inf.
-
-    q uint8 [..., K] or [E]; limits float32 [..., 2], (max, min) of each row or entry.
-    """
-    high, low = limits[..., 0:1].astype(np.float64), limits[..., 1:2].astype(np.float64)
-    if q.ndim < limits.ndim:
-        high, low = high[..., 0], low[..., 0]
-    with np.errstate(invalid="ignore"):
-        value = high - q.astype(np.float64) / 254 * (high - low)
-    return np.where(q == 255, -np.inf, value).astype(np.float32)
-
-
-class Shard:
-    """One shard-NNNNNN.safetensors[.zst]: a mapping of names to arrays.
-
-    Arrays are views of the mapped file (read-only); BF16, which NumPy does not know, is a view of its
-    bits as uint16. `metadata` is the header's __metadata__, `dtypes` names each tensor's stored type.
-    """
-
-    def __init__(self, path, partly=False):
-        """partly=True passes by tensors of types that a record never has (another's checkpoint)."""
-        self.path = path
-        if path.endswith(".zst"):
-            buffer = _read_zstd(path)
-        else:
-            with open(path, "rb") as f:
-                buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        size = len(buffer)
-        if size < 8:
-            raise RecordError(f"{path}: {size} bytes are no safetensors file")
-        (n,) = struct.unpack_from("<Q", buffer, 0)
-        if n > min(_MAX_HEADER, size - 8):
-            raise RecordError(f"{path}: a header of {n} bytes in a file of {size}")
-        try:
-            header = json.loads(bytes(buffer[8 : 8 + n]))
-            self.metadata = header.pop("__metadata__", {})
-            self.dtypes, self._arrays = {}, {}
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                self.dtypes[name] = entry["dtype"]
-                if partly and entry["dtype"] not in _DTYPES:
-                    continue
-                shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-                count = math.prod(shape)
-                if not (0 <= begin <= end <= size - 8 - n and min(shape, default=1) >= 0
-                        and end - begin == count * dtype.itemsize):
-                    raise ValueError(f"{name} is {entry}")
-                array = np.frombuffer(buffer, dtype, count, 8 + n + begin).reshape(shape)
-                self._arrays[name] = array
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise RecordError(f"{path}: its header cannot be read: {e}") from e
-
-    def __getitem__(self, name):
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise RecordError(f"{self.path} has no tensor {name}") from None
-
-    def __contains__(self, name):
-        return name in self._arrays
-
-    def __iter__(self):
-        return iter(self._arrays)
-
-    def keys(self):
-        return self._arrays.keys()
-
-    # What is in a sample's rows, decoded.
-
-    def floats(self, name, rows):
-        """float32 of rows [a, b) of a tensor of floats, whatever its type."""
-        x = self[name][rows]
-        return bf16_to_f32(x) if self.dtypes[name] == "BF16" else x.astype(np.float32)
-
-    def ids(self, name, part, width, bits):
-        """int32 ids: of rows `part` [R, width], or with width = None of entries `part`."""
-        if name in self:
-            return self[name][part]
-        packed = self[name + "_packed"]
-        if width is None:
-            return unpack_bits(packed, part.start, part.stop - part.start, bits)
-        rows = packed[part]
-        if rows.shape[1] != (width * bits + 7) // 8:
-            raise RecordError(f"{self.path}: {name}_packed has {rows.shape[1]} bytes a row, {width} ids of "
-                              f"{bits} bits take {(width * bits + 7) // 8}")
-        return unpack_bits(rows, 0, width, bits)  # every row starts at a byte
-
-    def logprobs(self, name, part, rows, row_of=None):
-        """float32 log-probabilities of rows, or of entries `part` that belong to rows row_of."""
-        if name in self:
-            return self.floats(name, part)
-        limits = self[name + "_q8_range"][rows]
-        return dequantise(self[name + "_q8"][part], limits if row_of is None else limits[row_of])
-
-
-def _read_zstd(path):
-    with open(path, "rb") as f:
-        packed = f.read()
-    try:
-        from compression import zstd  # Python 3.14 on
-    except ImportError:
-        try:
-            import zstandard as zstd
-        except ImportError:
-            raise RecordError(f"{path} is compressed: pip install zstandard, or unpack it with "
-                              "zstd -d") from None
-    try:
-        return zstd.decompress(packed)
-    except Exception as e:  # the two packages have errors of their own
-        raise RecordError(f"{path} cannot be decompressed: {e}") from e
 
 
 # ---- a folder ----
 
 
 def _capture_spec(manifest):
-    """The capture spec of a manifest as one dict, by the names of the INI keys."""
-    spec = {key[8:]: value for key, value in manifest["identity"].items() if key.startswith("capture.")}
+    """The capture spec of a manifest as one dict, by the names of the INI keys; ValueError where it is none."""
+    identity = manifest["identity"]
+    spec = {key[8:]: value for key, value in identity.items() if key.startswith("capture.")}
     found = manifest.get("capture")
     if isinstance(found, str):
-        found = json.loads(found)
+        found = parse_json(found, "capture")
+    if not isinstance(found, (dict, type(None))):
+        raise ValueError("capture is no object")
     spec.update(found or {})
     spec.setdefault("mode", "topk")
     if spec["mode"] not in MODES:
-        raise RecordError(f"capture mode {spec['mode']}, this reader knows {', '.join(MODES)}")
+        raise ValueError(f"capture mode {str(spec['mode'])[:40]}, this reader knows {', '.join(MODES)}")
+    n_vocab = whole(identity.get("model.n_vocab"), 1, 2**31 - 2)
+    for key, least, most, needed in (("top_k", 1, 2**31 - 1, spec["mode"] in ("topk", "topk+sample", "topp")),
+                                     ("n_draws", 1, 2**31 - 1, "sample" in spec["mode"]),
+                                     ("n_hidden", 1, 2**31 - 1, False)):
+        if key in spec or needed:
+            spec[key] = whole(spec.get(key), least, most)
+    # All ones stand for a free place, so that V + 1 values must fit.
+    spec["id_bits"] = whole(spec.get("id_bits") or n_vocab.bit_length(), n_vocab.bit_length(), 31)
+    spec["temperatures"] = [number(t) for t in spec.get("temperatures") or []]
+    spec["always_ids"] = [whole(x, 0, n_vocab - 1) for x in spec.get("always_ids") or []]
+    if not all(t > 0 for t in spec["temperatures"]):
+        raise ValueError("a temperature of 0 or less")
+    if "proposal_power" in spec:
+        spec["proposal_power"] = number(spec["proposal_power"])
+    for key, known in (("logprob_dtype", ("f32", "f16", "q8")), ("dense_dtype", ("f32", "f16", "bf16")),
+                       ("pack_ids", (True, False))):
+        if key in spec and (spec[key] not in known or type(spec[key]) is not type(known[0])):
+            raise ValueError(f"capture.{key} is {str(spec[key])[:40]!r}, none of {known}")
     return spec
+
+
+def _index_line(e):
+    """The line of shards.jsonl with these values, as tdgen writes it."""
+    numbers = "".join(f'"{key}": {e[key]}, ' for key in ("row_begin", "row_end", "samples", "tokens", "rows", "skipped",
+                                                         "bad_rows", "overflow_rows", "size_bytes"))
+    return (f'{{"file": "{e["file"]}", "shard": {e["shard"]}, {numbers}"source_hash": "{e["source_hash"]}", '
+            f'"data_hash": "{e["data_hash"]}", "file_hash": "{e["file_hash"]}"}}\n')
 
 
 class Run:
     """The output folder of a run: a sequence of records in dataset order.
 
     Only finished shards are seen. Processes (DataLoader workers) may share a Run: each opens the
-    shards for itself.
+    shards for itself. A folder that is damaged, or was made to do harm, ends in a RecordError: see
+    tdgen_shard. verify=False leaves hashes unchecked, nothing else; with it, a shard's bytes are read
+    once when it is first opened.
     """
 
-    def __init__(self, path):
-        self.path = os.fspath(path)
+    def __init__(self, path, verify=True):
+        self.path, self.verify = os.fspath(path), verify
+        name = os.path.join(self.path, "manifest.json")
+        if not os.path.lexists(name):
+            raise RecordError(f"{self.path} holds no manifest.json: it is no output folder of tdgen")
+        self.manifest = parse_json(read_bounded(name, _MAX_MANIFEST, self.path), name)
         try:
-            with open(os.path.join(self.path, "manifest.json"), encoding="utf-8") as f:
-                self.manifest = json.load(f)
-        except FileNotFoundError:
-            raise RecordError(f"{self.path} holds no manifest.json: it is no output folder of tdgen") from None
-        if self.manifest["schema"] not in (1, 2):
-            raise RecordError(f"{self.path}: schema {self.manifest['schema']}, this reader knows 1 and 2")
-        identity = self.manifest["identity"]
-        self.capture = _capture_spec(self.manifest)
+            self._read_manifest(name)
+        except RecordError:
+            raise
+        except (ValueError, TypeError, KeyError, OverflowError) as e:
+            raise RecordError(f"{name}: {e}") from None
+        self._open = OrderedDict()
+        self._proven = {}  # what was read whole and agreed: it need not be read again
+        self.shards = self._read_index()
+        self._first = [0]  # index of each shard's first sample
+        for k, entry in enumerate(self.shards):
+            self._first.append(self._first[-1] + entry["samples"])
+            if entry["samples"] == 0:  # nobody would ever open it and see that its line is wrong
+                self.shard(k)
+
+    def _read_manifest(self, name):
+        m = self.manifest
+        if m.get("schema") not in (1, 2) or isinstance(m["schema"], bool):
+            raise RecordError(f"{self.path}: schema {str(m.get('schema'))[:40]}, this reader knows 1 and 2")
+        identity = m.get("identity")
+        if not isinstance(identity, dict) or not isinstance(m.get("fingerprint"), str):
+            raise ValueError("it has no identity and fingerprint")
+        if self.verify and (m["schema"] == 2 or "hash" in m):
+            rest = {k: v for k, v in m.items() if k != "hash"}
+            if m.get("hash") != hash_hex(canonical(rest).encode("utf-8", "surrogatepass")):
+                raise ValueError("it is damaged or was edited: its hash is not that of its content. Restore it from a "
+                                 "copy (verify=False, --no-verify read it unchecked)")
+            if m["fingerprint"] != hash_hex(canonical(identity).encode("utf-8", "surrogatepass")):
+                raise ValueError("its fingerprint is not that of its identity")
+        self.capture = _capture_spec(m)
         self.mode = self.capture["mode"]
         self._dense = {"full": "logits", "hidden": "hidden"}.get(self.mode)
-        self.temperatures = tuple(float(t) for t in self.capture.get("temperatures", ()))
-        self.vocab_size = int(identity["model.n_vocab"])
-        self.top_k = int(self.capture.get("top_k", 0))
-        self.fingerprint = self.manifest["fingerprint"]
-        # All ones stand for a free place, so that V + 1 values must fit.
-        self.id_bits = int(self.capture.get("id_bits") or self.vocab_size.bit_length())
-        self.always_ids = np.array(self.capture.get("always_ids") or [], np.int32)
-        with open(os.path.join(self.path, "shards.jsonl"), encoding="utf-8") as f:
-            # A last line without its newline is being written, or was torn by a crash.
-            lines = [json.loads(line) for line in f if line.endswith("\n")]
-        # Should a shard be listed twice (its line was written again), the last line counts.
-        self.shards = sorted({e["shard"]: e for e in lines}.values(), key=lambda e: e["shard"])
-        self._first = [0]  # index of each shard's first sample
-        for entry in self.shards:
-            self._first.append(self._first[-1] + entry["samples"])
-        self._open = OrderedDict()
+        self.temperatures = tuple(self.capture["temperatures"])
+        self.vocab_size = identity["model.n_vocab"]
+        self.top_k = self.capture.get("top_k", 0)
+        self.fingerprint = m["fingerprint"]
+        self.id_bits = self.capture["id_bits"]
+        self.always_ids = np.array(self.capture["always_ids"], np.int32)
+        # Where the manifest does not say (schema 1), the shards do.
+        self._has_ids = None if m["schema"] == 1 else identity.get("data.id_field") is not None
+
+    def _read_index(self):
+        """Entries of shards.jsonl, and of shards that stand there without a line: a crash, or a run that goes on,
+        may leave one, and a shard proves itself."""
+        name, found = os.path.join(self.path, "shards.jsonl"), {}
+        text = read_bounded(name, _MAX_INDEX, self.path) if os.path.lexists(name) else b""
+        # What follows the last newline is being written, or was torn by a crash.
+        for i, line in enumerate(text.split(b"\n")[:-1], 1):
+            e = parse_json(line, f"{name}, line {i}")
+            try:
+                for key in ("shard", "row_begin", "row_end", "samples", "tokens", "rows", "skipped", "bad_rows",
+                            "overflow_rows", "size_bytes"):
+                    whole(e[key], 0, 2**62)
+                file = SHARD_NAME.fullmatch(e["file"])
+                if not file or int(file[1]) != e["shard"] or len(file[1]) != max(6, len(str(e["shard"]))):
+                    raise ValueError(f"file {e['file'][:80]!r} is no name of shard {e['shard']}")
+                if _index_line(e).encode() != line + b"\n":
+                    raise ValueError("it is not as tdgen writes it")
+            except (ValueError, KeyError, TypeError) as error:
+                raise RecordError(f"{name}, line {i}, is damaged: {error} (a resumed run repairs it)") from None
+            found[e["shard"]] = e  # should a shard be listed twice (its line was written again), the last line counts
+        try:
+            names = sorted(n for n in os.listdir(self.path) if SHARD_NAME.fullmatch(n))
+        except NotADirectoryError:
+            raise RecordError(f"{self.path} is no folder") from None
+        for file in names:  # .zst comes after the plain one, which is then taken
+            k = int(SHARD_NAME.fullmatch(file)[1])
+            if k not in found:
+                found[k] = self._entry_of(file, k)
+        return [found[k] for k in sorted(found)]
+
+    def _entry_of(self, file, k):
+        t = self._load(file, k)
+        meta = t.metadata
+        return {"file": file, "shard": k, "samples": len(t["sample_index"]), "tokens": len(t["input_ids"]),
+                "rows": len(t["row_position"]), "data_hash": meta.get("data_hash"), "source_hash": meta.get("source_hash")}
+
+    def _load(self, file, k, proven=None):
+        path = os.path.join(self.path, file)
+        t = Shard(path, verify=self.verify, within=self.path, proven=proven)
+        if t.metadata.get("fingerprint") != self.fingerprint:
+            raise RecordError(f"{t.path} has fingerprint {str(t.metadata.get('fingerprint'))[:40]}, manifest.json "
+                              f"{self.fingerprint}: they are not of one run")
+        if t.metadata.get("shard", str(k)) != str(k):
+            raise RecordError(f"{t.path} says that it is shard {t.metadata['shard'][:40]}: files were exchanged or renamed")
+        has_ids = "sample_id_bytes" in t if self._has_ids is None else self._has_ids
+        check_shard(t, self.capture, has_ids, self.vocab_size)
+        return t
 
     def __len__(self):
         return self._first[-1]
@@ -285,14 +231,16 @@ class Run:
             self._open.move_to_end(k)
             return self._open[k]
         entry = self.shards[k]
-        shard = Shard(os.path.join(self.path, entry["file"]))
-        if shard.metadata.get("fingerprint") != self.fingerprint:
-            raise RecordError(f"{shard.path} has fingerprint {shard.metadata.get('fingerprint')}, manifest.json "
-                              f"{self.fingerprint}: they are not of one run")
-        if len(shard["sample_index"]) != entry["samples"]:
-            raise RecordError(f"{shard.path} holds {len(shard['sample_index'])} samples, shards.jsonl says "
-                              f"{entry['samples']}")
-        self._open[k] = shard
+        shard = self._load(entry["file"], entry["shard"], self._proven.get(k))
+        for key, name in (("samples", "sample_index"), ("tokens", "input_ids"), ("rows", "row_position")):
+            if len(shard[name]) != entry[key]:
+                raise RecordError(f"{shard.path} holds {len(shard[name])} {key}, shards.jsonl says {entry[key]}")
+        for key in ("data_hash", "source_hash"):
+            if shard.metadata.get(key, entry[key]) != entry[key]:
+                raise RecordError(f"{shard.path} has {key} {shard.metadata[key][:40]}, shards.jsonl says {entry[key]}")
+        if shard.size_bytes != entry.get("size_bytes", shard.size_bytes):
+            raise RecordError(f"{shard.path} has {shard.size_bytes} bytes, shards.jsonl says {entry['size_bytes']}")
+        self._open[k], self._proven[k] = shard, shard.identity
         while len(self._open) > _OPEN_SHARDS:
             self._open.popitem(last=False)
         return shard
@@ -356,7 +304,7 @@ class Run:
             ids = slice(*(int(x) for x in t["sample_id_offsets"][j : j + 2]))
             record["id"] = t["sample_id_bytes"][ids].tobytes().decode("utf-8", "replace")
         if self.mode in ("topk", "topk+sample"):
-            record["topk_ids"] = t.ids("topk_ids", rows, self.top_k, self.id_bits)
+            record["topk_ids"] = self._ids(t, "topk_ids", rows, self.top_k)
             record["topk_logprobs"] = t.logprobs("topk_logprobs", rows, rows)
         if self.mode == "topp":
             self._ragged(t, rows, record, "topp_offsets", "topp_ids", "topp_logprobs")
@@ -367,12 +315,18 @@ class Run:
             record[self._dense] = t.floats(self._dense, rows)
         return record
 
+    def _ids(self, t, name, part, width):
+        ids = t.ids(name, part, width, self.id_bits)
+        if ids.size and not (-1 <= ids.min() and ids.max() < self.vocab_size):
+            raise RecordError(f"{t.path}: {name} has an id outside of 0 to {self.vocab_size - 1}")
+        return ids
+
     def _ragged(self, t, rows, record, offsets, ids, logprobs):
         ends = t[offsets][rows.start : rows.stop + 1]
         part = slice(int(ends[0]), int(ends[-1]))
         record[offsets] = ends - ends[0]
         row_of = np.repeat(np.arange(rows.stop - rows.start), np.diff(ends))
-        record[ids] = t.ids(ids, part, None, self.id_bits)
+        record[ids] = self._ids(t, ids, part, None)
         record[logprobs] = t.logprobs(logprobs, part, rows, row_of)
         return part
 
@@ -458,13 +412,56 @@ def log_softmax(logits, temperature=1.0):
     return out
 
 
-def to_logprobs(record, temperature=1.0, tail="ignore", source=None, lm_head=None):
+def cut_vocab(ids, logp, n):
+    """A student of n ids knows no others: (ids, log p, probability of what was left out [R]); free places are last."""
+    if ids.shape[1] and ids.strides[0] == 0:  # all ids in order
+        return ids[:, :n], logp[:, :n], np.exp(logp[:, n:], dtype=np.float64).sum(axis=1)
+    beyond = ids >= n
+    if not beyond.any():
+        return ids, logp, np.zeros(len(ids))
+    lost = np.where(beyond, np.exp(logp), 0).sum(axis=1, dtype=np.float64)
+    order = np.argsort(beyond, axis=1, kind="stable")
+    ids, logp = np.where(beyond, np.int32(-1), ids), np.where(beyond, -np.inf, logp)
+    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(logp, order, axis=1), lost
+
+
+def check_tokens(record, student_vocab):
+    """Refuses a sample whose own tokens the student does not have: no cut can mend that."""
+    tokens = record["input_ids"]
+    if student_vocab is not None and len(tokens) and int(tokens.max()) >= student_vocab:
+        raise ValueError(f"dataset row {record['index']}: the text has token {int(tokens.max())}, the student has "
+                         f"{student_vocab} ids (the teacher {record['vocab_size']})")
+
+
+def renormalised(logp):
+    """log-probabilities scaled so that every row's set sums to 1."""
+    high = logp.max(axis=1, keepdims=True, initial=-1e38)
+    total = np.exp(logp - high).sum(axis=1, keepdims=True)
+    return logp - high - np.log(np.where(total > 0, total, 1))
+
+
+def to_logprobs(record, temperature=1.0, tail="ignore", source=None, lm_head=None, student_vocab=None, cut=False):
     """As to_targets, but log-probabilities: (ids int32 [R, K], log p float64 [R, K], rest float64 [R]).
 
     Free places (id -1) have -inf. rest is the probability outside ids, whatever tail says ("bucket" and
     "ignore" are the same here). At T = 1 and with tail="ignore" these are the recorded numbers themselves.
     Modes full and hidden give float32 over all V ids.
     """
+    ids, logp, rest = _logprobs(record, temperature, tail, source, lm_head)
+    if student_vocab is not None:
+        ids, logp, lost = cut_vocab(ids, logp, student_vocab)
+        if lost.any() and not cut:
+            raise ValueError(f"dataset row {record['index']}: the teacher has {record['vocab_size']} ids, the student "
+                             f"{student_vocab}: those from {student_vocab} on hold up to {lost.max():.3g} of a position's "
+                             "probability. cut=True leaves them out; the probability joins what is not recorded")
+        rest = rest + lost
+    if tail == "renormalise":
+        logp, rest = renormalised(logp), np.zeros(len(ids))
+    return ids, logp, rest
+
+
+def _logprobs(record, temperature, tail, source, lm_head):
+    """to_logprobs before anything is cut or scaled."""
     if tail not in TAILS:
         raise ValueError(f'tail={tail!r}, expected "bucket", "ignore" or "renormalise"')
     if not temperature > 0 or math.isinf(temperature):
@@ -486,11 +483,7 @@ def to_logprobs(record, temperature=1.0, tail="ignore", source=None, lm_head=Non
     else:
         ids, logp = _sets(record, temperature, need_norm=tail != "renormalise")
     rest = np.zeros(len(ids))  # what was drawn stands for the whole vocabulary
-    if tail == "renormalise":
-        high = logp.max(axis=1, keepdims=True, initial=-1e300)
-        total = np.exp(logp - high).sum(axis=1, keepdims=True)
-        logp = logp - high - np.log(np.where(total > 0, total, 1))
-    elif mode == "topp" or source == "topk" or mode == "topk":
+    if tail != "renormalise" and (mode in ("topp", "topk") or source == "topk"):
         if temperature == 1:  # summed from its own terms: exact even where it is tiny
             rest = record["tail_mass"].astype(np.float64)
         else:
@@ -498,7 +491,8 @@ def to_logprobs(record, temperature=1.0, tail="ignore", source=None, lm_head=Non
     return ids, logp, rest
 
 
-def to_targets(record, temperature=1.0, tail="bucket", dense=False, source=None, lm_head=None):
+def to_targets(record, temperature=1.0, tail="bucket", dense=False, source=None, lm_head=None, student_vocab=None,
+               cut=False):
     """The teacher's distribution of a record at a temperature: (ids, probs), or with dense=True one array.
 
     ids int32 [R, K] (-1 in free places, whose probability is 0), probs float32 [R, K]. With tail="bucket"
@@ -526,19 +520,24 @@ def to_targets(record, temperature=1.0, tail="bucket", dense=False, source=None,
 
     Mode hidden needs lm_head: a function of float32 [n, C] that gives logits float32 [n, V]
     (tdgen_logits.LmHead).
+
+    student_vocab: how many ids the student has (its config.json's vocab_size), where that is fewer than the
+    teacher's. A record with probability on others is refused, or with cut=True these are left out: their
+    probability joins what is not recorded, for tail to say what becomes of it. dense=True then has student_vocab
+    columns.
     """
-    ids, logp, rest = to_logprobs(record, temperature, tail, source, lm_head)
+    ids, logp, rest = to_logprobs(record, temperature, tail, source, lm_head, student_vocab, cut)
     probs = np.exp(logp).astype(np.float32, copy=False)
     if dense:
-        probs = _scatter(ids, probs, record["vocab_size"])
+        probs = _scatter(ids, probs, student_vocab or record["vocab_size"])
     if tail == "bucket":
         probs = np.concatenate([probs, rest.astype(np.float32)[:, None]], axis=1)
     return probs if dense else (ids, probs)
 
 
 def _scatter(ids, probs, vocab_size):
-    if ids.shape[1] == vocab_size and ids.strides[0] == 0:  # full: already dense
-        return probs
+    if ids.shape[1] and ids.strides[0] == 0:  # full: already dense
+        return probs if ids.shape[1] == vocab_size else np.pad(probs, ((0, 0), (0, vocab_size - ids.shape[1])))
     out = np.zeros((len(ids), vocab_size), np.float32)
     used = ids >= 0
     rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
@@ -546,16 +545,16 @@ def _scatter(ids, probs, vocab_size):
     return out
 
 
-def to_dense(record, temperature=1.0, tail="spread", lm_head=None):
+def to_dense(record, temperature=1.0, tail="spread", lm_head=None, student_vocab=None, cut=False):
     """The distribution as float32 [R, V], for small vocabularies and for tests.
 
     tail="spread" divides what is not recorded evenly over the tokens that are not recorded, so that
-    rows sum to 1; "zero" leaves these at 0.
+    rows sum to 1 (but for what a cut takes from rows that hold all tokens); "zero" leaves these at 0.
     """
     if tail not in ("spread", "zero"):
         raise ValueError(f'tail={tail!r}, expected "spread" or "zero"')
-    ids, p = to_targets(record, temperature, "bucket", lm_head=lm_head)
-    dense = _scatter(ids, p[:, :-1], record["vocab_size"])
+    ids, p = to_targets(record, temperature, "bucket", lm_head=lm_head, student_vocab=student_vocab, cut=cut)
+    dense = _scatter(ids, p[:, :-1], student_vocab or record["vocab_size"])
     if tail == "spread":
         out = np.ones(dense.shape, bool)
         used = ids >= 0
@@ -568,7 +567,7 @@ def to_dense(record, temperature=1.0, tail="spread", lm_head=None):
 # ---- torch ----
 
 
-def torch_dataset(path, temperature=1.0, tail="bucket", **options):
+def torch_dataset(path, temperature=1.0, tail="bucket", verify=True, **options):
     """A torch.utils.data.Dataset of the samples with recorded positions.
 
     An item is a dict of tensors: input_ids int64 [L], position int64 [R] (the student's logits at
@@ -581,7 +580,7 @@ def torch_dataset(path, temperature=1.0, tail="bucket", **options):
 
     class DistillationDataset(Dataset):
         def __init__(self):
-            self.run = Run(path)
+            self.run = Run(path, verify)
             self.samples = []
             for k in range(len(self.run.shards)):
                 first = self.run.first_sample(k)
@@ -594,6 +593,7 @@ def torch_dataset(path, temperature=1.0, tail="bucket", **options):
         def __getitem__(self, i):
             record = self.run.sample(self.samples[i])
             ids, probs = to_targets(record, temperature, tail, **options)
+            check_tokens(record, options.get("student_vocab"))
             tokens = torch.from_numpy(record["input_ids"].astype(np.int64))
             position = torch.from_numpy(record["row_position"].astype(np.int64))
             return {
