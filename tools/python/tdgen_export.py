@@ -14,7 +14,7 @@ import numpy as np
 from tdgen_files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
 from tdgen_llamacpp import Clipped, quantise_llamacpp
 from tdgen_reader import RecordError, log_softmax, renormalised, to_logprobs
-from tdgen_shard import parse_json, read_bounded
+from tdgen_trust import parse_json, read_bounded
 from tdgen_student import check_tokenizer, cut_record, student_of, tokens_of
 
 LAYOUTS = {

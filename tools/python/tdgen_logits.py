@@ -19,7 +19,7 @@ import os
 
 import numpy as np
 from tdgen_reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
-from tdgen_shard import hash_hex, number, parse_json, read_bounded
+from tdgen_trust import hash_hex, number, parse_json, read_bounded
 
 __all__ = ["FullRun", "LmHead"]
 

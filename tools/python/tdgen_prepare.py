@@ -1,22 +1,36 @@
 """tdgen_prepare - what tools/prepare is made of: sources, chats, and the token file.
 
 Text becomes ids through the folder's own tokenizer.json (the `tokenizers` library, no post-processing
-by transformers), so that they are the ids that tdgen itself would make. Chat templates are rendered by
-transformers.
+by transformers), so that they are the ids that tdgen itself would make; where transformers would build
+another tokenizer, that is said (tdgen_tokenizer). Chat templates are rendered by transformers, in its
+sandbox. A folder's own code is never run.
 
 The token file (safetensors, https://huggingface.co/docs/safetensors):
   sample_offsets  I64 [rows + 1]   row i = input_ids[sample_offsets[i] : sample_offsets[i + 1]]
   input_ids       I32 [tokens]     all rows end to end
   loss_mask       U8  [tokens]     1 where the token is a training target
-  __metadata__    tokenizer_hash (xxh3-64 of tokenizer.json's bytes), template_hash, n_vocab, source...
+  __metadata__    tokenizer_hash (tdgen_tokenizer.content_hash), template_hash, n_vocab, source...
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import struct
 import tempfile
+import threading
+
+from tdgen_trust import read_bounded
+from tdgen_tokenizer import content_hash, differences
+
+MAX_TOKENIZER = 1 << 30
+RENDER_SECONDS = 60  # no conversation takes so long; a template that counts to the end of time does
+# What apply_chat_template takes itself, and prepare decides.
+OWN_ARGUMENTS = ("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt",
+                 "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
+                 "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens")
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 
 MARK = "\u2603tdgen\u2603"  # put into a message to find where the template puts its text
 ROLES = {
@@ -42,6 +56,25 @@ def hash_hex(data):
 
 def open_source(path, split):
     """Rows of a dataset on disk, one after another: (iterable of dicts, number of rows or None)."""
+    try:
+        rows, n_rows = _open_source(path, split)
+    except (PrepareError, OSError):
+        raise
+    except Exception as e:  # what the libraries say of a folder that is none
+        raise PrepareError(f"{path}: {e}") from e
+    return _named(rows, path), n_rows
+
+
+def _named(rows, path):
+    try:
+        yield from rows
+    except (PrepareError, OSError):
+        raise
+    except Exception as e:
+        raise PrepareError(f"{path}: {e.__cause__ or e}") from e
+
+
+def _open_source(path, split):
     import datasets
 
     if not os.path.exists(path):
@@ -121,6 +154,48 @@ def to_messages(value):
     return out
 
 
+def load_auto(model_dir):
+    """transformers' tokenizer of a folder: from its files alone, and none of its code."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":  # Rust's, of no class of Exception
+            raise
+        raise PrepareError(f"{model_dir}: transformers cannot load the tokenizer: {str(e).strip()[:800]}") from None
+
+
+def extras_of(row):
+    """What a row says to the template beside its messages: arguments of apply_chat_template."""
+    out = {}
+    for name, kind in (("tools", list), ("documents", list), ("chat_template_kwargs", dict)):
+        value = row.get(name)
+        if isinstance(value, str):  # JSON within a text: what Arrow has no other type for
+            try:
+                value = json.loads(value) if value.strip() else None
+            except ValueError:
+                raise PrepareError(f"{name} is a text that is no JSON") from None
+        if value is not None and not isinstance(value, kind):
+            raise PrepareError(f"{name} is {type(value).__name__}, expected {'a list' if kind is list else 'an object'}")
+        out[name] = value
+    more = {**(out.pop("chat_template_kwargs") or {})}
+    if more.get("add_generation_prompt") is False:  # as it is anyway
+        del more["add_generation_prompt"]
+    own = sorted(set(more) & set(OWN_ARGUMENTS))
+    if own:
+        raise PrepareError(f"chat_template_kwargs has {', '.join(own)}, which is no variable of the template: a column of "
+                           "its own, or prepare's to decide")
+    return {**out, **more}
+
+
+def has_null(value):
+    """Is there a null within an object, as Arrow fills in where rows of one column differ in shape?"""
+    if isinstance(value, dict):
+        return any(v is None or has_null(v) for v in value.values())
+    return isinstance(value, (list, tuple)) and any(map(has_null, value))
+
+
 class Chats:
     """Renders conversations and finds what the assistant says in them.
 
@@ -132,38 +207,72 @@ class Chats:
     border, the row is refused: a mask is never guessed.
     """
 
-    def __init__(self, model_dir, template_file=None):
-        import transformers
-
-        try:
-            self.tok = transformers.AutoTokenizer.from_pretrained(model_dir)
-        except Exception as e:
-            raise PrepareError(f"{model_dir}: transformers cannot load the tokenizer: {e}") from e
+    def __init__(self, model_dir, template_file=None, encoder=None, auto=None):
+        self.tok = auto or load_auto(model_dir)
+        self.where = template_file or f"{model_dir}'s chat template"
         if template_file:
             with open(template_file, encoding="utf-8") as f:
-                self.template = f.read()
+                found = f.read()
         else:
-            self.template = self.tok.chat_template
-            if isinstance(self.template, dict):
-                self.template = self.template.get("default")
-        if not self.template:
+            found = self.tok.chat_template
+        # Of several by name, transformers takes "tool_use" where there are tools.
+        self.templates = found if isinstance(found, dict) else {"default": found}
+        self.default = self.templates.get("default")
+        if not self.default:
             raise PrepareError(
                 f"{model_dir} has no chat template (tokenizer_config.json or chat_template.jinja): "
                 "a base model? Name one with --chat-template FILE"
             )
+        self.hash = hash_hex(self.default.encode() if set(self.templates) <= {"default"} else
+                             json.dumps(self.templates, sort_keys=True).encode())
+        self.variables = set().union(*map(self._variables, self.templates.values()))
+        self.encoder = encoder or Encoder(model_dir, special=False)
+        self._use({})
+
+    def _variables(self, template):
+        """Names that a template reads and does not set itself."""
+        import jinja2.meta
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        try:
+            return jinja2.meta.find_undeclared_variables(_compile_jinja_template(template).environment.parse(template))
+        except Exception as e:
+            raise PrepareError(f"{self.where} cannot be read: {e}") from e
+
+    def _use(self, extras):
+        """extras: tools, documents and variables of the row at hand."""
+        self.extras = extras
+        tools = extras.get("tools") is not None and "tool_use" in self.templates
+        self.template = self.templates["tool_use" if tools else "default"]
         self.marked = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self.template) is not None
-        self.encoder = Encoder(model_dir, special=False)
+
+    def overlooked(self, row, field):
+        """Columns that the template has a variable for and that are not handed to it; and the other way round."""
+        return [name for name in row if name in self.variables and name not in (field, "messages", *TEMPLATE_COLUMNS)], [
+            name for name in ("tools", "documents") if row.get(name) and name not in self.variables]
+
+    def _render(self, call):
+        """What the call gives; an error of the template's, whatever it is, names the template."""
+        timed = threading.current_thread() is threading.main_thread()
+        if timed:
+            old = signal.signal(signal.SIGALRM, _too_slow)
+            signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+        try:
+            return call()
+        except Exception as e:  # jinja's errors and the template's own raise_exception
+            raise PrepareError(f"{self.where} refuses the messages: {type(e).__name__}: {e}") from e
+        finally:
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, old)
 
     def render(self, messages, prompt=False):
-        try:
-            return self.tok.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
-            )
-        except Exception as e:  # jinja's errors and the template's own raise_exception
-            raise PrepareError(f"the chat template refuses the messages: {e}") from e
+        return self._render(lambda: self.tok.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, **self.extras))
 
-    def convert(self, messages):
-        """(ids, mask) of one conversation."""
+    def convert(self, messages, extras=None):
+        """(ids, mask) of one conversation; extras as extras_of() has them."""
+        self._use(extras or {})
         if self.marked:
             text, spans = self._marked_spans(messages)
         else:
@@ -176,13 +285,10 @@ class Chats:
     def _marked_spans(self, messages):
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        try:
-            texts, marks = render_jinja_template(
-                [messages], chat_template=self.template, return_assistant_tokens_mask=True,
-                **self.tok.special_tokens_map,
-            )
-        except Exception as e:
-            raise PrepareError(f"the chat template refuses the messages: {e}") from e
+        # As apply_chat_template calls it, whose own way to the marks gives ids of transformers' tokenizer.
+        texts, marks = self._render(lambda: render_jinja_template(
+            [messages], chat_template=self.template, return_assistant_tokens_mask=True,
+            **{**self.tok.special_tokens_map, **self.extras}))
         return texts[0], [tuple(span) for span in marks[0]]
 
     def _span(self, messages, i, text):
@@ -195,6 +301,8 @@ class Chats:
             if until.startswith(prompt) and text.startswith(until):
                 return len(prompt), len(until)
         content = messages[i].get("content", "")
+        if not content.strip() and messages[i].get("tool_calls") and prompt and text.startswith(prompt):
+            return len(prompt), len(prompt) + self._calls_end(messages, i, prompt, text[len(prompt) :], where)
         if not content.strip():
             raise PrepareError(f"{where} has no text; its place in the template is ambiguous")
         first, last = self._content(messages, i, text, where)
@@ -210,6 +318,27 @@ class Chats:
                 "template with {% generation %} marks says it: --chat-template)"
             )
         return begin, last + self._turn_end(messages, i, text[last:], where)
+
+    def _calls_end(self, messages, i, prompt, tail, where):
+        """Characters of `tail`, what follows the prompt of message i, that are its turn: tool calls without a text.
+
+        At the end of a conversation the turn is something that does not depend on it (such as an empty <think>
+        block), and then what the conversation has here."""
+        def alone(message):
+            out = self.render(messages[:i] + [message])
+            return out[len(prompt) :] if out.startswith(prompt) else None
+
+        final = alone(messages[i])
+        other = alone({**messages[i], "tool_calls": json.loads(json.dumps(messages[i]["tool_calls"]).replace(
+            '"name": "', '"name": "' + MARK))})
+        if final and other and MARK in other:
+            before = len(os.path.commonprefix([final, other]))
+            for skip in range(before + 1):
+                if final[skip:] and tail.startswith(final[skip:]):
+                    return len(final) - skip
+        raise PrepareError(f"{where} has tool calls and no text, and is another thing at the end of a conversation: its "
+                           "place in the template is ambiguous (a template with {% generation %} marks says it: "
+                           "--chat-template)")
 
     def _content(self, messages, i, text, where):
         """Where message i's text lies: a mark is rendered at its front, and at its end."""
@@ -267,27 +396,37 @@ class Chats:
         return mask
 
 
-class Encoder:
-    """tokenizer.json as it stands."""
+def _too_slow(*_):
+    raise TimeoutError(f"not done within {RENDER_SECONDS} s")
 
-    def __init__(self, model_dir, special):
+
+class Encoder:
+    """tokenizer.json as it stands, or with `auto`, a tokenizer of transformers', as that has it."""
+
+    def __init__(self, model_dir, special, auto=None):
         from tokenizers import Tokenizer
 
         path = os.path.join(model_dir, "tokenizer.json")
         try:
-            with open(path, "rb") as f:
-                data = f.read()
-            parsed = json.loads(data)
-        except (OSError, ValueError) as e:
-            raise PrepareError(f"cannot read the tokenizer {path}: {e}") from e
-        self.hash = hash_hex(data)
-        parsed["truncation"] = parsed["padding"] = None
-        if not special:
-            # What it adds are special tokens only; but it also cuts blanks off the offsets.
-            parsed["post_processor"] = None
-        self.tok = Tokenizer.from_str(json.dumps(parsed))
+            data = read_bounded(path, MAX_TOKENIZER)
+            self.hash = content_hash(data)
+            parsed = json.loads(data if auto is None else auto.backend_tokenizer.to_str())
+            parsed["truncation"] = parsed["padding"] = None
+            self.text = json.dumps(parsed)
+            if not special:
+                # What it adds are special tokens only; but it also cuts blanks off the offsets.
+                parsed["post_processor"] = None
+            self.tok = Tokenizer.from_str(json.dumps(parsed))
+        except BaseException as e:
+            if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+                raise
+            raise PrepareError(f"cannot read the tokenizer {path}: {e}") from None
         self.special = special
         self.n_vocab = 1 + max(self.tok.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def compared(self, auto):
+        """Where transformers' tokenizer is another one: a text for each part that differs."""
+        return differences(json.loads(auto.backend_tokenizer.to_str()), json.loads(self.text))
 
     def encode(self, text):
         return self.tok.encode(text, add_special_tokens=self.special).ids

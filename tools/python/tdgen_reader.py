@@ -49,8 +49,8 @@ import os
 from collections import OrderedDict
 
 import numpy as np
-from tdgen_shard import (SHARD_NAME, RecordError, Shard, bf16_to_f32, canonical, check_shard, dequantise, hash_hex, number,
-                         parse_json, read_bounded, unpack_bits, whole)
+from tdgen_shard import SHARD_NAME, Shard, bf16_to_f32, check_shard, dequantise, unpack_bits
+from tdgen_trust import RecordError, canonical, hash_hex, number, parse_json, read_bounded, whole
 
 __all__ = ["Run", "Shard", "RecordError", "bf16_to_f32", "dequantise", "unpack_bits", "to_targets", "to_logprobs",
            "to_dense", "cut_vocab", "torch_dataset", "collate"]
@@ -111,7 +111,7 @@ class Run:
 
     Only finished shards are seen. Processes (DataLoader workers) may share a Run: each opens the
     shards for itself. A folder that is damaged, or was made to do harm, ends in a RecordError: see
-    tdgen_shard. verify=False leaves hashes unchecked, nothing else; with it, a shard's bytes are read
+    tdgen_trust. verify=False leaves hashes unchecked, nothing else; with it, a shard's bytes are read
     once when it is first opened.
     """
 

@@ -1,21 +1,18 @@
-"""tdgen_shard - files of a record that nobody vouches for: opened, bounded, proven, decoded.
+"""tdgen_shard - a shard that nobody vouches for: opened, bounded, proven, decoded.
 
-What a folder says is believed only after it was checked. A file is a regular one inside of its folder; sizes
-are bounded before memory is taken; JSON has the types that the format says; a shard's tensors have the types
-and shapes that its capture settings and counts give; and the hashes agree (xxh3-64, the xxhash package):
-manifest.json by its `hash`, a shard by the `header_hash` and `data_hash` of its own header. Whatever is wrong
-is a RecordError that names the file.
+What it says is believed only after it was checked. Sizes are bounded before memory is taken; tensors have the
+types and shapes that the run's capture settings and the counts give; and the hashes agree: `header_hash` and
+`data_hash` of its own header. Whatever is wrong is a RecordError that names the file (tdgen_trust).
 """
 
-import json
 import math
 import mmap
 import os
 import re
-import stat
 import struct
 
 import numpy as np
+from tdgen_trust import RecordError, hash_hex, open_regular, parse_json, whole
 
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit: another's checkpoint
 _MAX_SHARD_HEADER = 16 << 20  # of a shard, which has at most some forty tensors
@@ -28,124 +25,6 @@ _DTYPES = {
     "U8": np.dtype("u1"), "BF16": np.dtype("<u2"),
 }
 SHARD_NAME = re.compile(r"shard-([0-9]{6,18})\.safetensors(\.zst)?")
-
-
-class RecordError(ValueError):
-    """A folder or file that is not what it should be; the message names it."""
-
-
-# ---- files ----
-
-
-def open_regular(path, within=None):
-    """A descriptor of a regular file; a FIFO or device never blocks. With `within`, a folder, the file must lie
-    in it: a symbolic link that leads out of it is refused."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        if within is not None and os.path.islink(path):
-            real, root = os.path.realpath(path), os.path.realpath(within)
-            if os.path.commonpath([real, root]) != root:
-                raise RecordError(f"{path} is a symbolic link that leads out of its folder, to {real}: put the file "
-                                  "itself there")
-            path = real
-        fd = os.open(path, flags | (os.O_NOFOLLOW if within is not None else 0))
-    except (FileNotFoundError, NotADirectoryError):
-        raise RecordError(f"{path} is not there") from None
-    except OSError as e:
-        if stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
-            raise  # a file as it should be, that cannot be opened here and now
-        raise RecordError(f"{path} is no regular file: {e.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise RecordError(f"{path} is no regular file")
-    return fd
-
-
-def read_bounded(path, limit, within=None):
-    """The bytes of a regular file of at most `limit`."""
-    with os.fdopen(open_regular(path, within), "rb") as f:
-        data = f.read(limit + 1)
-    if len(data) > limit:
-        raise RecordError(f"{path} is larger than {limit:,} bytes, which none of its kind is")
-    return data
-
-
-def _once(pairs):
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return out
-
-
-def _no_constant(text):
-    raise ValueError(f"{text} is no JSON number")
-
-
-def parse_json(data, path, kind=dict):
-    """JSON of an untrusted file: an object (or `kind`), every key once."""
-    try:
-        value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, object_pairs_hook=_once,
-                           parse_constant=_no_constant)
-    except (ValueError, RecursionError, MemoryError) as e:
-        raise RecordError(f"{path}: this is no JSON that can be read: {str(e) or type(e).__name__}") from None
-    if not isinstance(value, kind):
-        raise RecordError(f"{path}: expected a JSON {'object' if kind is dict else kind.__name__}, it is "
-                          f"{type(value).__name__}")
-    return value
-
-
-def whole(value, least=0, most=2**63 - 1):
-    """value, where it is a whole number within the limits; else a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{str(value)[:60]!r} is no whole number from {least} to {most}")
-    return value
-
-
-def number(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{str(value)[:60]!r} is no number")
-    return float(value)
-
-
-def hasher():
-    """The xxhash package, or a RecordError that says what to do without it."""
-    try:
-        import xxhash
-    except ImportError:
-        raise RecordError("hashes are checked with the xxhash package: pip install xxhash, or leave them unchecked "
-                          "(Run(path, verify=False), --no-verify)") from None
-    return xxhash
-
-
-def hash_hex(data):
-    return f"{hasher().xxh3_64_intdigest(data):016x}"
-
-
-# ---- canonical JSON, as jansson writes it (the manifest's hash is of that) ----
-
-
-def _text(s):
-    plain = json.dumps(s, ensure_ascii=False)
-    return re.sub(r"\\u[0-9a-f]{4}", lambda m: m[0][:2] + m[0][2:].upper(), plain) if "\\u" in plain else plain
-
-
-def _real(x):
-    """%.15g, with a point or an exponent, and that without a plus sign or zeros in front."""
-    mantissa, e, exponent = f"{x:.15g}".partition("e")
-    if not e:
-        return mantissa if "." in mantissa else mantissa + ".0"
-    return f"{mantissa}e{int(exponent)}"
-
-
-def canonical(value):
-    """Keys sorted, no blanks: the text that hash and fingerprint are of."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_text(k)}:{canonical(value[k])}" for k in sorted(value)) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(canonical, value)) + "]"
-    if isinstance(value, float):
-        return _real(value)
-    return _text(value) if isinstance(value, str) else json.dumps(value)
 
 
 # ---- numbers ----

@@ -10,7 +10,7 @@ import os
 import numpy as np
 from tdgen_files import ExportError
 from tdgen_reader import check_tokens, cut_vocab, to_logprobs
-from tdgen_shard import RecordError, hash_hex, parse_json, read_bounded, whole
+from tdgen_trust import RecordError, hash_hex, parse_json, read_bounded, whole
 from tdgen_tokenizer import content_hash
 
 _MAX_CONFIG = 16 << 20
