@@ -243,6 +243,7 @@ def check_hostile(d):
         assert "no regular file" in str(e)
     else:
         raise AssertionError("a FIFO was read")
+    prepare("--model", folder, "--out", f"{d}/x.safetensors", rows, expect=4, says="no regular file")
 
 
 def spiece(folder, cls, **config):

@@ -88,7 +88,7 @@ class Source:
         finally:
             bar.close()
 
-    def summary(self):
+    def summary(self, how=""):
         left_out = []
         if self.n_skipped:
             left_out.append(f"{self.n_skipped} that the run could not compute")
@@ -97,7 +97,7 @@ class Source:
         text = f"{self.n_samples:,} samples, {self.n_rows:,} positions"
         text += f"; left out: {', '.join(left_out)}" if left_out else ""
         student = self.options.get("student")
-        return text + (student.summary(self.run.vocab_size) if student else "")
+        return text + how + (student.summary(self.run.vocab_size) if student else "")
 
 
 def check_whole(run, partial):
@@ -286,7 +286,7 @@ def export_hf(run, out, options, quiet):
         table.close()
         target.commit()
     how = "datasets.load_dataset" if kind is ParquetFolder else "datasets.load_from_disk"
-    return f"{source.summary()}; {how}({out!r})"
+    return source.summary(f"; {how}({out!r})")
 
 
 # ---- Axolotl ----
@@ -416,7 +416,7 @@ def export_nemo(run, out, options, quiet):
                 tokens = record["input_ids"].astype(np.int64)
                 n = len(tokens) - 1
                 ids, logp = candidates(run, record, options)
-                full_rows(run, record, ids, logp, k)
+                full_rows(record, ids, logp, k, options.get("student"))
                 logits = np.zeros((n, k), np.float32)
                 all_ids = np.tile(np.arange(k, dtype=np.int64), (n, 1))
                 lse = np.zeros(n, np.float32)
@@ -441,13 +441,14 @@ def _floats(x):
     return [float(str(v)) for v in x]
 
 
-def full_rows(run, record, ids, logp, k):
+def full_rows(record, ids, logp, k, cut):
     """Refuses a row with fewer than k candidates: there is no number for a logit of minus infinity."""
     short = ((ids < 0) | ~np.isfinite(logp)).any(axis=1)
     if short.any() or ids.shape[1] != k:
         r = int(np.flatnonzero(short)[0]) if short.any() else 0
         n = int(((ids[r] >= 0) & np.isfinite(logp[r])).sum())
-        raise ExportError(f"dataset row {record['index']}, position {int(record['row_position'][r])}: only {n} tokens "
+        known = " that the student has" if cut else ""
+        raise ExportError(f"dataset row {record['index']}, position {int(record['row_position'][r])}: only {n} tokens{known} "
                           f"have a probability, and this format has {k} in every row: --top-k {max(n, 1)}")
 
 
@@ -561,7 +562,7 @@ def export_hdf5(run, out, options, quiet):
                             "recorded. The format has no mask, and its trainers would take the zeros of the others for "
                             "a teacher that is sure of token 0; --allow-gaps writes them for a trainer that masks")
                 ids, logp = candidates(run, record, options)
-                full_rows(run, record, ids, logp, k)
+                full_rows(record, ids, logp, k, options.get("student"))
                 raw = logp + record["logsumexp"].astype(np.float64)[:, None]
                 if np.abs(raw).max(initial=0) > 65504:
                     raise ExportError(f"dataset row {record['index']}: a logit is beyond float16, the format's type")

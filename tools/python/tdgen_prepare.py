@@ -158,6 +158,9 @@ def load_auto(model_dir):
     """transformers' tokenizer of a folder: from its files alone, and none of its code."""
     import transformers
 
+    for entry in os.scandir(model_dir):  # nothing that would block whoever opens it
+        if entry.name.endswith((".json", ".jinja", ".model", ".txt")) and not entry.is_file():
+            raise PrepareError(f"{entry.path} is no regular file")
     try:
         return transformers.AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True)
     except BaseException as e:
@@ -410,6 +413,9 @@ class Encoder:
         try:
             data = read_bounded(path, MAX_TOKENIZER)
             self.hash = content_hash(data)
+            if auto is not None and not hasattr(auto, "backend_tokenizer"):
+                raise PrepareError(f"{model_dir}: transformers' {type(auto).__name__} is not of the tokenizers library: "
+                                   "--tokenizer-from json")
             parsed = json.loads(data if auto is None else auto.backend_tokenizer.to_str())
             parsed["truncation"] = parsed["padding"] = None
             self.text = json.dumps(parsed)
@@ -417,6 +423,8 @@ class Encoder:
                 # What it adds are special tokens only; but it also cuts blanks off the offsets.
                 parsed["post_processor"] = None
             self.tok = Tokenizer.from_str(json.dumps(parsed))
+        except PrepareError:
+            raise
         except BaseException as e:
             if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
                 raise
@@ -426,6 +434,8 @@ class Encoder:
 
     def compared(self, auto):
         """Where transformers' tokenizer is another one: a text for each part that differs."""
+        if not hasattr(auto, "backend_tokenizer"):
+            return ["one that is not of the tokenizers library, part by part not to be compared"]
         return differences(json.loads(auto.backend_tokenizer.to_str()), json.loads(self.text))
 
     def encode(self, text):
