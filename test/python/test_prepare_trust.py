@@ -2,7 +2,9 @@
 """tools/prepare: what a row says to its chat template, against transformers' own apply_chat_template; two tokenizers
 of one folder; and folders that were made to do harm. ($TDGEN or build/release/src/tdgen.)"""
 
+import gzip
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -60,12 +62,19 @@ def check_extras(d):
                 if messages is answer and more and more["enable_thinking"] is False:
                     continue  # the prompt has a <think> block that the conversation has not: refused
                 rows.append({"messages": messages, "tools": tools, "chat_template_kwargs": more})
-    want = [tok.apply_chat_template(r["messages"], tools=r["tools"], **(r["chat_template_kwargs"] or {}))["input_ids"]
-            for r in rows]
+    want = [tok.apply_chat_template(r["messages"], tools=r["tools"], return_dict=True,
+                                    **(r["chat_template_kwargs"] or {}))["input_ids"] for r in rows]
     assert len({tuple(x) for x in want}) == 9  # thinking is of this template's generation prompt: see below
     common = ("--model", folder, "--out", f"{d}/x.safetensors")
     prepare(*common, jsonl(f"{d}/extras.jsonl", rows), says=f"{len(rows)} rows")
     assert rows_of(f"{d}/x.safetensors") == want
+    import zstandard
+
+    for suffix, packed in ((".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)):
+        with open(f"{d}/extras.jsonl", "rb") as f, open(f"{d}/packed.jsonl{suffix}", "wb") as g:
+            g.write(packed(f.read()))
+        prepare(*common, "--max-rows", 20, f"{d}/packed.jsonl{suffix}")
+        assert rows_of(f"{d}/x.safetensors") == want[:20]
     # As JSON within texts, which is what Arrow has no type for; and a whole dataset on disk.
     texts = [{k: v if k == "messages" else v if v is None else json.dumps(v) for k, v in r.items()} for r in rows]
     prepare(*common, jsonl(f"{d}/texts.jsonl", texts))
@@ -92,7 +101,8 @@ def check_extras(d):
     prepare(*common, case)
     with open(case, encoding="utf-8") as f:
         row = json.loads(f.readline())
-    assert rows_of(f"{d}/x.safetensors")[0] == tok.apply_chat_template(row["messages"], tools=row["tools"])["input_ids"]
+    assert rows_of(f"{d}/x.safetensors")[0] == tok.apply_chat_template(
+        row["messages"], tools=row["tools"], return_dict=True)["input_ids"]
     assert "get_weather" in decode(rows_of(f"{d}/x.safetensors")[0])
 
     # Every template that people use.
@@ -137,11 +147,25 @@ def check_columns(d):
     said = prepare(*common, jsonl(f"{d}/columns.jsonl", rows))
     assert said.count("column persona") == 1 and "chat_template_kwargs" in said and "column other" not in said, said
     assert "column mine" not in said and said.count("column tools: ") == 1, said
+    assert "a null within" not in said
+    datasets.load_dataset("json", data_files=f"{d}/columns.jsonl", split="train").to_parquet(f"{d}/columns.parquet")
+    assert prepare(*common, f"{d}/columns.parquet").count("a null within an object") == 1
     assert "S" in decoder(TEACHER)(rows_of(f"{d}/x.safetensors")[0])
     for more, says in (({"add_generation_prompt": True}, "add_generation_prompt"), ({"tokenize": False}, "tokenize"),
                        ("[", "no JSON"), ([1], "expected an object")):
         prepare(*common, jsonl(f"{d}/bad.jsonl", [{"messages": chat(CHATS[0]), "chat_template_kwargs": more}]), expect=4,
                 says=says)
+    # A line is what it says, whatever other lines have; what is none is named.
+    def line(text, **how):
+        with open(f"{d}/bad.jsonl", "w", encoding="utf-8") as f:
+            f.write(json.dumps({"messages": chat(CHATS[0])}) + "\n\n" + text + "\n")
+        return prepare(*common, f"{d}/bad.jsonl", **how)
+
+    line('{"messages": [', expect=4, says="bad.jsonl, line 3")
+    line("[1]", expect=4, says="bad.jsonl, line 3")
+    line('{"other": 1}', expect=4, says="row 1: expected a list of messages")
+    line('{"messages": [{"role": "user", "content": "\\ud800"}]}', expect=4, says="half of a surrogate pair")
+    line('{"messages": [{"role": "user", "content": 3}]}', expect=4, says="row 1: message 0")
     # Two templates by name: with tools the one for tools, as transformers takes it.
     folder = f"{d}/named"
     shutil.copytree(TEACHER, folder)

@@ -91,6 +91,10 @@ def _open_source(path, split):
         found = datasets.load_dataset(path, streaming=True)
         return _pick_split(found, split, path), None
     kind = _file_kind(path)
+    if kind == "json":
+        lines = json_lines(path)
+        if lines is not None:
+            return lines, None
     rows = datasets.load_dataset(kind, data_files=path, split="train", streaming=True)
     n_rows = None
     if kind == "parquet":
@@ -98,6 +102,52 @@ def _open_source(path, split):
 
         n_rows = pyarrow.parquet.read_metadata(path).num_rows
     return rows, n_rows
+
+
+def json_lines(path):
+    """Rows of a file of JSON lines, each exactly what its line says: in a column of Arrow's, objects of different shape
+    (tools!) get each other's keys with nulls. None where it is no such file, or packed as only datasets can unpack."""
+    import bz2
+    import gzip
+    import io
+    import lzma
+
+    name = path.lower()
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    opener = next((f for suffix, f in openers.items() if name.endswith(suffix)), None if name.endswith(".zst") else open)
+    if opener is None:
+        try:
+            import zstandard
+        except ImportError:
+            return None
+
+        def opener(path, mode):
+            unpacked = zstandard.ZstdDecompressor().stream_reader(open(path, mode), read_across_frames=True)  # closes it
+            return io.BufferedReader(unpacked)
+    with opener(path, "rb") as f:
+        begin = f.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if begin != b"{":
+        return None  # one array
+    try:
+        with opener(path, "rb") as f:
+            first = json.loads(f.readline())
+    except ValueError:
+        return None  # an object over several lines
+
+    def rows():
+        with opener(path, "rb") as f:
+            for i, line in enumerate(f, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    raise PrepareError(f"{path}, line {i}: {e}") from None
+                if not isinstance(row, dict):
+                    raise PrepareError(f"{path}, line {i}: expected a JSON object")
+                yield row
+
+    return rows() if isinstance(first, dict) else None
 
 
 def _pick_split(found, split, path):
@@ -439,10 +489,17 @@ class Encoder:
         return differences(json.loads(auto.backend_tokenizer.to_str()), json.loads(self.text))
 
     def encode(self, text):
-        return self.tok.encode(text, add_special_tokens=self.special).ids
+        return self._encode(text).ids
+
+    def _encode(self, text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise PrepareError(f"the text has half of a surrogate pair, \\u{ord(text[e.start]):04x}") from None
+        return self.tok.encode(text, add_special_tokens=self.special)
 
     def encode_with_offsets(self, text):
-        e = self.tok.encode(text, add_special_tokens=self.special)
+        e = self._encode(text)
         return e.ids, e.offsets
 
 
