@@ -179,10 +179,13 @@ int td_recover_after_loss(td_recovery *r, const td_loss *loss, td_error *err) {
     char flight[128];
     in_flight(fault, flight, sizeof flight);
     td_log_error("%s; it was lost with %s", fault->why, flight);
+    const int32_t n_lost = f->n_lost;
     td_status rc = td_faults_note(f, fault, &blamed, err);
+    /* This plan may be without a device that is to try again. */
+    const bool given_back = f->n_lost <= n_lost;
     bool again = rc == TD_OK && f->n_reexec < TD_FAULTS_MAX_REEXEC && !td_run_stop_requested() &&
                  !(blamed && loss->cfg->run.on_bad_sample == TD_BAD_FAIL) &&
-                 any_left(f, loss->plan);
+                 (given_back || any_left(f, loss->plan));
     f->pid = getpid();
     snprintf(f->compute, sizeof f->compute, "%s", td_dtype_name(loss->plan->compute));
     f->n_reexec += again;

@@ -126,11 +126,12 @@ static void accuse(td_faults *f, td_suspect *s, const td_fault *fault) {
         name_device(s, 0, fault);
         s->shared = !alone;
     } else if (alone && s->shared) {
-        if (strcmp(s->device[0], fault->key) != 0)
+        if (strcmp(s->device[0], fault->key) != 0) {
             give_back(f, s->device[0]);
+            s->tries = 1; /* those before, elsewhere and with others, accused it of nothing */
+        }
         name_device(s, 0, fault);
         s->shared = false;
-        s->tries = 1; /* those before accused it of nothing */
     } else if (alone && !s->device[1][0] && strcmp(s->device[0], fault->key) != 0) {
         name_device(s, 1, fault);
     }

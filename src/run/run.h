@@ -68,7 +68,8 @@ enum {
 
 typedef struct td_suspect {
     int64_t row, start; /* td_sample */
-    int32_t tries;      /* failures over it alone; before these, with others */
+    int32_t tries;      /* failures that it was in flight at; from the first alone on
+                                         * another device, those alone */
     /* The first two devices on which it was alone, "" = none. shared: device[0] failed with other
      * samples in flight, which accuses none of them. */
     char device[2][TD_DEVICE_KEY_SIZE];
