@@ -90,7 +90,7 @@ typedef struct td_capture_settings {
     int32_t n_draws;                          /* sample: draws per position, 50 */
     double proposal_power; /* sample: draw from q ~ p^t, 1 = the teacher itself */
     td_dtype dense_dtype;  /* full, hidden: how logits or states are stored, TD_BF16 */
-    int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* recorded at every position; ascending */
+    int32_t always_ids[TD_MAX_ALWAYS_IDS]; /* recorded at every position; as given, each once */
     int32_t n_always;                      /* 0 */
     bool pack_ids;                         /* ids at ceil(log2 V) bits each; false */
     bool quantise_logprobs;                /* log-probabilities in 8 bits; false */

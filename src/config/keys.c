@@ -118,7 +118,7 @@ const td_config_key td_config_keys[] = {
     {"capture", "dense_dtype", TD_KEY_CHOICE, FIELD(capture.dense_dtype), 0, 0, dense_choices, "bf16", NULL,
      "full, hidden: how logits and states are stored."},
     {"capture", "always_ids", TD_KEY_ALWAYS_IDS, 0, 0, 0, NULL, "none", NULL,
-     "Token ids whose log-probability is recorded at every position, such as the end-of-sequence token."},
+     "Token ids whose log-probability is recorded at every position, such as the end-of-sequence token; in the order given."},
     {"capture", "pack_ids", TD_KEY_BOOL, FIELD(capture.pack_ids), 0, 0, NULL, "false", NULL,
      "Store token ids in as few bits as the vocabulary needs, instead of 32."},
     {"capture", "temperatures", TD_KEY_TEMPERATURES, 0, 0, 0, NULL, NULL, "none",

@@ -416,11 +416,6 @@ static td_status set_logprobs(td_config *cfg, const td_config_key *key, const ch
     return TD_OK;
 }
 
-static int by_id(const void *a, const void *b) {
-    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-    return (x > y) - (x < y);
-}
-
 static td_status set_always_ids(td_config *cfg, const td_config_key *key, const char *value,
                                 td_error *err) {
     int32_t list[TD_MAX_ALWAYS_IDS], n = 0;
@@ -449,7 +444,6 @@ static td_status set_always_ids(td_config *cfg, const td_config_key *key, const 
         free(copy);
         if (rc != TD_OK)
             return rc;
-        qsort(list, (size_t)n, sizeof list[0], by_id);
         memcpy(cfg->capture.always_ids, list, sizeof list[0] * (size_t)n);
     }
     cfg->capture.n_always = n;

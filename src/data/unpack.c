@@ -13,6 +13,11 @@
 
 enum { INPUT_BYTES = 256 << 10, ZSTD_WINDOW_LOG = 27 };
 
+/* Text packs 3 to 20 times smaller, the same line over and over some 200 times. What grows more, after the
+ * first 64 MiB, is made to fill memory with one row. */
+#define RATIO_MAX 250u
+#define RATIO_FREE_BYTES ((uint64_t)64 << 20)
+
 struct td_unpack {
     td_packing packing;
     int fd;
@@ -216,6 +221,14 @@ td_status td_unpack_read(td_unpack *u, void *data, size_t cap, size_t *n, td_err
         if (rc != TD_OK)
             return rc;
         u->plain_pos += *n;
+        if (u->plain_pos > RATIO_FREE_BYTES &&
+            (u->plain_pos - RATIO_FREE_BYTES) / RATIO_MAX > td_unpack_packed_pos(u))
+            return td_error_set(
+                err, TD_E_DATA,
+                "%s: %llu bytes of the file unpacked to %llu: more than %u times, as no "
+                "text does; if it is one, decompress it first",
+                u->path, (unsigned long long)td_unpack_packed_pos(u),
+                (unsigned long long)u->plain_pos, RATIO_MAX);
         if (ended) {
             u->inside = false;
         } else if (*n == 0 && u->begin == u->end) {

@@ -94,8 +94,8 @@ Test(config, capture_modes) {
         cr_expect_eq(c.capture.logprob_dtype, TD_F32);
         cr_expect_eq(c.capture.dense_dtype, TD_F32);
         cr_assert_eq(c.capture.n_always, 3);
-        cr_expect_eq(c.capture.always_ids[0], 2);
-        cr_expect_eq(c.capture.always_ids[1], 7);
+        cr_expect_eq(c.capture.always_ids[0], 7);
+        cr_expect_eq(c.capture.always_ids[1], 2);
         cr_expect_eq(c.capture.always_ids[2], INT32_MAX);
         cr_expect(c.capture.pack_ids);
         cr_expect(c.output.zstd);

@@ -269,6 +269,27 @@ Test(data_packed, a_window_beyond_the_limit_is_refused) {
     read_bad("window of more than 128 MiB");
 }
 
+/* A small file that would fill memory with one row. */
+Test(data_packed, a_bomb_is_refused) {
+    const size_t n = (size_t)192 << 20;
+    char *text = malloc(n);
+    memset(text, 'a', n);
+    for (int zstd = 0; zstd < 2; zstd++) {
+        td_strbuf b = pack(zstd, text, n, 1);
+        td_lines l;
+        td_error err = {0};
+        const char *line;
+        size_t len;
+        fixture_file(&F, zstd ? "bomb.jsonl.zst" : "bomb.jsonl.gz", b.data, b.len);
+        OK(td_lines_open(&l, F.path, false, &err));
+        cr_assert_eq(td_lines_next(&l, &line, &len, &err), TD_E_DATA);
+        cr_assert(strstr(err.text, "more than 250 times"), "%s", err.text);
+        td_lines_close(&l);
+        td_strbuf_free(&b);
+    }
+    free(text);
+}
+
 Test(data_packed, statistics) {
     td_strbuf plain = ragged_jsonl(9u << 20);
     F.cfg.output.shard_samples = 5000;

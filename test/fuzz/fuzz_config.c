@@ -130,8 +130,10 @@ static const char *broken_promise(const td_config *c) {
         c->capture.n_draws < 1 || c->capture.n_draws > TD_MAX_DRAWS || c->capture.min_k < 1)
         return "a setting of the capture is out of range";
     for (int32_t i = 0; i < c->capture.n_always; i++)
-        if (c->capture.always_ids[i] < (i ? c->capture.always_ids[i - 1] + 1 : 0))
-            return "always_ids do not ascend";
+        for (int32_t k = 0; k <= i; k++)
+            if (c->capture.always_ids[i] < 0 ||
+                (k < i && c->capture.always_ids[i] == c->capture.always_ids[k]))
+                return "always_ids hold an id twice, or none";
     if (c->run.worker_id < 0 || c->run.worker_id >= c->run.total_workers)
         return "worker_id is out of range";
     if (!c->data.separator || !c->data.prompt_field != !c->data.completion_field ||
