@@ -60,7 +60,10 @@ static td_status complete_oldest(td_loop *l, bool *device_failed, bool *hung, td
         return rc;
     if (!got)
         return TD_OK;
+    td_work *w = f->claim.item;
+    td_activity_begin(&l->g->storing, w->open->shard->number, td_time_s());
     rc = td_flight_store(l, f, &cap, err);
+    td_activity_end(&l->g->storing);
     if (rc != TD_OK)
         return rc;
     const double now = td_time_s();

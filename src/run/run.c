@@ -325,12 +325,15 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
         rc = td_error_nomem(err, "the run", 4096);
         goto done;
     }
-    for (; n_threads < run->n_groups; n_threads++)
-        if (pthread_create(&run->groups[n_threads].thread, NULL, td_group_main,
-                           &run->groups[n_threads]) != 0) {
-            rc = td_error_set(err, TD_E_INTERNAL, "cannot start the thread of group %d", n_threads);
+    for (; n_threads < run->n_groups; n_threads++) {
+        int e = pthread_create(&run->groups[n_threads].thread, NULL, td_group_main,
+                               &run->groups[n_threads]);
+        if (e != 0) {
+            rc = td_error_errno(err, TD_E_INTERNAL, e, "cannot start the thread of group %d",
+                                n_threads);
             goto quit;
         }
+    }
     rc = create_sessions(run, err);
     if (rc == TD_E_DEVICE_LOST) {
         td_error e = {.code = rc};
@@ -345,10 +348,12 @@ td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err) {
         goto quit;
 
     run->start_s = td_time_s();
-    writing = pthread_create(&writer, NULL, td_writer_main, run) == 0;
-    feeding = writing && pthread_create(&feeder, NULL, td_feeder_main, run) == 0;
+    int e = pthread_create(&writer, NULL, td_writer_main, run);
+    writing = e == 0;
+    e = writing ? pthread_create(&feeder, NULL, td_feeder_main, run) : e;
+    feeding = writing && e == 0;
     if (!feeding) {
-        rc = td_error_set(err, TD_E_INTERNAL, "cannot start the threads of the run");
+        rc = td_error_errno(err, TD_E_INTERNAL, e, "cannot start the threads of the run");
         td_run_fail(run, err);
         td_lock_acquire(&run->lock);
         td_verdict_feeder_ended(run->verdict);

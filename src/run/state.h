@@ -79,23 +79,6 @@ typedef struct td_group_own {
     double busy_s[64], op_s[TD_OP_COUNT];
 } td_group_own;
 
-typedef struct td_group {
-    /* Set up by the main thread, const while the group's thread lives. */
-    struct td_run_state *run;
-    uint32_t id;
-    const td_plan_group *plan;
-    td_stage *stages;
-    pthread_t thread; /* the main thread's, to join it */
-    td_group_counters counters;
-    td_group_signs signs;
-    td_group_own own;
-} td_group;
-
-static inline void td_group_assert_own(const td_group *g) {
-    assert(pthread_equal(g->own.self, pthread_self()));
-    (void)g;
-}
-
 /* What a thread that no device can hold is at, for the watch: a disk or a network file system that does
  * not answer is named. Written by that thread. */
 typedef struct td_activity {
@@ -109,6 +92,24 @@ static inline void td_activity_begin(td_activity *a, int64_t shard, double now_s
 }
 static inline void td_activity_end(td_activity *a) {
     atomic_store(&a->since_us, 0);
+}
+
+typedef struct td_group {
+    /* Set up by the main thread, const while the group's thread lives. */
+    struct td_run_state *run;
+    uint32_t id;
+    const td_plan_group *plan;
+    td_stage *stages;
+    pthread_t thread; /* the main thread's, to join it */
+    td_group_counters counters;
+    td_group_signs signs;
+    td_activity storing; /* the group's thread */
+    td_group_own own;
+} td_group;
+
+static inline void td_group_assert_own(const td_group *g) {
+    assert(pthread_equal(g->own.self, pthread_self()));
+    (void)g;
 }
 
 typedef struct td_run_counters {

@@ -10,6 +10,7 @@ enum { TICK_MS = 100 };
 #define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
 
 typedef struct watched {
+    int64_t told_storing; /* as td_watch.told_writing */
     int64_t seen_submits; /* td_group_signs.n_submits at the last tick */
     double stuck_s;       /* for how long it has been the same, with the thread inside */
 } watched;
@@ -153,6 +154,9 @@ bool td_watch_run(td_watch *w, td_progress *progress) {
         }
         if (ended || (w->lost_s > 0 && now - w->lost_s > LEAVE_S))
             return ended;
+        for (int32_t i = 0; i < run->n_groups; i++)
+            look_for_held(&run->groups[i].storing, &w->groups[i].told_storing, now,
+                          "rows are being stored");
         look_for_held(&run->writing, &w->told_writing, now, "it is being written to disk");
         look_for_held(&run->reading, &w->told_reading, now, "its dataset rows are being read");
         if (w->lost_s == 0)
