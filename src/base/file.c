@@ -297,11 +297,14 @@ td_status td_mkdir_p(const char *path, td_error *err) {
         char c = *s;
         *s = '\0';
         struct stat st;
-        if (mkdir(p, 0777) == 0)
+        if (mkdir(p, 0777) == 0) {
             rc = td_file_sync_dir_of(p, err);
-        else if (errno != EEXIST || stat(p, &st) != 0 || !S_ISDIR(st.st_mode))
+            if (rc != TD_OK)
+                td_error_prefix(err, "the new folder %s", p);
+        } else if (errno != EEXIST || stat(p, &st) != 0 || !S_ISDIR(st.st_mode)) {
             rc = td_error_errno(err, TD_E_OUTPUT, errno == EEXIST ? ENOTDIR : errno,
                                 "cannot create the folder %s", p);
+        }
         *s = c;
         if (c == '\0')
             break;
