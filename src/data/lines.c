@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "base/memory.h"
@@ -32,15 +31,11 @@ static td_status begin_packed(td_lines *l, td_error *err) {
 
 td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err) {
     *l = (td_lines){.fd = -1};
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block us here */
-    if (fd < 0)
-        return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", path);
-    struct stat st;
-    if (fstat(fd, &st) != 0) {
-        td_status rc = td_error_errno(err, TD_E_DATA, errno, "cannot look at the dataset %s", path);
-        close(fd);
+    int fd;
+    uint64_t size_bytes;
+    td_status rc = td_file_open(path, TD_E_DATA, &fd, &size_bytes, err);
+    if (rc != TD_OK)
         return rc;
-    }
     char head[4];
     ssize_t n = pread(fd, head, sizeof head, 0); /* a failure will come back at the first line */
     bool has_bom = n >= 3 && memcmp(head, BOM, 3) == 0;
@@ -53,11 +48,11 @@ td_status td_lines_open(td_lines *l, const char *path, bool whole, td_error *err
                     .read_bytes = TD_ROW_MAX_BYTES,
                     .file_pos = has_bom ? 3 : 0,
                     .start = has_bom ? 3 : 0,
-                    .size_bytes = (uint64_t)st.st_size};
+                    .size_bytes = size_bytes};
     l->at_end = l->file_pos >= l->size_bytes;
     if (packing == TD_PACK_NONE)
         return TD_OK;
-    td_status rc = td_unpack_open(fd, path, l->size_bytes, packing, &l->unpack, err);
+    rc = td_unpack_open(fd, path, l->size_bytes, packing, &l->unpack, err);
     if (rc == TD_OK)
         rc = begin_packed(l, err);
     if (rc != TD_OK)

@@ -1,13 +1,11 @@
 /* tokens.c - reading rows of token ids, wherever they lie in the file. */
 #include "data/tokens.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "base/memory.h"
 #include "data/lines.h"
 
@@ -139,15 +137,11 @@ td_status td_tokens_begin(td_tokens *t, const td_token_kind *kind, const td_conf
                                     .plain_bytes = position,
                                     .pick = pick,
                                     .extent = extent};
-    struct stat s;
     t->kind = kind;
     t->path = cfg->data.path;
     t->rows = (td_rows){.ops = &ops, .cfg = cfg};
-    t->rows.fd = open(t->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (t->rows.fd < 0 || fstat(t->rows.fd, &s) != 0)
-        return td_error_errno(err, TD_E_DATA, errno, "cannot open the dataset %s", t->path);
-    t->rows.size_bytes = (uint64_t)s.st_size;
-    return TD_OK;
+    t->rows.fd = -1;
+    return td_file_open(t->path, TD_E_DATA, &t->rows.fd, &t->rows.size_bytes, err);
 }
 
 void td_tokens_ready(td_tokens *t, int64_t n_rows) {

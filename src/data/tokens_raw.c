@@ -17,12 +17,10 @@
  *
  * Nothing is kept per row but, for documents, the place of every MARK_ROWS-th: 8 bytes.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
+#include "base/file.h"
 #include "base/memory.h"
 #include "data/lines.h"
 #include "data/tokens.h"
@@ -89,12 +87,9 @@ static td_status idx_dtype(raw_tokens *w, int code, td_token_dtype asked, td_err
 }
 
 /* The header, and whether the tables it announces are the file. */
-static td_status open_index(raw_tokens *w, const td_config *cfg, td_error *err) {
+static td_status open_index(raw_tokens *w, uint64_t size, const td_config *cfg, td_error *err) {
     unsigned char h[IDX_HEADER_BYTES];
-    struct stat st;
-    if (fstat(w->idx_fd, &st) != 0)
-        return td_error_errno(err, TD_E_DATA, errno, "cannot look at %s", w->idx_path);
-    uint64_t size = (uint64_t)st.st_size, version, n_seq, n_doc;
+    uint64_t version, n_seq, n_doc;
     if (size < sizeof h)
         return td_error_set(err, TD_E_DATA,
                             "%s has %llu bytes, a Megatron index has at least %d; if it is none, "
@@ -293,18 +288,21 @@ static td_status find_rows(raw_tokens *w, const td_config *cfg, int32_t n_vocab,
     w->idx_path = td_asprintf("%.*s.idx", (int)stem, w->t.path);
     if (!w->idx_path)
         return td_error_nomem(err, "a path", n);
-    w->idx_fd = open(w->idx_path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (w->idx_fd < 0 && errno != ENOENT)
-        return td_error_errno(err, TD_E_DATA, errno, "cannot open %s", w->idx_path);
-    td_token_dtype dtype = cfg->data.token_dtype;
+    uint64_t idx_size = 0;
     td_status rc = TD_OK;
+    w->idx_fd = -1;
+    if (td_path_exists(w->idx_path))
+        rc = td_file_open(w->idx_path, TD_E_DATA, &w->idx_fd, &idx_size, err);
+    if (rc != TD_OK)
+        return rc;
+    td_token_dtype dtype = cfg->data.token_dtype;
     if (w->idx_fd >= 0) {
         if (cfg->data.document_eos >= 0)
             return td_error_set(err, TD_E_CONFIG,
                                 "data.document_eos is for raw files without index, but %s says "
                                 "where the documents of %s end; take the key out",
                                 w->idx_path, w->t.path);
-        rc = open_index(w, cfg, err);
+        rc = open_index(w, idx_size, cfg, err);
         if (rc != TD_OK)
             return rc;
     } else {
