@@ -10,6 +10,8 @@
 #include "base/json.h"
 #include "base/hash.h"
 #include "base/memory.h"
+#include "base/strbuf.h"
+#include "base/text.h"
 
 /* What log-probabilities of the same teacher may differ by between device kinds: their sums run in
  * another order, in 16-bit modes also over inputs that were rounded elsewhere. The worst of all
@@ -473,10 +475,14 @@ td_status td_recheck_compare(td_recheck *r, int32_t sample, const char *device_k
     td_status rc = open_shard(r, r->number[sample], err);
     if (rc != TD_OK)
         return rc;
-    if (!same_kind)
+    if (!same_kind) {
+        td_strbuf kind = {0}; /* from the shard, and to be printed */
+        td_text_printable(s->device_kind, strlen(s->device_kind), &kind);
         snprintf(r->other_kind, sizeof r->other_kind,
-                 same_revision ? "%s" : "%s at numerics revision %d", s->device_kind,
+                 same_revision ? "%s" : "%s at numerics revision %d", kind.data ? kind.data : "?",
                  (int)r->manifest.numerics_revision);
+        td_strbuf_free(&kind);
+    }
     r->hashes[sample] = td_calloc((size_t)s->n_rows, sizeof **r->hashes);
     if (!r->hashes[sample])
         return td_error_nomem(err, "a sample", (size_t)s->n_rows * 8);

@@ -2,15 +2,31 @@
 reader and the exports are compared with. The teacher is a table of logits, so every number is known.
 """
 
+import argparse
 import json
 import os
 import struct
 import subprocess
+import sys
 
 import numpy as np
 
 TYPES = {np.dtype("i8"): "I64", np.dtype("i4"): "I32", np.dtype("f4"): "F32", np.dtype("f2"): "F16",
          np.dtype("u1"): "U8", np.dtype("u2"): "BF16"}
+
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def program(doc):
+    """Path of the tdgen to test: --tdgen, TDGEN, or the release build."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--tdgen", default=os.environ.get("TDGEN"))
+    args = parser.parse_args()
+    tdgen = os.path.abspath(args.tdgen or os.path.join(ROOT, "build", "release", "src", "tdgen"))
+    if not os.access(tdgen, os.X_OK):
+        sys.exit(f"{tdgen} is not there: build tdgen, or give --tdgen PATH")
+    return tdgen
 
 
 def offers(tdgen, compute):

@@ -5,7 +5,6 @@ one run say what all others must hold. And states through lm_head against those 
     test_capture_modes.py [--tdgen PATH]    else $TDGEN else build/release/src/tdgen
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -234,12 +233,7 @@ def llamacpp(runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tdgen", default=os.environ.get("TDGEN"))
-    args = parser.parse_args()
-    tdgen = os.path.abspath(args.tdgen or os.path.join(ROOT, "build", "release", "src", "tdgen"))
-    if not os.access(tdgen, os.X_OK):
-        sys.exit(f"{tdgen} is not there: build tdgen, or give --tdgen PATH")
+    tdgen = _synth.program(__doc__)
     with tempfile.TemporaryDirectory() as tmp:
         runs = Runs(tdgen, tmp)
         modes(runs)

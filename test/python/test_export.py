@@ -10,7 +10,6 @@ there when every row stands where the loss looks for it.
     test_export.py [--tdgen PATH]    PATH else $TDGEN else build/release/src/tdgen makes the real runs
 """
 
-import argparse
 import contextlib
 import hashlib
 import importlib.machinery
@@ -667,12 +666,7 @@ def digest(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tdgen", default=os.environ.get("TDGEN"))
-    args = parser.parse_args()
-    tdgen = os.path.abspath(args.tdgen or os.path.join(ROOT, "build", "release", "src", "tdgen"))
-    if not os.access(tdgen, os.X_OK):
-        sys.exit(f"{tdgen} is not there: build tdgen, or give --tdgen PATH")
+    tdgen = _synth.program(__doc__)
     import datasets
 
     datasets.disable_progress_bars()

@@ -5,7 +5,6 @@ with both numbers, or cuts it and says what is lost; against float64.
     test_students.py [--tdgen PATH]    PATH else $TDGEN else build/release/src/tdgen
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -231,12 +230,7 @@ def states(tmp):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tdgen", default=os.environ.get("TDGEN"))
-    args = parser.parse_args()
-    tdgen = os.path.abspath(args.tdgen or os.path.join(ROOT, "build", "release", "src", "tdgen"))
-    if not os.access(tdgen, os.X_OK):
-        sys.exit(f"{tdgen} is not there: build tdgen, or give --tdgen PATH")
+    tdgen = _synth.program(__doc__)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as tmp:
         students(tmp)
