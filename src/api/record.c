@@ -241,8 +241,8 @@ static td_status open_shard(tdgen_record *r, size_t shard, td_error *err) {
         return td_error_nomem(err, "a path", strlen(r->dir));
     td_shard_file *f = NULL;
     uint64_t hash = 0;
-    td_status rc = prove ? td_shard_file_prove(path, spec, r->manifest.fingerprint, TD_E_VERIFY, &f,
-                                               &hash, err)
+    td_status rc = prove ? td_shard_file_prove(path, TD_SHARD_READ, spec, r->manifest.fingerprint,
+                                               TD_E_VERIFY, &f, &hash, err)
                          : td_shard_file_open(path, spec, TD_E_VERIFY, NULL, &f, err);
     free(path);
     if (rc == TD_OK)

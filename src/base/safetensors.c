@@ -31,12 +31,12 @@ static const uint64_t max_header_bytes = 100u * 1000 * 1000;
 
 struct td_safetensors {
     char *path;
-    td_status code; /* of failures */
-    int fd;         /* -1: not open */
-    json_t *header; /* owns the tensors' names */
-    const uint8_t *map;
+    td_status code;     /* of failures */
+    int fd;             /* -1: not open */
+    json_t *header;     /* owns the tensors' names */
+    const uint8_t *map; /* NULL: the header alone was given */
     size_t map_bytes;
-    const uint8_t *data;
+    const uint8_t *data; /* NULL without a mapping */
     size_t data_bytes;
     td_st_tensor *tensors;        /* [n], by data_begin */
     const td_st_tensor **by_name; /* [n], by strcmp */
@@ -133,7 +133,7 @@ static td_status parse_tensor(const td_safetensors *st, const char *name, const 
                             path, name, end - begin, t->size_bytes);
     t->file = st;
     t->data_begin = (uint64_t)begin;
-    t->data = st->data + begin;
+    t->data = st->data ? st->data + begin : NULL;
     return TD_OK;
 }
 
@@ -168,28 +168,30 @@ static td_status check_cover(const td_safetensors *st, td_status code, td_error 
     return TD_OK;
 }
 
-static td_status parse_header(td_safetensors *st, td_status code, td_error *err) {
-    if (st->map_bytes < PREFIX_BYTES)
+/* `head` holds the first head_bytes of a file of file_bytes. */
+static td_status parse_header(td_safetensors *st, const uint8_t *head, size_t head_bytes,
+                              size_t file_bytes, td_status code, td_error *err) {
+    if (file_bytes < PREFIX_BYTES || head_bytes < PREFIX_BYTES)
         return td_error_set(err, code, "%s: %zu bytes are too few for a safetensors file", st->path,
-                            st->map_bytes);
+                            TD_MIN(file_bytes, head_bytes));
     uint64_t n = 0;
     for (int i = PREFIX_BYTES; i-- > 0;)
-        n = n << 8 | st->map[i];
+        n = n << 8 | head[i];
     if (n > max_header_bytes)
         return td_error_set(err, code,
                             "%s: a header of %" PRIu64
                             " bytes is over the format's limit of 100 MB; is this a safetensors "
                             "file?",
                             st->path, n);
-    if (n > st->map_bytes - PREFIX_BYTES)
+    if (n > file_bytes - PREFIX_BYTES || n > head_bytes - PREFIX_BYTES)
         return td_error_set(err, code,
                             "%s: the header has %" PRIu64
                             " bytes, but the file ends after %zu; is the file complete?",
-                            st->path, n, st->map_bytes);
-    st->data = st->map + PREFIX_BYTES + n;
-    st->data_bytes = st->map_bytes - PREFIX_BYTES - n;
+                            st->path, n, file_bytes);
+    st->data = st->map ? st->map + PREFIX_BYTES + n : NULL;
+    st->data_bytes = file_bytes - PREFIX_BYTES - n;
 
-    const char *text = (const char *)st->map + PREFIX_BYTES;
+    const char *text = (const char *)head + PREFIX_BYTES;
     if (n == 0 || text[0] != '{')
         return td_error_set(err, code, "%s: the header does not begin with '{'", st->path);
     json_error_t je;
@@ -264,7 +266,26 @@ td_status td_safetensors_open_fd(int fd, const char *path, td_status code, td_sa
     st->fd = fd;
     td_status rc = map_file(st, code, err);
     if (rc == TD_OK)
-        rc = parse_header(st, code, err);
+        rc = parse_header(st, st->map, st->map_bytes, st->map_bytes, code, err);
+    if (rc != TD_OK) {
+        td_safetensors_close(st);
+        return rc;
+    }
+    *out = st;
+    return TD_OK;
+}
+
+td_status td_safetensors_open_header(const void *head, size_t head_bytes, uint64_t file_bytes,
+                                     const char *path, td_status code, td_safetensors **out,
+                                     td_error *err) {
+    td_safetensors *st = td_calloc(1, sizeof *st);
+    if (!st || !(st->path = td_strdup(path))) {
+        free(st);
+        return td_error_nomem(err, "safetensors file", sizeof *st);
+    }
+    st->code = code;
+    st->fd = -1;
+    td_status rc = parse_header(st, head, head_bytes, (size_t)file_bytes, code, err);
     if (rc != TD_OK) {
         td_safetensors_close(st);
         return rc;

@@ -40,6 +40,11 @@ td_status td_safetensors_open(const char *path, td_status code, td_safetensors *
  */
 td_status td_safetensors_open_fd(int fd, const char *path, td_status code, td_safetensors **out,
                                  td_error *err);
+/* Of a file that is only streamed: its first head_bytes, with the whole header, and its size. What
+ * the tensors are is known, their `data` is NULL. `head` is not kept. */
+td_status td_safetensors_open_header(const void *head, size_t head_bytes, uint64_t file_bytes,
+                                     const char *path, td_status code, td_safetensors **out,
+                                     td_error *err);
 void td_safetensors_close(td_safetensors *st);
 size_t td_safetensors_count(const td_safetensors *st);
 /* i-th tensor in file order (by offset). */

@@ -98,8 +98,8 @@ static td_status prove_shard(td_output *o, int64_t number, td_index_entry *out, 
     char *path = td_shard_path(o->dir, number);
     if (!path)
         return td_error_nomem(err, "a path", 0);
-    td_status rc =
-        td_shard_file_prove(path, &o->spec, o->fingerprint, TD_E_VERIFY, &f, &file_hash, err);
+    td_status rc = td_shard_file_prove(path, TD_SHARD_STREAM, &o->spec, o->fingerprint, TD_E_VERIFY,
+                                       &f, &file_hash, err);
     if (rc == TD_OK && f->meta.number != number)
         rc = td_error_set(err, TD_E_VERIFY, "%s says that it is shard %lld: it was renamed", path,
                           (long long)f->meta.number);

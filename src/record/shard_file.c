@@ -213,75 +213,107 @@ static td_status check_layout(const td_shard_file *f, td_status code, td_error *
     return TD_OK;
 }
 
-/* Reads the header's bytes again, as they are on disk, and checks their hash. */
-static td_status check_header_hash(td_shard_file *f, td_status code, bool *ok, td_error *err) {
-    uint64_t found, stated;
+/* --- opening ---------------------------------------------------------------------------------- */
+
+/* The next bytes of the content, from its first to its last. */
+static td_status next_bytes(const td_shard_file *f, void *dst, size_t n, uint64_t at,
+                            td_error *err) {
+    return f->stream ? td_zstd_reader_read(f->stream, dst, n, err)
+                     : td_pread_all(f->fd, dst, n, at, f->path, err);
+}
+
+/* The header as it is on disk, into f->header, and the sizes. */
+static td_status read_header(td_shard_file *f, td_status code, td_error *err) {
     struct stat sb;
-    if (fstat(f->fd, &sb) != 0)
+    unsigned char word[8];
+    if (f->stream) {
+        f->size_bytes = td_zstd_reader_size(f->stream);
+    } else if (fstat(f->fd, &sb) != 0) {
         return td_error_errno(err, code, errno, "cannot stat %s", f->path);
-    f->size_bytes = (uint64_t)sb.st_size;
-    if (!f->packed)
-        f->disk_bytes = f->size_bytes;
-    size_t data_size;
-    td_safetensors_data(f->st, &data_size);
-    if (f->size_bytes < data_size + 8 || f->size_bytes - data_size > HEADER_MAX_BYTES)
+    } else {
+        f->size_bytes = (uint64_t)sb.st_size;
+        if (!f->packed)
+            f->disk_bytes = f->size_bytes;
+    }
+    if (f->size_bytes < sizeof word)
+        return td_error_set(err, code, "%s: %llu bytes are too few for a safetensors file", f->path,
+                            (unsigned long long)f->size_bytes);
+    td_status rc = next_bytes(f, word, sizeof word, 0, err);
+    if (rc != TD_OK)
+        return rc;
+    uint64_t n = 0;
+    for (int i = sizeof word; i-- > 0;)
+        n = n << 8 | word[i];
+    if (n > HEADER_MAX_BYTES || n + 8 > f->size_bytes)
         return td_error_set(err, code, "%s: its size does not fit its header", f->path);
-    f->header_size_bytes = f->size_bytes - data_size;
+    f->header_size_bytes = n + 8;
     if (f->header_size_bytes % 64) /* tensors are read in place: they must be aligned */
         return td_error_set(err, code, "%s: its data part begins at byte %llu, no multiple of 64",
                             f->path, (unsigned long long)f->header_size_bytes);
-    size_t n = (size_t)f->header_size_bytes - 8;
-    char *header = malloc(n + 1);
-    if (!header)
-        return td_error_nomem(err, f->path, n);
-    td_status rc = td_pread_all(f->fd, header, n, 8, f->path, err);
-    if (rc == TD_OK) {
-        const char *s = td_safetensors_meta(f->st, "header_hash");
-        *ok = s && strlen(s) == 16 && parse_hex16(s, &stated) &&
-              td_layout_header_hash(header, n, &found) && found == stated;
-    }
-    free(header);
-    return rc;
+    f->header = malloc((size_t)n + 9);
+    if (!f->header)
+        return td_error_nomem(err, f->path, (size_t)n);
+    memcpy(f->header, word, sizeof word);
+    return next_bytes(f, f->header + 8, (size_t)n, 8, err);
 }
 
-/* The plain content: the file itself, or what it unpacks to. */
-static td_status open_content(td_shard_file *f, td_status code, td_error *err) {
+/* The plain content, or for TD_SHARD_STREAM what reads it. */
+static td_status open_file(td_shard_file *f, td_shard_use use, td_status code, td_error *err) {
     size_t n = strlen(f->path);
     f->packed = n > 4 && strcmp(f->path + n - 4, ".zst") == 0;
-    f->fd = -1;
     if (!td_path_exists(f->path))
         return td_error_set(err, code, "%s is not there", f->path);
     td_status rc = td_file_open(f->path, code, &f->fd, NULL, err);
-    if (rc != TD_OK)
+    if (rc != TD_OK || !f->packed)
         return rc;
-    if (f->packed) {
-        int plain = -1;
-        rc = td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash, &f->disk_bytes, err);
-        close(f->fd);
-        f->fd = plain;
-        if (rc != TD_OK)
-            return rc;
-    }
+    if (use == TD_SHARD_STREAM)
+        return td_zstd_reader_open(f->fd, f->path, code, &f->stream, err);
+    int plain = -1;
+    rc = td_zstd_unpack(f->fd, f->path, code, &plain, &f->packed_hash, &f->disk_bytes, err);
+    close(f->fd);
+    f->fd = plain;
+    return rc;
+}
+
+static td_status open_tensors(td_shard_file *f, td_status code, td_error *err) {
+    if (f->stream)
+        return td_safetensors_open_header(f->header, (size_t)f->header_size_bytes, f->size_bytes,
+                                          f->path, code, &f->st, err);
     int own = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
     if (own < 0)
         return td_error_errno(err, code, errno, "%s: cannot open", f->path);
     return td_safetensors_open_fd(own, f->path, code, &f->st, err);
 }
 
-td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_status code,
-                             bool *header_hash_ok, td_shard_file **out, td_error *err) {
+static bool header_hash_right(const td_shard_file *f) {
+    uint64_t found, stated;
+    const char *s = td_safetensors_meta(f->st, "header_hash");
+    return s && strlen(s) == 16 && parse_hex16(s, &stated) &&
+           td_layout_header_hash(f->header + 8, (size_t)f->header_size_bytes - 8, &found) &&
+           found == stated;
+}
+
+static td_status open_shard(const char *path, td_shard_use use, const td_capture_spec *spec,
+                            td_status code, bool *header_hash_ok, td_shard_file **out,
+                            td_error *err) {
     td_shard_file *f = td_calloc(1, sizeof *f);
     bool ok = false;
     if (!f || !(f->path = td_strdup(path))) {
         free(f);
         return td_error_nomem(err, path, sizeof *f);
     }
-    td_status rc = open_content(f, code, err);
+    f->fd = -1;
+    td_status rc = open_file(f, use, code, err);
     if (rc == TD_OK)
-        rc = check_header_hash(f, code, &ok, err);
-    if (rc == TD_OK && !ok && !header_hash_ok)
-        rc = td_error_set(err, code, "%s: the hash of its header does not match: it is damaged",
-                          path);
+        rc = read_header(f, code, err);
+    if (rc == TD_OK)
+        rc = open_tensors(f, code, err);
+    if (rc == TD_OK) {
+        ok = header_hash_right(f);
+        if (!ok && !header_hash_ok)
+            rc = td_error_set(err, code, "%s: the hash of its header does not match: it is damaged",
+                              path);
+    }
     if (rc == TD_OK)
         rc = read_meta(f, spec, code, err);
     if (rc == TD_OK)
@@ -290,16 +322,27 @@ td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_s
         td_shard_file_close(f);
         return rc;
     }
+    if (!f->stream) {
+        free(f->header);
+        f->header = NULL;
+    }
     if (header_hash_ok)
         *header_hash_ok = ok;
     *out = f;
     return TD_OK;
 }
 
+td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_status code,
+                             bool *header_hash_ok, td_shard_file **out, td_error *err) {
+    return open_shard(path, TD_SHARD_READ, spec, code, header_hash_ok, out, err);
+}
+
 void td_shard_file_close(td_shard_file *f) {
     if (!f)
         return;
     td_safetensors_close(f->st);
+    td_zstd_reader_close(f->stream);
+    free(f->header);
     if (f->fd >= 0)
         close(f->fd);
     for (int32_t i = 0; i < f->meta.n_kinds; i++)
@@ -312,7 +355,8 @@ void td_shard_file_close(td_shard_file *f) {
 const void *td_shard_file_data(const td_shard_file *f, td_tensor_id id) {
     const td_layout_tensor *t = &f->layout.tensor[id];
     size_t n;
-    return t->present ? (const char *)td_safetensors_data(f->st, &n) + t->begin : NULL;
+    const char *data = td_safetensors_data(f->st, &n);
+    return data && t->present ? data + t->begin : NULL;
 }
 
 char *td_shard_path(const char *dir, int64_t number) {
@@ -354,8 +398,12 @@ static void feed_tensors(XXH3_state_t *state, const td_layout *l, int *cur, td_s
     }
 }
 
-td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_t header_size_bytes,
-                           td_shard_hashes *out, uint64_t *file_hash, td_error *err) {
+typedef td_status (*bytes_fn)(const void *from, void *dst, size_t n, uint64_t at, td_error *err);
+
+/* Bytes are taken once and in order: of the header (for file_hash), then of the data part. */
+static td_status hash_bytes(bytes_fn next, const void *from, const td_layout *l,
+                            uint64_t header_size_bytes, td_shard_hashes *out, uint64_t *file_hash,
+                            td_error *err) {
     enum { CHUNK = 1 << 20 };
     td_status rc = TD_OK;
     char *buf = malloc(CHUNK);
@@ -370,7 +418,7 @@ td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_
     XXH3_64bits_reset(tensor);
     for (uint64_t at = 0; file_hash && at < header_size_bytes;) {
         size_t n = (size_t)TD_MIN((uint64_t)CHUNK, header_size_bytes - at);
-        rc = td_pread_all(fd, buf, n, at, path, err);
+        rc = next(from, buf, n, at, err);
         if (rc != TD_OK)
             goto done;
         XXH3_64bits_update(file, buf, n);
@@ -381,7 +429,7 @@ td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_
     feed_tensors(tensor, l, &cur, out, &n_done, buf, 0, 0);
     for (uint64_t at = 0; at < l->data_size_bytes;) {
         size_t n = (size_t)TD_MIN((uint64_t)CHUNK, l->data_size_bytes - at);
-        rc = td_pread_all(fd, buf, n, header_size_bytes + at, path, err);
+        rc = next(from, buf, n, header_size_bytes + at, err);
         if (rc != TD_OK)
             goto done;
         if (file_hash)
@@ -399,6 +447,26 @@ done:
     XXH3_freeState(file);
     free(buf);
     return rc;
+}
+
+typedef struct open_fd {
+    int fd;
+    const char *path;
+} open_fd;
+
+static td_status bytes_of_fd(const void *from, void *dst, size_t n, uint64_t at, td_error *err) {
+    const open_fd *o = from;
+    return td_pread_all(o->fd, dst, n, at, o->path, err);
+}
+
+static td_status bytes_of_shard(const void *from, void *dst, size_t n, uint64_t at, td_error *err) {
+    return next_bytes(from, dst, n, at, err);
+}
+
+td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_t header_size_bytes,
+                           td_shard_hashes *out, uint64_t *file_hash, td_error *err) {
+    const open_fd o = {fd, path};
+    return hash_bytes(bytes_of_fd, &o, l, header_size_bytes, out, file_hash, err);
 }
 
 bool td_shard_hashes_differ(const td_layout *l, const td_shard_hashes *stated,
@@ -419,24 +487,28 @@ bool td_shard_hashes_differ(const td_layout *l, const td_shard_hashes *stated,
 
 td_status td_shard_file_hash(const td_shard_file *f, td_shard_hashes *out, uint64_t *file_hash,
                              td_error *err) {
-    td_status rc =
-        td_shard_hash_fd(f->fd, f->path, &f->layout, f->header_size_bytes, out, file_hash, err);
+    td_status rc = hash_bytes(bytes_of_shard, f, &f->layout, f->header_size_bytes, out,
+                              f->packed ? NULL : file_hash, err);
     if (rc == TD_OK && f->packed)
         *file_hash = f->packed_hash;
     return rc;
 }
 
-td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uint64_t fingerprint,
-                              td_status code, td_shard_file **out, uint64_t *file_hash,
-                              td_error *err) {
+td_status td_shard_file_prove(const char *path, td_shard_use use, const td_capture_spec *spec,
+                              uint64_t fingerprint, td_status code, td_shard_file **out,
+                              uint64_t *file_hash, td_error *err) {
     td_shard_file *f = NULL;
     td_shard_hashes found = {0};
     uint64_t whole;
     td_strbuf which = {0};
-    td_status rc = td_shard_file_open(path, spec, code, NULL, &f, err);
+    td_status rc = open_shard(path, use, spec, code, NULL, &f, err);
     if (rc != TD_OK)
         return rc;
     rc = td_shard_file_hash(f, &found, &whole, err);
+    if (rc == TD_OK && f->stream) {
+        rc = td_zstd_reader_end(f->stream, &f->packed_hash, &f->disk_bytes, err);
+        whole = f->packed_hash;
+    }
     if (rc != TD_OK)
         goto done;
     if (td_shard_hashes_differ(&f->layout, &f->hashes, &found, &which))

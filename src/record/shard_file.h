@@ -2,7 +2,8 @@
  *
  * td_shard_file_open checks the structure: the safetensors header, the metadata, that the tensors
  * are exactly those of the layout for these counts, the header's own hash. td_shard_file_hash reads
- * every byte once. Both are for untrusted files.
+ * every byte once. Both are for untrusted files. A compressed shard that is only to be proven is
+ * streamed (TD_SHARD_STREAM): that needs no room anywhere.
  */
 #ifndef TDGEN_RECORD_SHARD_FILE_H
 #define TDGEN_RECORD_SHARD_FILE_H
@@ -15,6 +16,8 @@ typedef struct td_shard_file {
     char *path;
     bool packed; /* a .zst file; fd and st are of its content */
     int fd;
+    struct td_zstd_reader *stream; /* packed, TD_SHARD_STREAM: fd is of the file itself */
+    char *header;                  /* the JSON text, while the shard is opened */
     td_safetensors *st;
     td_layout layout;
     td_shard_meta meta;
@@ -32,7 +35,7 @@ td_status td_shard_file_open(const char *path, const td_capture_spec *spec, td_s
                              bool *header_hash_ok, td_shard_file **out, td_error *err);
 void td_shard_file_close(td_shard_file *f); /* NULL allowed */
 
-/* The tensor's data, NULL when this run does not store it. */
+/* The tensor's data, NULL when this run does not store it, and in a shard that was streamed. */
 const void *td_shard_file_data(const td_shard_file *f, td_tensor_id id);
 
 /* Where shard `number` of a folder is: "DIR/shard-000012.safetensors", or with .zst when only that
@@ -47,11 +50,14 @@ td_status td_shard_hash_fd(int fd, const char *path, const td_layout *l, uint64_
 td_status td_shard_file_hash(const td_shard_file *f, td_shard_hashes *out, uint64_t *file_hash,
                              td_error *err);
 
+/* What is to be done with the shard: TD_SHARD_STREAM leaves out the data of a compressed one. */
+typedef enum td_shard_use { TD_SHARD_READ, TD_SHARD_STREAM } td_shard_use;
+
 /* Opens, hashes and compares: TD_OK only when the shard proves itself and belongs to the run of
  * `fingerprint`. *file_hash may be NULL. */
-td_status td_shard_file_prove(const char *path, const td_capture_spec *spec, uint64_t fingerprint,
-                              td_status code, td_shard_file **out, uint64_t *file_hash,
-                              td_error *err);
+td_status td_shard_file_prove(const char *path, td_shard_use use, const td_capture_spec *spec,
+                              uint64_t fingerprint, td_status code, td_shard_file **out,
+                              uint64_t *file_hash, td_error *err);
 
 /* "tensor input_ids is damaged" for each tensor hash that differs; false when all agree. */
 bool td_shard_hashes_differ(const td_layout *l, const td_shard_hashes *stated,

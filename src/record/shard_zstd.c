@@ -87,6 +87,162 @@ done:
     return rc;
 }
 
+/* --- reading ---------------------------------------------------------------------------------- */
+
+struct td_zstd_reader {
+    int fd;
+    const char *path;
+    td_status code;
+    ZSTD_DCtx *z;
+    td_hasher *hasher; /* of the compressed bytes */
+    char *in;
+    ZSTD_inBuffer src;
+    uint64_t content, read_at, given;
+    size_t left; /* of the frame; 0 = it ended */
+};
+
+/* The size that the frame says it has, held against what a shard can shrink to: a file that grows by
+ * more is made to fill a disk. */
+static td_status content_size(int fd, const char *path, td_status code, uint64_t *out,
+                              td_error *err) {
+    unsigned char head[18]; /* the longest frame header */
+    struct stat st;
+    ssize_t got;
+    do
+        got = pread(fd, head, sizeof head, 0);
+    while (got < 0 && errno == EINTR);
+    if (got < 0 || fstat(fd, &st) != 0)
+        return td_error_errno(err, code, errno, "cannot read %s", path);
+    unsigned long long n = ZSTD_getFrameContentSize(head, (size_t)got);
+    if (n == ZSTD_CONTENTSIZE_ERROR || n == ZSTD_CONTENTSIZE_UNKNOWN)
+        return td_error_set(err, code,
+                            "%s: no zstd frame with a content size: damaged, or not written by "
+                            "tdgen",
+                            path);
+    if (n > RATIO_FREE_BYTES && (n - RATIO_FREE_BYTES) / RATIO_MAX > (uint64_t)st.st_size)
+        return td_error_set(err, code,
+                            "%s: %lld bytes that unpack to %llu are no shard: damaged, or made to "
+                            "fill a disk",
+                            path, (long long)st.st_size, n);
+    *out = n;
+    return TD_OK;
+}
+
+td_status td_zstd_reader_open(int fd, const char *path, td_status code, td_zstd_reader **out,
+                              td_error *err) {
+    td_zstd_reader *r = td_calloc(1, sizeof *r);
+    if (r)
+        *r = (td_zstd_reader){.fd = fd,
+                              .path = path,
+                              .code = code,
+                              .z = ZSTD_createDCtx(),
+                              .hasher = td_hasher_create(),
+                              .in = malloc(CHUNK),
+                              .left = 1};
+    if (!r || !r->z || !r->hasher || !r->in) {
+        td_zstd_reader_close(r);
+        return td_error_nomem(err, "unpacking a shard", CHUNK);
+    }
+    r->src.src = r->in;
+    (void)ZSTD_DCtx_setParameter(r->z, ZSTD_d_windowLogMax, WINDOW_LOG_MAX);
+    td_hasher_reset(r->hasher);
+    td_status rc = content_size(fd, path, code, &r->content, err);
+    if (rc != TD_OK) {
+        td_zstd_reader_close(r);
+        return rc;
+    }
+    *out = r;
+    return TD_OK;
+}
+
+void td_zstd_reader_close(td_zstd_reader *r) {
+    if (!r)
+        return;
+    ZSTD_freeDCtx(r->z);
+    td_hasher_destroy(r->hasher);
+    free(r->in);
+    free(r);
+}
+
+uint64_t td_zstd_reader_size(const td_zstd_reader *r) {
+    return r->content;
+}
+
+/* The next compressed bytes; *ended at the end of the file. */
+static td_status refill(td_zstd_reader *r, bool *ended, td_error *err) {
+    ssize_t got;
+    do
+        got = pread(r->fd, r->in, CHUNK, (off_t)r->read_at);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return td_error_errno(err, r->code, errno, "cannot read %s", r->path);
+    td_hasher_update(r->hasher, r->in, (size_t)got);
+    r->read_at += (uint64_t)got;
+    r->src.size = (size_t)got;
+    r->src.pos = 0;
+    *ended = got == 0;
+    return TD_OK;
+}
+
+td_status td_zstd_reader_read(td_zstd_reader *r, void *dst, size_t n, td_error *err) {
+    ZSTD_outBuffer out = {dst, n, 0};
+    while (out.pos < n) {
+        bool ended = false;
+        const size_t before = out.pos;
+        if (r->src.pos == r->src.size) {
+            td_status rc = refill(r, &ended, err);
+            if (rc != TD_OK)
+                return rc;
+        }
+        if (r->left != 0) {
+            r->left = ZSTD_decompressStream(r->z, &out, &r->src);
+            if (ZSTD_isError(r->left))
+                return td_error_set(err, r->code, "%s is damaged: zstd: %s", r->path,
+                                    ZSTD_getErrorName(r->left));
+        }
+        /* What the last input left within the decoder comes without input. */
+        if (out.pos == before && (ended || r->left == 0))
+            return td_error_set(err, r->code, "%s: the compressed shard ends early", r->path);
+    }
+    r->given += n;
+    return TD_OK;
+}
+
+td_status td_zstd_reader_end(td_zstd_reader *r, uint64_t *file_hash, uint64_t *file_size,
+                             td_error *err) {
+    char one;
+    bool ended = false;
+    if (r->given != r->content)
+        return td_error_set(err, r->code, "%s: holds %llu bytes, its frame says %llu", r->path,
+                            (unsigned long long)r->given, (unsigned long long)r->content);
+    while (!ended) {
+        ZSTD_outBuffer out = {&one, 1, 0};
+        if (r->left != 0) {
+            r->left = ZSTD_decompressStream(r->z, &out, &r->src);
+            if (ZSTD_isError(r->left))
+                return td_error_set(err, r->code, "%s is damaged: zstd: %s", r->path,
+                                    ZSTD_getErrorName(r->left));
+        }
+        if (out.pos)
+            return td_error_set(err, r->code, "%s: holds more than its content size", r->path);
+        if (r->left == 0 && r->src.pos < r->src.size)
+            return td_error_set(err, r->code, "%s: there are bytes after the compressed shard",
+                                r->path);
+        if (r->src.pos == r->src.size) {
+            td_status rc = refill(r, &ended, err);
+            if (rc != TD_OK)
+                return rc;
+        }
+    }
+    if (r->left != 0)
+        return td_error_set(err, r->code, "%s: the compressed shard ends early", r->path);
+    *file_hash = td_hasher_digest(r->hasher);
+    *file_size = r->read_at;
+    return TD_OK;
+}
+
+/* --- unpacking -------------------------------------------------------------------------------- */
+
 /* Where the plain bytes go: files without a name, tried in this order. */
 typedef enum place { PLACE_BESIDE, PLACE_TMPDIR, PLACE_MEMORY, N_PLACES } place;
 
@@ -125,100 +281,33 @@ static int open_place(place where, const char *path, uint64_t size_bytes) {
                                    : open_in_memory(size_bytes);
 }
 
-/* The size that the frame says it has, held against what a shard can shrink to: a file that grows by
- * more is made to fill a disk. */
-static td_status content_size(int fd, const char *path, td_status code, uint64_t *out,
-                              td_error *err) {
-    unsigned char head[18]; /* the longest frame header */
-    struct stat st;
-    ssize_t got;
-    do
-        got = pread(fd, head, sizeof head, 0);
-    while (got < 0 && errno == EINTR);
-    if (got < 0 || fstat(fd, &st) != 0)
-        return td_error_errno(err, code, errno, "cannot read %s", path);
-    unsigned long long n = ZSTD_getFrameContentSize(head, (size_t)got);
-    if (n == ZSTD_CONTENTSIZE_ERROR || n == ZSTD_CONTENTSIZE_UNKNOWN)
-        return td_error_set(err, code,
-                            "%s: no zstd frame with a content size: damaged, or not written by "
-                            "tdgen",
-                            path);
-    if (n > RATIO_FREE_BYTES && (n - RATIO_FREE_BYTES) / RATIO_MAX > (uint64_t)st.st_size)
-        return td_error_set(err, code,
-                            "%s: %lld bytes that unpack to %llu are no shard: damaged, or made to "
-                            "fill a disk",
-                            path, (long long)st.st_size, n);
-    *out = n;
-    return TD_OK;
-}
-
-static td_status unpack_all(int fd, const char *path, td_status code, uint64_t content, int to,
-                            ZSTD_DCtx *z, td_hasher *hasher, char *in, char *out,
-                            uint64_t *file_size, td_error *err) {
-    uint64_t read_at = 0, plain = 0;
-    size_t left = 1; /* of the frame; 0 = it ended */
-    for (;;) {
-        ssize_t got;
-        do
-            got = pread(fd, in, CHUNK, (off_t)read_at);
-        while (got < 0 && errno == EINTR);
-        if (got < 0)
-            return td_error_errno(err, code, errno, "cannot read %s", path);
-        if (got == 0)
-            break;
-        read_at += (uint64_t)got;
-        td_hasher_update(hasher, in, (size_t)got);
-        for (ZSTD_inBuffer src = {in, (size_t)got, 0}; src.pos < src.size;) {
-            if (left == 0)
-                return td_error_set(err, code, "%s: there are bytes after the compressed shard",
-                                    path);
-            ZSTD_outBuffer dst = {out, CHUNK, 0};
-            left = ZSTD_decompressStream(z, &dst, &src);
-            if (ZSTD_isError(left))
-                return td_error_set(err, code, "%s is damaged: zstd: %s", path,
-                                    ZSTD_getErrorName(left));
-            if (dst.pos > content - plain)
-                return td_error_set(err, code, "%s: holds more than its content size", path);
-            td_status rc = td_pwrite_all(to, out, dst.pos, plain, path, err);
-            if (rc != TD_OK)
-                return td_error_prefix(err, "unpacking it");
-            plain += dst.pos;
-        }
+static td_status unpack_to(int to, int fd, const char *path, td_status code, uint64_t *file_hash,
+                           uint64_t *file_size, char *buf, td_error *err) {
+    td_zstd_reader *r = NULL;
+    td_status rc = td_zstd_reader_open(fd, path, code, &r, err);
+    for (uint64_t at = 0; rc == TD_OK && at < r->content;) {
+        size_t n = (size_t)TD_MIN((uint64_t)CHUNK, r->content - at);
+        rc = td_zstd_reader_read(r, buf, n, err);
+        if (rc == TD_OK && (rc = td_pwrite_all(to, buf, n, at, path, err)) != TD_OK)
+            td_error_prefix(err, "unpacking it");
+        at += n;
     }
-    /* What the last input left within the decoder. */
-    while (left != 0) {
-        ZSTD_inBuffer none = {in, 0, 0};
-        ZSTD_outBuffer dst = {out, CHUNK, 0};
-        left = ZSTD_decompressStream(z, &dst, &none);
-        if (ZSTD_isError(left) || (left && dst.pos == 0) || dst.pos > content - plain)
-            return td_error_set(err, code, "%s: the compressed shard ends early", path);
-        td_status rc = td_pwrite_all(to, out, dst.pos, plain, path, err);
-        if (rc != TD_OK)
-            return td_error_prefix(err, "unpacking it");
-        plain += dst.pos;
-    }
-    if (plain != content)
-        return td_error_set(err, code, "%s: holds %llu bytes, its frame says %llu", path,
-                            (unsigned long long)plain, (unsigned long long)content);
-    *file_size = read_at;
-    return TD_OK;
+    if (rc == TD_OK)
+        rc = td_zstd_reader_end(r, file_hash, file_size, err);
+    td_zstd_reader_close(r);
+    return rc;
 }
 
 td_status td_zstd_unpack(int fd, const char *path, td_status code, int *out, uint64_t *file_hash,
                          uint64_t *file_size, td_error *err) {
-    td_status rc = TD_OK;
-    ZSTD_DCtx *z = ZSTD_createDCtx();
-    td_hasher *hasher = td_hasher_create();
-    char *in = malloc(CHUNK), *plain = malloc(CHUNK);
-    int to = -1;
     uint64_t content = 0;
-    if (!z || !hasher || !in || !plain) {
-        rc = td_error_nomem(err, "unpacking a shard", 2 * (size_t)CHUNK);
-        goto done;
-    }
-    rc = content_size(fd, path, code, &content, err);
+    int to = -1;
+    td_status rc = content_size(fd, path, code, &content, err);
     if (rc != TD_OK)
-        goto done;
+        return rc;
+    char *buf = malloc(CHUNK);
+    if (!buf)
+        return td_error_nomem(err, "unpacking a shard", CHUNK);
     for (place where = PLACE_BESIDE; where < N_PLACES; where++) {
         if (to >= 0)
             close(to);
@@ -231,24 +320,14 @@ td_status td_zstd_unpack(int fd, const char *path, td_status code, int *out, uin
                                 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
             continue;
         }
-        (void)ZSTD_DCtx_reset(z, ZSTD_reset_session_and_parameters);
-        (void)ZSTD_DCtx_setParameter(z, ZSTD_d_windowLogMax, WINDOW_LOG_MAX);
-        td_hasher_reset(hasher);
-        rc = unpack_all(fd, path, code, content, to, z, hasher, in, plain, file_size, err);
+        rc = unpack_to(to, fd, path, code, file_hash, file_size, buf, err);
         if (rc == TD_OK || rc == code) /* else there was no room: the next place */
             break;
     }
-    if (rc != TD_OK)
-        goto done;
-    *file_hash = td_hasher_digest(hasher);
-    *out = to;
-    to = -1;
-done:
-    if (to >= 0)
+    free(buf);
+    if (rc == TD_OK)
+        *out = to;
+    else if (to >= 0)
         close(to);
-    free(in);
-    free(plain);
-    td_hasher_destroy(hasher);
-    ZSTD_freeDCtx(z);
     return rc;
 }

@@ -118,6 +118,20 @@ for dir in one-out zst; do
 done
 # Neither O_TMPFILE nor a temporary folder: a shard is unpacked in memory.
 expect 0 '^OK' shim TD_SHIM_NOTMP=1 TMPDIR=/nonexistent "$TDGEN" verify "$TMP/zst"
+# Nor memory: what needs any byte at any time says so; a resume only proves, and streams.
+noroom() { shim TD_SHIM_NOTMP=1 TD_SHIM_NOMEMFD=1 TMPDIR=/nonexistent "$@"; }
+expect 6 'no room to unpack' noroom "$TDGEN" verify "$TMP/zst"
+rm "$TMP/zst/shards.jsonl"
+expect 0 '' noroom "$TDGEN" -c "$TMP/one.ini" --quiet output.dir="$TMP/zst" output.zstd=true
+stat -c '%n %i %Y' "$TMP/zst"/shard-* >"$TMP/after"
+check "a shard of zst was replaced" cmp "$TMP/before" "$TMP/after"
+for cut in 100 -1 +1; do
+    cp -r "$TMP/zst" "$TMP/zst$cut"
+    f=$TMP/zst$cut/shard-000001.safetensors.zst
+    if [ "$cut" = +1 ]; then printf X >>"$f"; else truncate -s "$cut" "$f"; fi
+    expect 0 'computed again' run output.dir="$TMP/zst$cut" output.zstd=true
+    check "zst$cut was not mended" cmp "$f" "$TMP/zst/shard-000001.safetensors.zst"
+done
 # Content is another thing.
 cp -r "$TMP/one-out" "$TMP/bad"
 printf X | dd of="$TMP/bad/shard-000001.safetensors" bs=1 seek=20000 conv=notrunc 2>/dev/null

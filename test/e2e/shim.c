@@ -4,6 +4,7 @@
  *   TD_SHIM_PRIVATE=1    besides, the file that takes the lock's place is one of each process alone: two
  *                        writers are really at work in one folder
  *   TD_SHIM_NOTMP=1      O_TMPFILE fails, as on most parallel file systems
+ *   TD_SHIM_NOMEMFD=1    memfd_create fails
  *   TD_SHIM_UNREADABLE=S opening a path that contains S fails with EMFILE
  *   TD_SHIM_SLOW=N       fsync takes N seconds
  *   TD_SHIM_CUT=PATH     PATH is cut to 8192 bytes when the program first advises the kernel of a mapping
@@ -72,6 +73,14 @@ int fsync(int fd) {
     if (s)
         sleep((unsigned)atoi(s));
     return (int)syscall(SYS_fsync, fd);
+}
+
+int memfd_create(const char *name, unsigned flags) {
+    if (getenv("TD_SHIM_NOMEMFD")) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return (int)syscall(SYS_memfd_create, name, flags);
 }
 
 int flock(int fd, int op) {
