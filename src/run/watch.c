@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "run/sentry.h"
 
 enum { TICK_MS = 100 };
 #define LEAVE_S 2.0 /* what the threads get to leave by themselves once a device was lost */
@@ -137,9 +138,12 @@ static bool await_tick(td_run_state *run) {
 bool td_watch_run(td_watch *w, td_progress *progress) {
     td_run_state *run = w->run;
     td_run_assert_main(run);
+    td_sentry *sentry = td_sentry_start(td_run_patience_s());
+    bool ended;
     w->last_s = td_time_s();
     for (;;) {
-        bool ended = await_tick(run);
+        td_sentry_tick(sentry, "it waits for the other threads");
+        ended = await_tick(run);
         double now = td_time_s();
         if (td_run_stop_requested() && !w->told) {
             w->told = true;
@@ -153,7 +157,7 @@ bool td_watch_run(td_watch *w, td_progress *progress) {
             td_run_arm_watchdog();
         }
         if (ended || (w->lost_s > 0 && now - w->lost_s > LEAVE_S))
-            return ended;
+            break;
         for (int32_t i = 0; i < run->n_groups; i++)
             look_for_held(&run->groups[i].storing, &w->groups[i].told_storing, now,
                           "rows are being stored");
@@ -162,6 +166,9 @@ bool td_watch_run(td_watch *w, td_progress *progress) {
         if (w->lost_s == 0)
             look_for_stuck(w, now - w->last_s);
         w->last_s = now;
+        td_sentry_tick(sentry, "status.json, timeline.jsonl and tdgen.log are being written");
         td_progress_tick(progress, w->told ? "stopping" : "running", false);
     }
+    td_sentry_stop(sentry);
+    return ended;
 }

@@ -7,6 +7,7 @@
  *   TD_SHIM_NOMEMFD=1    memfd_create fails
  *   TD_SHIM_UNREADABLE=S opening a path that contains S fails with EMFILE
  *   TD_SHIM_SLOW=N       fsync takes N seconds
+ *   TD_SHIM_SLOW_STATUS=N the first rename to status.json takes N seconds
  *   TD_SHIM_CUT=PATH     PATH is cut to 8192 bytes when the program first advises the kernel of a mapping
  */
 #include <dlfcn.h>
@@ -89,6 +90,20 @@ int flock(int fd, int op) {
         return -1;
     }
     return (int)syscall(SYS_flock, fd, op);
+}
+
+int renameat(int a, const char *from, int b, const char *to) {
+    static int done;
+    const char *s = getenv("TD_SHIM_SLOW_STATUS");
+    if (s && !done && strstr(to, "status.json")) {
+        done = 1;
+        sleep((unsigned)atoi(s));
+    }
+    return (int)syscall(SYS_renameat, a, from, b, to);
+}
+
+int rename(const char *from, const char *to) {
+    return renameat(AT_FDCWD, from, AT_FDCWD, to);
 }
 
 int madvise(void *p, size_t n, int advice) {
