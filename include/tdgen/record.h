@@ -49,14 +49,18 @@ typedef struct tdgen_record_options {
     /* Not 0: the data of a shard is not hashed when it is first read, only its header. For folders
      * that were verified before. */
     int32_t skip_data_hash;
+    /* Not 0: a folder whose run is not finished, or that lost shards, is opened too. */
+    int32_t partial;
 } tdgen_record_options;
 #define TDGEN_RECORD_OPTIONS_INIT                                                                  \
-    { sizeof(tdgen_record_options), 0 }
+    { sizeof(tdgen_record_options), 0, 0 }
 
 /* Opens an output folder; reads its manifest and index, no shard. `options` NULL: all defaults. On
  * success *out is to be closed; on failure it is untouched. TDGEN_E_FOLDER: DIR or its
  * manifest.json is not there. TDGEN_E_DAMAGED: the manifest does not prove itself, or the index
- * lost lines in a crash (running the same command again repairs it). */
+ * lost lines in a crash (running the same command again repairs it). TDGEN_E_UNFINISHED: the folder
+ * does not hold all that its run is for, and options.partial is 0; the message says how much there is.
+ * Of folders older than version 0.2 that is not known, and they are opened. */
 TDGEN_API tdgen_status tdgen_record_open(const char *dir, const tdgen_record_options *options,
                                          tdgen_record **out, tdgen_error *err);
 /* Frees everything that the record handed out. NULL allowed. */
@@ -88,6 +92,9 @@ typedef struct tdgen_record_info {
     /* Of all shards together. */
     int64_t n_shards, n_samples, n_tokens, n_rows;
     int64_t n_skipped; /* samples that could not be computed, and dataset rows left out */
+    /* How much the folder is to hold: dataset rows and shards of its worker's share; -1: not known. */
+    int64_t n_dataset_rows, n_dataset_rows_expected, n_shards_expected;
+    int32_t complete; /* 1: all of it is there; 0: not; -1: not known */
 } tdgen_record_info;
 
 /* Lives as long as r; NULL for NULL. */

@@ -70,7 +70,9 @@ typedef enum tdgen_status {
     TDGEN_E_NUMBERS = 9,  /* the teacher computed a number that is not finite */
     TDGEN_E_STOPPED = 10, /* a callback asked to stop */
     /* A device failed so that this process cannot use any device of its kind any more. */
-    TDGEN_E_DEVICE_LOST = 11
+    TDGEN_E_DEVICE_LOST = 11,
+    /* The folder is sound, but its run is not finished (tdgen_record_options.partial). */
+    TDGEN_E_UNFINISHED = 12
 } tdgen_status;
 
 /* Owned by the caller, filled by a function that fails and untouched otherwise; every `err`

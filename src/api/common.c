@@ -34,6 +34,7 @@ static const tdgen_status STATUS_OF[] = {
     [TD_E_DEVICE_OOM] = TDGEN_E_MEMORY,
     [TD_E_OUTPUT] = TDGEN_E_FOLDER,
     [TD_E_VERIFY] = TDGEN_E_DAMAGED,
+    [TD_E_UNFINISHED] = TDGEN_E_UNFINISHED,
     [TD_E_STOPPED] = TDGEN_E_STOPPED,
     [TD_E_DEVICE_LOST] = TDGEN_E_DEVICE_LOST,
 };
@@ -52,6 +53,7 @@ const char *tdgen_status_name(tdgen_status status) {
         [TDGEN_E_NUMBERS] = "numbers",
         [TDGEN_E_STOPPED] = "stopped",
         [TDGEN_E_DEVICE_LOST] = "device lost",
+        [TDGEN_E_UNFINISHED] = "unfinished",
     };
     return (size_t)status < TD_ARRAY_LEN(names) ? names[status] : "unknown";
 }

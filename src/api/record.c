@@ -21,7 +21,8 @@
 
 struct tdgen_record {
     char *dir;
-    bool skip_data_hash;
+    bool skip_data_hash, partial;
+    td_folder_state state;
     td_manifest manifest;
     td_index index;
     int64_t *first_sample; /* [index.n + 1] */
@@ -79,7 +80,11 @@ static void fill_info(tdgen_record *r) {
         .tdgen_version = json_string_value(json_object_get(root, "tdgen")),
         .fingerprint = r->manifest.fingerprint,
         .numerics_revision = r->manifest.numerics_revision,
-        .n_shards = (int64_t)r->index.n};
+        .n_shards = (int64_t)r->index.n,
+        .n_dataset_rows = r->state.n_rows,
+        .n_dataset_rows_expected = r->state.n_rows_want,
+        .n_shards_expected = r->state.n_shards_want,
+        .complete = r->state.known ? r->state.complete : -1};
     for (size_t i = 0; i < r->index.n; i++) {
         const td_index_entry *e = &r->index.entries[i];
         r->info.n_samples += e->n_samples;
@@ -114,6 +119,16 @@ static td_status load_index(tdgen_record *r, td_error *err) {
                           "%s/" TD_INDEX_NAME " has %lld damaged lines; run the same command again "
                           "to repair it",
                           r->dir, (long long)faults.n_damaged);
+    if (rc == TD_OK)
+        rc = td_folder_state_read(r->dir, &r->manifest.extent, &r->index, TD_E_OUTPUT, &r->state,
+                                  err);
+    char text[TD_FOLDER_STATE_TEXT_SIZE];
+    if (rc == TD_OK && r->state.known && !r->state.complete && !r->partial)
+        rc = td_error_set(
+            err, TD_E_UNFINISHED,
+            "%s is not finished: it holds %s. Run its command again to complete it, or "
+            "open it with options.partial",
+            r->dir, td_folder_state_text(&r->state, text, sizeof text));
     if (rc != TD_OK)
         return rc;
     r->first_sample = td_calloc(r->index.n + 1, sizeof *r->first_sample);
@@ -160,8 +175,8 @@ tdgen_status tdgen_record_open(const char *dir, const tdgen_record_options *opti
     if (!dir || !out)
         return td_api_fail(err, TDGEN_E_ARGUMENT, "tdgen_record_open: %s is NULL",
                            dir ? "out" : "dir");
-    tdgen_status code =
-        td_api_options(&o, sizeof o, sizeof o, options, "tdgen_record_options", err);
+    tdgen_status code = td_api_options(&o, sizeof o, offsetof(tdgen_record_options, partial),
+                                       options, "tdgen_record_options", err);
     if (code != TDGEN_OK)
         return code;
     tdgen_record *r = td_calloc(1, sizeof *r);
@@ -170,6 +185,7 @@ tdgen_status tdgen_record_open(const char *dir, const tdgen_record_options *opti
         return td_api_fail(err, TDGEN_E_INTERNAL, "out of memory");
     }
     r->skip_data_hash = o.skip_data_hash != 0;
+    r->partial = o.partial != 0;
     r->sample.index = -1;
     td_status rc = open_folder(r, &why);
     if (rc != TD_OK) {

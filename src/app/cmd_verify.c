@@ -11,7 +11,7 @@
 #include "base/memory.h"
 
 static const char HELP[] =
-    "usage: tdgen verify [--verbose] DIR\n"
+    "usage: tdgen verify [--verbose] [--partial] DIR\n"
     "       tdgen verify DIR --against MODEL_DIR [--samples N] [--seed S] [--devices "
     "auto|cpu|0,1]\n"
     "\n"
@@ -37,6 +37,7 @@ static const char HELP[] =
     "or tokenizer than that of the manifest is an error that shows both sides.\n"
     "\n"
     "  --verbose    a line for each good shard, too\n"
+    "  --partial    a folder that does not hold all that its run is for is good as far as it goes\n"
     "  --against M  the teacher's folder\n"
     "  --samples N  how many samples (default 16)\n"
     "  --seed S     draws other samples (default 0)\n"
@@ -44,10 +45,11 @@ static const char HELP[] =
     "               numbers\n"
     "\n"
     "exit codes: 0 all is well, 1 internal error, 2 usage, 3 not that teacher, 5 device, 6 no "
-    "output\nfolder there, 8 something is wrong with what is on disk\n";
+    "output\nfolder there, 8 something is wrong with what is on disk, 10 what is there is sound, but "
+    "the\nrun is not finished (without --partial)\n";
 
 static int unknown_option(const char *arg) {
-    static const char *const options[] = {"--verbose", "--help",    "--against",
+    static const char *const options[] = {"--verbose", "--partial", "--help", "--against",
                                           "--samples", "--devices", "--seed"};
     const char *near = td_nearest_name(arg, options, TD_ARRAY_LEN(options));
     td_log_error("tdgen verify: unknown option \"%s\"%s%s%s; see tdgen verify --help", arg,
@@ -58,7 +60,7 @@ static int unknown_option(const char *arg) {
 int td_cmd_verify(int argc, char **argv) {
     td_against_options opt = {.n_samples = 16};
     const char *dir = NULL, *only_against = NULL;
-    bool verbose = false;
+    td_verify_options check = {0};
     for (int i = 1; i < argc; i++) {
         const char *a = argv[i];
         if (strcmp(a, "--help") == 0 || strcmp(a, "-h") == 0) {
@@ -90,7 +92,9 @@ int td_cmd_verify(int argc, char **argv) {
             if (!against)
                 only_against = a;
         } else if (strcmp(a, "--verbose") == 0) {
-            verbose = true;
+            check.verbose = true;
+        } else if (strcmp(a, "--partial") == 0) {
+            check.partial = true;
         } else if (a[0] == '-' && a[1]) {
             return unknown_option(a);
         } else if (dir) {
@@ -109,7 +113,7 @@ int td_cmd_verify(int argc, char **argv) {
         return TD_EXIT_CONFIG;
     }
     td_error err = {0};
-    td_status rc = td_verify(dir, stdout, verbose, &err);
+    td_status rc = td_verify(dir, &check, stdout, &err);
     fflush(stdout);
     if (rc == TD_OK && opt.model_dir)
         rc = td_against(dir, &opt, stdout, &err);

@@ -82,6 +82,19 @@ const char *td_nearest_name(const char *name, const char *const *candidates, siz
     return best && best_d <= TD_MAX(strlen(best), strlen(name)) / 2 ? best : NULL;
 }
 
+char *td_grouped_digits(int64_t n, char buf[32]) {
+    char digits[24];
+    int len = snprintf(digits, sizeof digits, "%lld", (long long)n), at = 0;
+    for (int i = 0; i < len; i++) {
+        buf[at++] = digits[i];
+        const int behind = len - 1 - i;
+        if (behind && behind % 3 == 0 && digits[i] != '-')
+            buf[at++] = ',';
+    }
+    buf[at] = '\0';
+    return buf;
+}
+
 bool td_parse_int(const char *s, long long min, long long max, long long *out) {
     char *end;
     errno = 0;

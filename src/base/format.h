@@ -10,6 +10,8 @@
 char *td_human_bytes(uint64_t size_bytes, char *buf, size_t buf_size);
 char *td_human_count(double n, char *buf, size_t buf_size);
 char *td_human_seconds(double s, char *buf, size_t buf_size);
+/* "12,345,678". */
+char *td_grouped_digits(int64_t n, char buf[32]);
 
 /* All of s as a decimal number in [min, max]; false, and *out untouched, when it is none. */
 bool td_parse_int(const char *s, long long min, long long max, long long *out);

@@ -73,6 +73,8 @@ int td_status_exit_code(td_status status) {
         return TD_EXIT_OUTPUT;
     case TD_E_VERIFY:
         return TD_EXIT_VERIFY;
+    case TD_E_UNFINISHED:
+        return TD_EXIT_UNFINISHED;
     case TD_E_STOPPED:
         return TD_EXIT_STOPPED;
     }
@@ -99,6 +101,8 @@ const char *td_status_name(td_status status) {
         return "output";
     case TD_E_VERIFY:
         return "verification";
+    case TD_E_UNFINISHED:
+        return "unfinished";
     case TD_E_STOPPED:
         return "stopped";
     case TD_E_DEVICE_LOST:

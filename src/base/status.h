@@ -30,6 +30,7 @@ typedef enum td_status {
     TD_E_DEVICE_OOM, /* a device has not enough memory; never fatal by itself */
     TD_E_OUTPUT,     /* output folder: disk, permissions, identity mismatch */
     TD_E_VERIFY,     /* what is on disk is not what was written */
+    TD_E_UNFINISHED, /* an output folder is sound, but does not hold all that its run is for */
     TD_E_STOPPED,    /* a signal asked us to stop */
     TD_E_DEVICE_LOST /* a device failed so that this process cannot use any of its kind any more */
 } td_status;
@@ -50,8 +51,9 @@ enum {
     TD_EXIT_OUTPUT = 6,
     TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples, retired or lost devices */
     TD_EXIT_VERIFY = 8,
-    TD_EXIT_HUNG = 9,    /* a device hung; everything committed is saved, run again */
-    TD_EXIT_STOPPED = 75 /* stopped by a signal; everything so far is saved and resumable */
+    TD_EXIT_HUNG = 9,        /* a device hung; everything committed is saved, run again */
+    TD_EXIT_UNFINISHED = 10, /* what is there is sound, but the run is not finished */
+    TD_EXIT_STOPPED = 75     /* stopped by a signal; everything so far is saved and resumable */
 };
 
 /* Fills *err (if not NULL) and returns `code`, so that `return td_error_set(...)` reads well. */

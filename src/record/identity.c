@@ -275,9 +275,35 @@ static td_status manifest_hash(const json_t *root, uint64_t *out, td_error *err)
     return rc;
 }
 
+/* Completes and writes out `root`, which gets its hash. */
+static td_status print_manifest(json_t *root, char **text, td_error *err) {
+    uint64_t hash = 0;
+    td_status rc = manifest_hash(root, &hash, err);
+    if (rc != TD_OK)
+        return rc;
+    char *t = put(root, "hash", hash_value(hash)) ? json_dumps(root, READABLE) : NULL;
+    *text = t ? td_asprintf("%s\n", t) : NULL;
+    free(t);
+    return *text ? TD_OK : td_error_nomem(err, "the manifest", 0);
+}
+
+td_status td_manifest_text_extended(const json_t *root, const td_extent *extent, char **text,
+                                    td_error *err) {
+    json_t *copy = json_copy((json_t *)root);
+    bool ok = copy != NULL;
+    if (ok && extent->known)
+        ok = put(copy, "extent", td_extent_json(extent));
+    else if (ok)
+        json_object_del(copy, "extent");
+    td_status rc = ok ? print_manifest(copy, text, err) : td_error_nomem(err, "the manifest", 0);
+    json_decref(copy);
+    return rc;
+}
+
 td_status td_manifest_text(const td_config *cfg, const td_identity *id, const json_t *identity,
                            const td_capture_spec *spec, char **text, td_error *err) {
-    uint64_t fingerprint = 0, hash = 0;
+    uint64_t fingerprint = 0;
+    const td_extent extent = td_extent_of(cfg);
     td_status rc = td_identity_fingerprint(identity, &fingerprint, err);
     if (rc != TD_OK)
         return rc;
@@ -289,6 +315,7 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, "tdgen", json_string(TDGEN_VERSION)) &&
         put(root, "fingerprint", hash_value(fingerprint)) &&
         json_object_set(root, "identity", (json_t *)identity) == 0 &&
+        put(root, "extent", td_extent_json(&extent)) &&
         put(root, "model_path", text_value(model_path ? model_path : cfg->model.path)) &&
         put(root, "data_path", text_value(data_path ? data_path : cfg->data.path)) &&
         put(root, "alignment", json_string(TD_TEXT_ALIGNMENT)) &&
@@ -304,14 +331,7 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, "bytes_per_token", json_real(td_record_bytes_per_token()));
     free(model_path);
     free(data_path);
-    rc = ok ? manifest_hash(root, &hash, err) : td_error_nomem(err, "the manifest", 0);
-    if (rc == TD_OK) {
-        char *t = put(root, "hash", hash_value(hash)) ? json_dumps(root, READABLE) : NULL;
-        *text = t ? td_asprintf("%s\n", t) : NULL;
-        free(t);
-        if (!*text)
-            rc = td_error_nomem(err, "the manifest", 0);
-    }
+    rc = ok ? print_manifest(root, text, err) : td_error_nomem(err, "the manifest", 0);
     json_decref(root);
     return rc;
 }
@@ -377,7 +397,8 @@ static td_status check_manifest(td_manifest *m, const char *path, const char *da
     if (!parse_hex(json_string_value(json_object_get(m->root, "fingerprint")), &m->fingerprint) ||
         fp != m->fingerprint)
         return td_error_set(err, code, "%s: the fingerprint does not match the identity", path);
-    return read_spec(m, path, code, err);
+    rc = td_extent_parse(json_object_get(m->root, "extent"), path, code, &m->extent, err);
+    return rc == TD_OK ? read_spec(m, path, code, err) : rc;
 }
 
 td_status td_manifest_load(const char *dir, td_status code, td_manifest *out, td_error *err) {

@@ -1,6 +1,7 @@
 /* identity.h - manifest.json: what makes two runs the same run.
  *
- *   {"schema", "tdgen", "hash", "fingerprint", "identity": {...}, and notes for a reader}
+ *   {"schema", "tdgen", "hash", "fingerprint", "identity": {...}, "extent": {...}, and notes for a
+ *    reader}
  *
  * identity is one flat object, keys as in run.ini ("capture.top_k") or of the same form for what a
  * run finds out ("model.weights_hash"). fingerprint = xxh3 of its canonical text (keys sorted, no
@@ -11,6 +12,7 @@
 #define TDGEN_RECORD_IDENTITY_H
 
 #include <jansson.h>
+#include "record/extent.h"
 #include "record/layout.h"
 #include "record/record.h"
 #include "base/strbuf.h"
@@ -37,6 +39,10 @@ td_status td_identity_fingerprint(const json_t *identity, uint64_t *out, td_erro
 /* The bytes of manifest.json for a run; freed by the caller. `identity` is borrowed. */
 td_status td_manifest_text(const td_config *cfg, const td_identity *id, const json_t *identity,
                            const td_capture_spec *spec, char **text, td_error *err);
+/* The bytes of a manifest that differs from `root` in its extent alone; one that is not known is left
+ * out. */
+td_status td_manifest_text_extended(const json_t *root, const td_extent *extent, char **text,
+                                    td_error *err);
 
 typedef struct td_manifest {
     json_t *root;
@@ -45,6 +51,7 @@ typedef struct td_manifest {
     td_capture_spec spec;
     int32_t numerics_revision;
     bool has_ids; /* data.id_field: shards carry the rows' own ids */
+    td_extent extent;
 } td_manifest;
 /* Reads DIR/manifest.json and checks its hash, schema and fingerprint. `code` is what failures
  * report. A missing file is `code` too. */

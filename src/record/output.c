@@ -258,9 +258,24 @@ td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spe
     return TD_OK;
 }
 
+/* The manifest with another extent; everything else of it stays. */
+static td_status write_extent(td_output *o, const json_t *root, const td_extent *x, td_error *err) {
+    char *text = NULL, *path = td_output_path(o, TD_MANIFEST_NAME);
+    td_status rc =
+        path ? td_manifest_text_extended(root, x, &text, err) : td_error_nomem(err, "a path", 0);
+    if (rc == TD_OK)
+        rc = td_file_write_atomic(path, text, strlen(text), true, err);
+    if (rc == TD_OK)
+        o->extent = *x;
+    free(text);
+    free(path);
+    return rc;
+}
+
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err) {
     td_manifest m = {0};
     char *text = NULL, *path = NULL;
+    const td_extent mine = td_extent_of(o->cfg);
     td_status rc = td_identity_set_weights(o->identity, weights_hash, err);
     if (rc != TD_OK)
         return rc;
@@ -268,6 +283,10 @@ td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *
         rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
         if (rc == TD_OK)
             rc = td_identity_compare(m.identity, o->identity, false, o->dir, err);
+        o->extent = m.extent;
+        /* Another share, or more of the data: its end is to be seen again. */
+        if (rc == TD_OK && !td_extent_same_share(&m.extent, &mine))
+            rc = write_extent(o, m.root, &mine, err);
         td_manifest_free(&m);
         if (rc == TD_OK)
             o->bound = true;
@@ -283,8 +302,28 @@ td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *
               : td_error_nomem(err, "a path", 0);
     free(path);
     free(text);
-    if (rc == TD_OK)
+    if (rc == TD_OK) {
         o->manifest_there = o->bound = true;
+        o->extent = mine;
+    }
+    return rc;
+}
+
+td_status td_output_note_rows(td_output *o, int64_t n_rows, bool at_end, td_error *err) {
+    td_manifest m = {0};
+    td_status rc = TD_OK;
+    pthread_mutex_lock(&o->mutex);
+    td_extent x = o->extent;
+    x.n_rows_at_least = TD_MAX(x.n_rows_at_least, n_rows);
+    if (at_end)
+        x.n_rows = x.n_rows_at_least = n_rows;
+    if (x.n_rows != o->extent.n_rows || x.n_rows_at_least != o->extent.n_rows_at_least) {
+        rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
+        if (rc == TD_OK)
+            rc = write_extent(o, m.root, &x, err);
+        td_manifest_free(&m);
+    }
+    pthread_mutex_unlock(&o->mutex);
     return rc;
 }
 

@@ -18,6 +18,7 @@ struct td_output {
     json_t *identity; /* of this run; complete once bound */
     bool manifest_there, bound;
     uint64_t fingerprint; /* valid when manifest_there or bound */
+    td_extent extent;     /* Protected by mutex, once bound: what manifest.json says */
 
     pthread_mutex_t mutex;
     td_index index;       /* Protected by mutex. */

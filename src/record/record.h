@@ -1,7 +1,8 @@
 /* record.h - what is on disk, for those who write it: output folder, shard files, manifest, resume.
  * reader.h is the face for those who read a folder.
  *
- * OUT/manifest.json          identity of the run, written once
+ * OUT/manifest.json          identity of the run, written once; and how many rows there are to be
+ *                                (extent.h), as soon as that is known
  * OUT/shard-NNNNNN.safetensors   canonical record (layout.h draws it), whole or not there;
  *                                with output.zstd shard-NNNNNN.safetensors.zst, the same compressed
  * OUT/shards.jsonl           append-only index, one line a shard; can be rebuilt from the shards
@@ -71,6 +72,11 @@ int td_output_lock_fd(const td_output *o);
 void td_output_close(td_output *o);
 /* After the weights were read: writes the manifest of a new run, or compares the hash. */
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err);
+
+/* What the source has passed so far: n_rows dataset rows, and with at_end there are no more (or no
+ * more that max_samples asks for). Goes into the manifest's extent, durably, where it is news; after
+ * bind. Any thread. */
+td_status td_output_note_rows(td_output *o, int64_t n_rows, bool at_end, td_error *err);
 
 /* What one finished shard holds, from the index. n_skipped: samples that could not be computed and
  * dataset rows left out as bad. */

@@ -170,7 +170,7 @@ static void print_field(const td_inspector *in, const char *label, const char *t
     fprintf(in->out, "  %-10s %s\n", label, text);
 }
 
-static void capture_text(const td_capture_spec *s, td_strbuf *line) {
+void td_inspect_capture_text(const td_capture_spec *s, td_strbuf *line) {
     switch (s->mode) {
     case TD_CAPTURE_TOPK:
     case TD_CAPTURE_TOPK_SAMPLE:
@@ -246,7 +246,7 @@ static void print_settings(const td_inspector *in) {
     td_strbuf_printf(&line, " (%s)", cell_of(&v));
     print_field(in, "", cell_of(&line));
     td_strbuf_clear(&line);
-    capture_text(&in->manifest.spec, &line);
+    td_inspect_capture_text(&in->manifest.spec, &line);
     print_field(in, "capture", cell_of(&line));
     extras_text(&in->manifest.spec, &line);
     if (line.len)
@@ -598,6 +598,9 @@ td_status td_inspector_open(td_inspector *in, const char *dir, const char *model
     if (rc == TD_OK)
         rc = td_index_load(dir, &in->index, &in->faults, err);
     if (rc == TD_OK)
+        rc = td_folder_state_read(dir, &in->manifest.extent, &in->index, TD_E_OUTPUT, &in->state,
+                                  err);
+    if (rc == TD_OK)
         rc = load_tokenizer(in, model_dir, err);
     if (rc != TD_OK)
         td_inspector_close(in);
@@ -610,6 +613,17 @@ void td_inspector_close(td_inspector *in) {
     td_index_free(&in->index);
     td_manifest_free(&in->manifest);
     *in = (td_inspector){0};
+}
+
+/* What is not complete must not look complete: it comes first. */
+static void print_state(const td_inspector *in) {
+    char text[TD_FOLDER_STATE_TEXT_SIZE];
+    if (!in->state.known)
+        print_field(in, "state", "not known: the folder is of a version that did not record it");
+    else
+        fprintf(in->out, "  %-10s %s%s\n", "state",
+                in->state.complete ? "complete, " : "NOT FINISHED, ",
+                td_folder_state_text(&in->state, text, sizeof text));
 }
 
 td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, td_error *err) {
@@ -629,6 +643,7 @@ td_status td_inspect(const char *dir, const td_inspect_options *opt, FILE *out, 
     if (rc != TD_OK)
         goto done;
     fprintf(out, "%s\n", dir);
+    print_state(&in);
     print_settings(&in);
     rc = print_counts(&in, err);
     if (rc != TD_OK)

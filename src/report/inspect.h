@@ -13,6 +13,7 @@ typedef struct td_inspector {
     td_manifest manifest;
     td_index index;
     td_index_faults faults;
+    td_folder_state state;
     td_tokenizer *tok; /* NULL: ids are shown */
     char *tok_note;    /* why there are no texts */
 } td_inspector;
@@ -26,6 +27,8 @@ td_status td_inspect_shard(const td_inspector *in, const td_index_entry *e, td_s
  * it; its offsets are sound. *out = NULL when nothing is recorded yet. */
 td_status td_inspect_find(const td_inspector *in, int64_t sample, td_shard_file **out,
                           int64_t *place, int64_t *number, td_error *err);
+/* "top 64 of 151936 tokens as f16": what a position keeps, appended. */
+void td_inspect_capture_text(const td_capture_spec *s, td_strbuf *line);
 /* The token's text, or "#ID" where there is none. Always UTF-8. */
 void td_inspect_token(const td_inspector *in, int32_t id, td_strbuf *out);
 

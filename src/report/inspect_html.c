@@ -51,6 +51,7 @@ static const char STYLE[] =
     "#view-e:checked~main .text span{background:rgb(var(--cool)/calc(var(--e,0)*.55))}"
     ".views label{margin-right:1rem}#view-p:focus-visible~label[for=view-p],"
     "#view-e:focus-visible~label[for=view-e]{outline:2px solid currentColor}"
+    ".alert{border-left:.3rem solid rgb(var(--hot));padding-left:.6rem;font-weight:600}"
     ".scale{display:inline-block;width:9rem;height:.8rem;border:1px solid var(--line);"
     "vertical-align:middle;margin:0 .5rem}"
     ".scale.p{background:linear-gradient(90deg,transparent,rgb(var(--hot)/.55))}"
@@ -176,6 +177,17 @@ static void put_head(const page *p) {
     fprintf(p->out, "</title><style>%s</style></head>\n<body>\n<h1>Teacher logits: ", STYLE);
     put_string(p, p->in.dir);
     fputs("</h1>\n", p->out);
+    char state[TD_FOLDER_STATE_TEXT_SIZE];
+    td_strbuf capture = {0};
+    if (!p->in.state.known)
+        fputs(
+            "<p class=\"dim\">Whether it is complete is not known: the folder is of a version that "
+            "did not record it.</p>\n",
+            p->out);
+    else
+        fprintf(p->out, "<p class=\"%s\">%s: %s</p>\n", p->in.state.complete ? "dim" : "alert",
+                p->in.state.complete ? "Complete" : "Not finished",
+                td_folder_state_text(&p->in.state, state, sizeof state));
     int64_t n_samples = 0, n_tokens = 0, n_rows = 0, n_skipped = 0;
     uint64_t size = 0;
     char text[32];
@@ -192,7 +204,11 @@ static void put_head(const page *p) {
     put_term(p, "architecture", "model.architecture");
     put_term(p, "computed in", "model.compute");
     put_term(p, "data", "data_path");
-    put_term(p, "capture", "capture");
+    td_inspect_capture_text(&p->in.manifest.spec, &capture);
+    fputs("<dt>capture</dt><dd>", p->out);
+    put_string(p, capture.data ? capture.data : "");
+    fputs("</dd>", p->out);
+    td_strbuf_free(&capture);
     put_term(p, "fingerprint", "fingerprint");
     fprintf(p->out,
             "<dt>content</dt><dd>%zu shards, %lld samples (%lld skipped), %lld tokens, %lld "

@@ -182,6 +182,15 @@ td_status td_inspect_json(const char *dir, const td_inspect_options *opt, FILE *
     for (size_t i = 0; i < TD_ARRAY_LEN(copied); i++)
         if (json_object_get(in.manifest.root, copied[i]))
             json_object_set(doc, copied[i], json_object_get(in.manifest.root, copied[i]));
+    const td_folder_state *s = &in.state;
+    json_object_set_new(doc, "complete", s->known ? json_boolean(s->complete) : json_null());
+    json_object_set_new(doc, "dataset_rows", json_integer((json_int_t)s->n_rows));
+    json_object_set_new(doc, "dataset_rows_expected",
+                        s->n_rows_want < 0 ? json_null()
+                                           : json_integer((json_int_t)s->n_rows_want));
+    json_object_set_new(doc, "shards_expected",
+                        s->n_shards_want < 0 ? json_null()
+                                             : json_integer((json_int_t)s->n_shards_want));
     json_object_set_new(doc, "sample", json_null());
     if (f)
         rc = sample_of(&in, f, place, sample_number, &o, doc, err);

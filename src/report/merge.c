@@ -7,7 +7,7 @@
  *   OUT/shard-...        hard links; copies (temp file, hash, fsync, rename) across file systems
  *   OUT/timeline.jsonl   the folders' one after the other
  *   OUT/shards.jsonl     by number
- *   OUT/manifest.json    the bytes of the first folder's
+ *   OUT/manifest.json    the first folder's, for one worker
  *   and the mark goes
  *
  * A crash at any instant leaves the sources as they were and OUT with its mark; the same command
@@ -77,7 +77,7 @@ static char *path_of(const char *dir, const char *name) {
 static td_status read_status(merge_source *s, td_error *err) {
     char *path = path_of(s->dir, "status.json");
     json_t *o = NULL;
-    s->n_data_shards = -1;
+    s->n_data_shards = td_extent_n_shards(&s->manifest.extent);
     if (!path)
         return td_error_nomem(err, "a path", strlen(s->dir));
     td_status rc = TD_OK;
@@ -92,7 +92,7 @@ static td_status read_status(merge_source *s, td_error *err) {
                           "the run in %s is not finished (status.json says \"%.20s\"): run its "
                           "command again, then merge",
                           s->dir, state);
-    else if (json_is_integer(n) && json_integer_value(n) >= 0)
+    else if (s->n_data_shards < 0 && json_is_integer(n) && json_integer_value(n) >= 0)
         s->n_data_shards = json_integer_value(n);
 done:
     json_decref(o);
@@ -128,6 +128,12 @@ static td_status open_source(merger *m, int32_t i, td_error *err) {
         rc = td_folder_lock_read(s->dir, &s->lock, err);
     if (rc == TD_OK)
         rc = td_manifest_load(s->dir, TD_E_VERIFY, &s->manifest, err);
+    if (rc == TD_OK && s->manifest.extent.known && s->manifest.extent.n_rows < 0)
+        rc = td_error_set(
+            err, TD_E_OUTPUT,
+            "the run in %s is not finished (it did not come to the end of the dataset): "
+            "run its command again, then merge",
+            s->dir);
     if (rc == TD_OK)
         rc = read_status(s, err);
     free(path);
@@ -154,7 +160,8 @@ static td_status compare_source(const merger *m, int32_t i, td_error *err) {
 static td_status verify_source(merger *m, int32_t i, td_error *err) {
     fprintf(m->log, "Checking %s\n", m->sources[i].dir);
     fflush(m->log);
-    return td_verify(m->sources[i].dir, m->log, false, err);
+    const td_verify_options opt = {.partial = true}; /* gaps of the whole are ours to find */
+    return td_verify(m->sources[i].dir, &opt, m->log, err);
 }
 
 /* --- the plan --------------------------------------------------------------------------------- */
@@ -557,18 +564,20 @@ static td_status write_index(const merger *m, td_error *err) {
     return rc;
 }
 
-static td_status copy_manifest(const merger *m, td_error *err) {
-    char *from = path_of(m->sources[0].dir, TD_MANIFEST_NAME), *data = NULL;
-    char *to = path_of(m->out_dir, TD_MANIFEST_NAME);
-    size_t n = 0;
-    td_status rc = !from || !to ? td_error_nomem(err, "a path", 0) : TD_OK;
+/* That of the first folder, for one worker that did it all. */
+static td_status write_manifest(const merger *m, td_error *err) {
+    char *data = NULL, *to = path_of(m->out_dir, TD_MANIFEST_NAME);
+    const td_manifest *first = &m->sources[0].manifest;
+    td_extent x = first->extent;
+    td_status rc = to ? TD_OK : td_error_nomem(err, "a path", 0);
+    x.worker_id = 0;
+    x.total_workers = 1;
     if (rc == TD_OK)
-        rc = td_file_read(from, TD_MANIFEST_MAX_BYTES, TD_E_OUTPUT, &data, &n, err);
+        rc = td_manifest_text_extended(first->root, &x, &data, err);
     if (rc == TD_OK)
-        rc = td_file_write_atomic(to, data, n, true, err);
+        rc = td_file_write_atomic(to, data, strlen(data), true, err);
     free(data);
     free(to);
-    free(from);
     return rc;
 }
 
@@ -644,7 +653,7 @@ static td_status merge(merger *m, td_error *err) {
     for (size_t i = 0; rc == TD_OK && i < m->n_shards; i++)
         rc = place_shard(m, &m->shards[i], err);
     static td_status (*const step[])(const merger *, td_error *) = {join_timelines, write_index,
-                                                                    copy_manifest, remove_mark};
+                                                                    write_manifest, remove_mark};
     for (size_t i = 0; rc == TD_OK && i < TD_ARRAY_LEN(step); i++)
         rc = step[i](m, err);
     if (rc == TD_OK)

@@ -10,9 +10,14 @@
 #include "base/status.h"
 #include "capture/capture.h"
 
+typedef struct td_verify_options {
+    bool verbose; /* a line for each good shard, too */
+    bool partial; /* a folder that is sound so far is good */
+} td_verify_options;
 /* Checks every byte of DIR; prints one line a shard that fails and a summary. TD_E_VERIFY when
- * anything is wrong. */
-td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err);
+ * anything is wrong; TD_E_UNFINISHED when nothing is, but the folder does not hold all that its run
+ * is for. */
+td_status td_verify(const char *dir, const td_verify_options *opt, FILE *out, td_error *err);
 
 typedef struct td_merge_options {
     bool copy; /* copies instead of hard links */

@@ -397,7 +397,8 @@ static td_status check_index(verifier *v, const shard_name *shards, size_t n, td
     return TD_OK;
 }
 
-/* Gaps are no fault by themselves: another worker's shards, or a run that goes on. */
+/* Gaps in a folder that does not say how much it is to hold: another worker's shards, or a run that
+ * goes on. */
 static void report_gaps(verifier *v, const shard_name *shards, size_t n) {
     int64_t next = 0, n_missing = 0;
     for (size_t i = 0; i < n; i++) {
@@ -412,23 +413,27 @@ static void report_gaps(verifier *v, const shard_name *shards, size_t n) {
             (long long)n_missing, n_missing == 1 ? "" : "s", n_missing == 1 ? "is" : "are");
 }
 
-static void print_summary(const verifier *v, size_t n_shards) {
-    char size[32];
+static void print_summary(const verifier *v, const td_folder_state *state, size_t n_shards) {
+    char size[32], text[TD_FOLDER_STATE_TEXT_SIZE];
     td_human_bytes(v->size_bytes, size, sizeof size);
+    if (state->known && !state->complete)
+        fprintf(v->out, "UNFINISHED: %s\n", td_folder_state_text(state, text, sizeof text));
     if (v->n_problems)
         fprintf(v->out, "FAILED: %lld problem%s; %lld of %zu shards are good\n",
                 (long long)v->n_problems, v->n_problems == 1 ? "" : "s", (long long)v->n_good,
                 n_shards);
     else
         fprintf(v->out,
-                "OK: manifest, index and %zu shard%s: %lld samples (%lld skipped), %lld tokens, "
+                "OK%s: manifest, index and %zu shard%s: %lld samples (%lld skipped), %lld tokens, "
                 "%lld recorded positions, %s, every byte checked\n",
-                n_shards, n_shards == 1 ? "" : "s", (long long)v->n_samples,
-                (long long)v->n_skipped, (long long)v->n_tokens, (long long)v->n_rows, size);
+                state->known && !state->complete ? " so far" : "", n_shards,
+                n_shards == 1 ? "" : "s", (long long)v->n_samples, (long long)v->n_skipped,
+                (long long)v->n_tokens, (long long)v->n_rows, size);
 }
 
-td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
-    verifier v = {.dir = dir, .out = out, .verbose = verbose};
+td_status td_verify(const char *dir, const td_verify_options *opt, FILE *out, td_error *err) {
+    verifier v = {.dir = dir, .out = out, .verbose = opt->verbose};
+    td_folder_state state = {0};
     shard_name *shards = NULL;
     size_t n = 0;
     td_status rc = td_merge_check_unfinished(dir, err);
@@ -461,11 +466,19 @@ td_status td_verify(const char *dir, FILE *out, bool verbose, td_error *err) {
         rc = verify_shard(&v, shards[i].number, shards[i].packed, err);
     if (rc != TD_OK)
         goto done;
-    report_gaps(&v, shards, n);
-    print_summary(&v, n);
+    rc = td_folder_state_read(dir, &v.manifest.extent, &v.index, TD_E_OUTPUT, &state, err);
+    if (rc != TD_OK)
+        goto done;
+    if (!state.known)
+        report_gaps(&v, shards, n);
+    print_summary(&v, &state, n);
     if (v.n_problems)
         rc = td_error_set(err, TD_E_VERIFY, "%s failed verification: %lld problem%s found", dir,
                           (long long)v.n_problems, v.n_problems == 1 ? "" : "s");
+    else if (state.known && !state.complete && !opt->partial)
+        rc = td_error_set(err, TD_E_UNFINISHED,
+                          "%s is sound, but not finished: run its command again, or add --partial",
+                          dir);
 done:
     free(path);
     free(v.seen);

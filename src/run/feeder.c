@@ -12,6 +12,8 @@
 typedef struct td_feeder {
     double kflop, bytes, rows;
     uint64_t bytes_before; /* the shard that is being read */
+    int64_t n_rows;        /* dataset rows up to where the source is */
+    bool at_end;
 } td_feeder;
 
 static void nap(void) {
@@ -30,21 +32,22 @@ static td_open_shard *acquire_place(td_run_state *run) {
 }
 
 /* Is the next shard one that need not be computed? Then it is passed over. */
-static td_status skip_if_finished(td_run_state *run, bool *skipped, bool *at_end, td_error *err) {
+static td_status skip_if_finished(td_run_state *run, td_feeder *f, bool *skipped, td_error *err) {
     const td_run_input *in = run->in;
     int64_t number = td_source_next_number(in->source);
     bool mine = number % in->cfg->run.total_workers == in->cfg->run.worker_id;
     td_shard *scanned = NULL;
-    *skipped = *at_end = false;
+    *skipped = false;
     if (mine && !td_output_has_shard(in->output, number))
         return TD_OK;
     td_status rc = td_source_next(in->source, false, &scanned, err);
     if (rc != TD_OK)
         return rc;
     if (!scanned) {
-        *at_end = true;
+        f->at_end = true;
         return TD_OK;
     }
+    f->n_rows = scanned->row_end;
     bool done = !mine;
     td_shard_totals totals = {0};
     if (mine) {
@@ -178,8 +181,11 @@ fail:
     return rc;
 }
 
-static void note_end(td_run_state *run) {
-    atomic_store(&run->counters.n_data_shards, td_source_next_number(run->in->source));
+/* How many rows there are, for those who ask later whether the folder is complete. */
+static td_status note_rows(td_run_state *run, const td_feeder *f, td_error *err) {
+    if (f->at_end)
+        atomic_store(&run->counters.n_data_shards, td_source_next_number(run->in->source));
+    return td_output_note_rows(run->in->output, f->n_rows, f->at_end, err);
 }
 
 void *td_feeder_main(void *arg) {
@@ -188,15 +194,13 @@ void *td_feeder_main(void *arg) {
     td_error err = {0};
     td_status rc = TD_OK;
     while (!td_run_stopping(run)) {
-        bool skipped, at_end;
+        bool skipped;
         uint64_t total;
         td_source_progress(run->in->source, &f.bytes_before, &total);
         td_activity_begin(&run->reading, td_source_next_number(run->in->source), td_time_s());
-        rc = skip_if_finished(run, &skipped, &at_end, &err);
+        rc = skip_if_finished(run, &f, &skipped, &err);
         td_activity_end(&run->reading);
-        if (rc == TD_OK && at_end)
-            note_end(run);
-        if (rc != TD_OK || at_end)
+        if (rc != TD_OK || f.at_end)
             break;
         if (skipped)
             continue;
@@ -207,11 +211,11 @@ void *td_feeder_main(void *arg) {
         rc = td_source_next(run->in->source, true, &o->shard, &err);
         td_activity_end(&run->reading);
         if (rc != TD_OK || !o->shard) {
-            if (rc == TD_OK)
-                note_end(run);
+            f.at_end = rc == TD_OK;
             td_open_shards_release(run->open, o);
             break;
         }
+        f.n_rows = o->shard->row_end;
         atomic_fetch_add(&run->counters.n_bad, o->shard->n_bad_rows);
         atomic_fetch_add(&run->counters.n_overflow_rows, o->shard->n_overflow_rows);
         count_idle(run, o->shard);
@@ -219,6 +223,11 @@ void *td_feeder_main(void *arg) {
         if (rc != TD_OK)
             break;
     }
+    td_error ignored = {0};
+    if (rc == TD_OK)
+        rc = note_rows(run, &f, &err);
+    else /* the error that ended it is the one to tell */
+        (void)note_rows(run, &f, &ignored);
     if (rc != TD_OK)
         td_run_fail(run, &err);
     td_claim_board_set_unread(run->board, 0);

@@ -278,7 +278,7 @@ Test(api_record, wrong_calls) {
     struct {
         tdgen_record_options known;
         int64_t later;
-    } longer = {{sizeof longer, 0}, 1};
+    } longer = {{sizeof longer, 0, 0}, 1};
     FAILS(TDGEN_E_ARGUMENT, "does not know", tdgen_record_open(dir, &longer.known, &r, &failure));
     cr_assert_null(r);
     longer.later = 0;
@@ -317,6 +317,8 @@ Test(api_record, missing) {
     cr_assert_eq(tdgen_record_get_sample(r, 8, &s, &err), TDGEN_OK, "the others are there");
     tdgen_record_close(r);
     r = NULL;
+    FAILS(TDGEN_E_UNFINISHED, "shard 1 is missing",
+          tdgen_record_open(f.cfg.output.dir, NULL, &r, &failure));
     cr_assert_eq(unlink(path), 0);
     FAILS(TDGEN_E_DAMAGED, "no shards.jsonl",
           tdgen_record_open(f.cfg.output.dir, NULL, &r, &failure));
@@ -344,7 +346,7 @@ Test(api_record, damaged) {
     tdgen_record *r = NULL;
     const tdgen_sample *s = NULL;
     tdgen_error err;
-    const tdgen_record_options trusting = {sizeof trusting, 1};
+    const tdgen_record_options trusting = {sizeof trusting, 1, 1};
     make(&f);
 
     /* a byte of the last tensor, which no reader would stumble over */
@@ -386,7 +388,11 @@ Test(api_record, damaged) {
     fclose(out);
     free(text);
     free(index);
-    r = open_record(&f, NULL);
+    FAILS(TDGEN_E_UNFINISHED, "0% of 12 dataset rows (1 of 3 shards)",
+          tdgen_record_open(f.cfg.output.dir, NULL, &r, &failure));
+    r = open_record(&f, &(tdgen_record_options){sizeof(tdgen_record_options), 0, 1});
+    cr_assert_eq(tdgen_record_get_info(r)->complete, 0);
+    cr_assert_eq(tdgen_record_get_info(r)->n_shards_expected, 3);
     FAILS(TDGEN_E_DAMAGED, "shards.jsonl", tdgen_record_get_sample(r, 0, &s, &failure));
     tdgen_record_close(r);
 

@@ -37,7 +37,13 @@ for folder in test/fixtures/record/revision-*/*/; do
     check "$name: the index still names the shard" [ "$(wc -l <"$TMP/$name/shards.jsonl")" = 1 ]
     expect 0 'Shards: 1 written, 1 already there' "$TDGEN" -c conf/demo.ini output.dir="$TMP/$name" "${settings[@]}"
     expect 0 '^OK: .* 2 shards: 6 samples' "$TDGEN" verify "$TMP/$name"
-    check "$name: the manifest was touched" cmp "$folder/manifest.json" "$TMP/$name/manifest.json"
+    # Only how much there is to be is new, which folders did not say before.
+    for d in "$folder" "$TMP/$name"; do
+        python3 -c 'import json, sys; m = json.load(open(sys.argv[1])); m.pop("extent", 0); m.pop("hash")
+print(json.dumps(m, sort_keys=True))' "$d/manifest.json"
+    done >"$TMP/manifests"
+    check "$name: the manifest was touched" [ "$(sort -u "$TMP/manifests" | wc -l)" = 1 ]
+    expect 0 'complete, 100% of 6 dataset rows' "$TDGEN" inspect "$TMP/$name"
     # The bits are those of the device kind that made the folder, in an optimised build.
     if [ -n "${TDGEN_TEST_BITS-}" ] && "$TDGEN" inspect "$folder" | grep -qF "$(kind_here)"; then
         n_same_kind=$((n_same_kind + 1))

@@ -27,6 +27,7 @@ void td_fixture_init(td_fixture *f) {
     f->cfg.capture.dense_dtype = TD_BF16;
     f->cfg.output.dir = td_asprintf("%s/out", f->dir);
     f->cfg.output.shard_samples = 4;
+    f->cfg.run.total_workers = 1;
     f->teacher = (td_capture_teacher){.n_vocab = 50, .n_hidden = 12, .name = "the teacher"};
     f->id = (td_identity){.architecture = "LlamaForCausalLM",
                           .config_hash = 0x1234,
@@ -365,9 +366,11 @@ td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td
         *n_written = 0;
     if (rc != TD_OK)
         return rc;
+    int64_t n_rows = 0;
     for (int64_t k = 0; k < n_shards && rc == TD_OK; k++) {
         td_shard *s = td_fixture_shard(f, k, (int32_t)f->cfg.output.shard_samples);
         bool done = false;
+        n_rows = s->row_end;
         rc = td_output_shard_done(o, k, s->row_begin, s->row_end, s->source_hash, &done, NULL, err);
         if (rc == TD_OK && !done) {
             rc = td_fixture_write(f, o, s, f->skip, err);
@@ -376,6 +379,8 @@ td_status td_fixture_run(td_fixture *f, int64_t n_shards, int64_t *n_written, td
         }
         td_fixture_shard_free(s);
     }
+    if (rc == TD_OK)
+        rc = td_output_note_rows(o, n_rows, true, err);
     td_output_close(o);
     return rc;
 }
@@ -430,7 +435,7 @@ td_status td_fixture_verify(const char *dir, char **text) {
     size_t n;
     td_error err = {0};
     FILE *out = open_memstream(text, &n);
-    return end_text(out, td_verify(dir, out, false, &err), &err);
+    return end_text(out, td_verify(dir, &(td_verify_options){.partial = true}, out, &err), &err);
 }
 
 td_status td_fixture_inspect(td_fixture_form form, const char *dir, const td_inspect_options *opt,
