@@ -30,6 +30,7 @@ static const char HELP[] =
     "  section.key=value   replaces a setting of the file; may be repeated, the last one wins\n"
     "  --dry-run           prints the plan (groups, layers per device, memory, output size) and\n"
     "                      stops; needs config.json and no GPU\n"
+    "  --restart           moves what is in output.dir aside (to DIR.old-DATE) and begins anew\n"
     "  --simulate          the planned run in virtual time: predicted time, busy shares, "
     "timeline;\n"
     "                      needs config.json, and [simulate] states a job without a dataset\n"
@@ -62,6 +63,7 @@ static const char HELP[] =
     "  2 usage or configuration    7 finished, but with skipped samples, retired or lost devices\n"
     "  3 model                     8 verification failed\n"
     "  4 data                      9 a device hung; everything committed is saved, run again\n"
+    "  10 (verify, status, readers) what is there is sound, but the run is not finished\n"
     "  75 stopped by a signal; everything so far is saved, run again\n";
 
 typedef struct command {
@@ -83,9 +85,9 @@ static int usage_error(const char *fmt, const char *arg, const char *nearest) {
 }
 
 static int run_main(int argc, char **argv) {
-    static const char *const options[] = {"-c",        "--dry-run",  "--quiet",
-                                          "--verbose", "--version",  "--help",
-                                          "--keys",    "--simulate", "--timeline"};
+    static const char *const options[] = {"-c",         "--dry-run", "--quiet", "--verbose",
+                                          "--version",  "--help",    "--keys",  "--simulate",
+                                          "--timeline", "--restart"};
     td_run_options opt = {.argv = argv};
     int code;
     const char **overrides = td_calloc((size_t)argc, sizeof *overrides);
@@ -118,6 +120,8 @@ static int run_main(int argc, char **argv) {
                 goto done;
             }
             opt.timeline = argv[i];
+        } else if (strcmp(a, "--restart") == 0) {
+            opt.restart = true;
         } else if (strcmp(a, "--quiet") == 0) {
             opt.quiet = true;
         } else if (strcmp(a, "--verbose") == 0) {

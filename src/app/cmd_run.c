@@ -6,7 +6,9 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
+#include "app/history.h"
 #include "app/job.h"
+#include "app/outdir.h"
 #include "base/log.h"
 #include "base/memory.h"
 
@@ -64,6 +66,9 @@ static td_status show_details(td_job *j, td_error *err) {
         td_log_warn("data.max_length = %d is above the model's own limit of %d positions",
                     j->cfg->data.max_length, j->model.max_positions);
     td_plan_print_details(&j->plan, &j->model, free_disk_bytes(j->cfg->output.dir), stdout);
+    /* A folder of another machine's run is not here. */
+    if (!j->cfg->devices.inventory)
+        td_outdir_describe(j, stdout);
     return TD_OK;
 }
 
@@ -76,6 +81,8 @@ int td_cmd_dry_run(const td_run_options *opt) {
         td_job_configure(&j, true, opt->config_path, opt->overrides, opt->n_overrides, &err);
     if (rc == TD_OK) {
         rc = td_job_take(&j, steps, TD_ARRAY_LEN(steps), &err);
+        if (rc == TD_OK && opt->restart)
+            puts("With --restart what is in the output folder would be moved aside first");
         td_job_close(&j);
     }
     report_error(&err);
@@ -94,7 +101,7 @@ static int after_loss(td_job *j, const td_fault *fault, char *const *argv, td_er
 }
 
 /* What a person reads at the end, and the exit code that says how it went. */
-static int conclude(td_job *j, td_status rc, const td_run_summary *summary, bool quiet) {
+static int conclude(td_job *j, td_status rc, const td_run_summary *summary, FILE *out) {
     int code = td_status_exit_code(rc);
     const td_faults *faults = &j->recovery.faults;
     td_output_totals totals;
@@ -103,18 +110,38 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, bool
     if (rc != TD_OK && rc != TD_E_STOPPED)
         return code;
     td_output_totals_get(j->output, &totals);
-    if (!quiet) {
-        td_run_summary_print(summary, &j->plan, j->output, stdout);
-        td_faults_print(faults, stdout);
-    }
+    td_run_summary_print(summary, &j->plan, j->output, out);
+    td_faults_print(faults, out);
     if (rc != TD_OK)
         return code;
     if (summary->n_bad_samples || summary->n_failures || summary->n_retired || totals.n_skipped ||
         faults->n_lost)
         code = TD_EXIT_PARTIAL;
     td_faults_remove(j->cfg->output.dir);
-    if (!quiet)
-        printf("Look at it with: tdgen inspect %s\n", j->cfg->output.dir);
+    fprintf(out, "Look at it with: tdgen inspect %s\n", j->cfg->output.dir);
+    return code;
+}
+
+/* The closing report is for who waits, and for who comes back later: OUT/run.json keeps it, after the
+ * plan that was executed. */
+static int report(td_job *j, td_status rc, const td_run_summary *summary, bool quiet,
+                  const td_error *err) {
+    char *text = NULL;
+    size_t n = 0, plan_bytes = 0;
+    FILE *out = open_memstream(&text, &n);
+    if (out) {
+        td_plan_print_assignment(&j->plan, out);
+        td_plan_print_details(&j->plan, &j->model, 0, out);
+        fflush(out);
+        plan_bytes = n;
+    }
+    int code = conclude(j, rc, summary, out ? out : stdout);
+    if (out)
+        fclose(out);
+    if (text && !quiet)
+        fwrite(text + plan_bytes, 1, n - plan_bytes, stdout);
+    td_history_end(j, code, err, text);
+    free(text);
     return code;
 }
 
@@ -122,7 +149,7 @@ static int run(td_job *j, const td_run_options *opt, td_error *err) {
     td_run_summary summary = {0};
     td_status rc = td_job_run(j, &summary, err);
     int code = rc == TD_E_DEVICE_LOST ? after_loss(j, &summary.fault, opt->argv, err)
-                                      : conclude(j, rc, &summary, opt->quiet);
+                                      : report(j, rc, &summary, opt->quiet, err);
     if (summary.output_busy)
         j->output = NULL; /* its writer is at work: the next execution puts the folder in order */
     td_run_summary_free(&summary);
@@ -136,9 +163,9 @@ static td_status say_nothing(td_job *j, td_error *err) {
 }
 
 int td_cmd_run(const td_run_options *opt) {
-    const td_job_step steps[] = {td_job_recover,      td_job_plan,
-                                 td_job_measure_gpus, opt->quiet ? say_nothing : show_assignment,
-                                 show_warnings,       td_job_open};
+    static const td_job_step look_steps[] = {td_job_recover, td_job_plan};
+    const td_job_step steps[] = {td_job_measure_gpus, opt->quiet ? say_nothing : show_assignment,
+                                 show_warnings, td_job_open};
     td_job j;
     td_error err = {0};
     td_run_catch_signals();
@@ -148,8 +175,21 @@ int td_cmd_run(const td_run_options *opt) {
         report_error(&err);
         return td_status_exit_code(rc);
     }
-    int code;
-    rc = td_job_take(&j, steps, TD_ARRAY_LEN(steps), &err);
+    int code = TD_EXIT_OK;
+    bool complete = false;
+    if (opt->restart && !td_recover_is_reexecution())
+        rc = td_outdir_move_aside(j.cfg->output.dir, &err);
+    if (rc == TD_OK)
+        rc = td_job_take(&j, look_steps, TD_ARRAY_LEN(look_steps), &err);
+    if (rc == TD_OK)
+        rc = td_outdir_complete(&j, opt->quiet ? NULL : stdout, &complete, &code, &err);
+    if (rc == TD_OK && complete) {
+        td_job_close(&j);
+        return code;
+    }
+    j.argv = opt->argv;
+    if (rc == TD_OK)
+        rc = td_job_take(&j, steps, TD_ARRAY_LEN(steps), &err);
     if (rc == TD_OK) {
         code = run(&j, opt, &err);
     } else if (rc == TD_E_DEVICE_LOST && (j.opening || j.devices)) {
@@ -158,6 +198,10 @@ int td_cmd_run(const td_run_options *opt) {
         code = after_loss(&j, &fault, opt->argv, &err);
     } else {
         code = td_status_exit_code(rc);
+        td_beat_stop(j.beat, &err);
+        if (j.beat)
+            td_history_end(&j, code, &err, NULL);
+        j.beat = NULL;
     }
     report_error(&err);
     if (j.abandoned)

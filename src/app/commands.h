@@ -19,7 +19,7 @@ typedef struct td_run_options {
     size_t n_overrides;
     char *const *argv;    /* of the process, for its re-execution without a lost device */
     const char *timeline; /* of a simulation: SVG file to write, or NULL */
-    bool quiet;
+    bool quiet, restart;
 } td_run_options;
 int td_cmd_run(const td_run_options *opt);
 int td_cmd_dry_run(const td_run_options *opt);

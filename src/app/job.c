@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "app/history.h"
 #include "base/file.h"
 #include "base/format.h"
 #include "base/log.h"
@@ -42,6 +43,7 @@ td_status td_job_recover(td_job *j, td_error *err) {
 }
 
 void td_job_close(td_job *j) {
+    td_beat_stop(j->beat, NULL);
     td_output_close(j->output);
     td_weights_close(j->weights);
     td_source_close(j->source);
@@ -223,7 +225,7 @@ td_status td_job_open_weights(td_job *j, td_error *err) {
     return td_weights_open(j->cfg->model.path, &j->model, &j->weights, err);
 }
 
-td_status td_job_open_output(td_job *j, td_error *err) {
+td_status td_job_identity(td_job *j, td_identity *out, td_error *err) {
     td_identity id = {.config_hash = j->model.config_hash,
                       .compute = j->plan.compute,
                       .numerics_revision = TD_NUMERICS_REVISION,
@@ -239,6 +241,15 @@ td_status td_job_open_output(td_job *j, td_error *err) {
     if (rc != TD_OK)
         return rc;
     id.format = td_source_format(j->source);
+    *out = id;
+    return TD_OK;
+}
+
+td_status td_job_open_output(td_job *j, td_error *err) {
+    td_identity id;
+    td_status rc = td_job_identity(j, &id, err);
+    if (rc != TD_OK)
+        return rc;
     rc = td_output_open_locked(j->cfg, &j->plan.capture, &id, j->recovery.lock_fd, &j->output, err);
     if (rc != TD_OK)
         return rc;
@@ -247,6 +258,10 @@ td_status td_job_open_output(td_job *j, td_error *err) {
         return td_error_nomem(err, "a path", strlen(j->cfg->output.dir));
     rc = td_log_open_file(path, err);
     free(path);
+    if (rc == TD_OK && j->argv) {
+        j->beat = td_beat_start(j->cfg, "the devices are being opened");
+        td_history_begin(j, j->argv);
+    }
     return rc;
 }
 
@@ -299,6 +314,7 @@ td_status td_job_reserve_memory(td_job *j, td_error *err) {
 }
 
 td_status td_job_load_weights(td_job *j, td_error *err) {
+    td_beat_step(j->beat, "the weights are being read");
     const td_plan *p = &j->plan;
     int32_t n = 0, at = 0;
     for (int32_t g = 0; g < j->n_groups; g++)
@@ -342,6 +358,8 @@ td_status td_job_open(td_job *j, td_error *err) {
 /* --- running ---------------------------------------------------------------------------------- */
 
 td_status td_job_run(td_job *j, td_run_summary *summary, td_error *err) {
+    td_beat_stop(j->beat, NULL);
+    j->beat = NULL;
     const td_run_input in = {.cfg = j->cfg,
                              .plan = &j->plan,
                              .weights = j->weights,

@@ -67,9 +67,12 @@ typedef struct td_job {
     td_source *source;
     td_weights *weights;
     td_output *output;
-    td_device **devices;           /* opened, indexed like plan.inventory.devices */
+    td_beat *beat;       /* from the moment that the folder is ours until the run is at work */
+    td_device **devices; /* opened, indexed like plan.inventory.devices */
     const td_device_info *opening; /* the one that is being opened or measured, or failed there */
-    bool abandoned; /* devices were lost or hang: nothing of them may be touched any more */
+    char weights_stamp[17];        /* history.h; "": not known */
+    char *const *argv; /* of the process, for the history; NULL: a job that is none of a run */
+    bool abandoned;    /* devices were lost or hang: nothing of them may be touched any more */
 } td_job;
 
 typedef td_status (*td_job_step)(td_job *j, td_error *err);
@@ -99,6 +102,8 @@ td_status td_job_measure_gpus(td_job *j, td_error *err);
 td_status td_job_open(td_job *j, td_error *err);
 td_status td_job_open_source(td_job *j, td_error *err);
 td_status td_job_open_weights(td_job *j, td_error *err);
+/* What makes this run the one that it is, beside its weights. The source is open. */
+td_status td_job_identity(td_job *j, td_identity *out, td_error *err);
 td_status td_job_open_output(td_job *j, td_error *err);
 td_status td_job_open_devices(td_job *j, td_error *err);
 td_status td_job_reserve_memory(td_job *j, td_error *err);

@@ -76,6 +76,10 @@ void td_recover_begin(const char *dir, td_recovery *out) {
     }
 }
 
+bool td_recover_is_reexecution(void) {
+    return getenv(REEXEC_ENV) != NULL;
+}
+
 void td_recover_end(td_recovery *r) {
     td_faults_free(&r->faults);
     free(r->inherited);

@@ -30,6 +30,8 @@ typedef struct td_recovery {
 
 /* Reads what an earlier execution left in `dir`. Never fails: what cannot be used is warned of. */
 void td_recover_begin(const char *dir, td_recovery *out);
+/* Before td_recover_begin: does an earlier execution of this process say that it was replaced? */
+bool td_recover_is_reexecution(void);
 void td_recover_end(td_recovery *r);
 
 /* Numbers the machine's devices as the first execution saw them, and marks the lost ones. info [n]

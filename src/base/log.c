@@ -63,6 +63,31 @@ static void clear_progress_locked(void) {
     }
 }
 
+static int terminal_columns(void) {
+    struct winsize ws;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 1 ? ws.ws_col : 80;
+}
+
+/* A person at a terminal gets lines that fit. A batch log gets one line a message, and once a run is
+ * under way (which is when it has a log file) the time of each. */
+static void write_stderr_locked(const char *tag, const char *line) {
+    td_strbuf text = {0};
+    if (!isatty(STDERR_FILENO)) {
+        if (g_log.file)
+            write_stamped(stderr, tag, line);
+        else
+            fprintf(stderr, "%s%s\n", tag, line);
+        return;
+    }
+    td_strbuf_puts(&text, tag);
+    td_strbuf_puts(&text, line);
+    if (text.oom)
+        fprintf(stderr, "%s%s\n", tag, line);
+    else
+        td_text_wrap(text.data, terminal_columns(), 4, stderr);
+    td_strbuf_free(&text);
+}
+
 void td_log(td_log_level level, const char *fmt, ...) {
     static const char *const tag[] = {"error: ", "warning: ", "", ""};
     char line[2048];
@@ -78,7 +103,7 @@ void td_log(td_log_level level, const char *fmt, ...) {
     pthread_mutex_lock(&g_log.lock);
     if (level <= g_log.level) {
         clear_progress_locked();
-        fprintf(stderr, "%s%s\n", tag[level], shown);
+        write_stderr_locked(tag[level], shown);
     }
     if (g_log.file && level <= TD_LOG_INFO)
         write_stamped(g_log.file, tag[level], shown);
@@ -107,8 +132,7 @@ void td_log_progress(const char *line) {
     if (!td_log_is_live())
         return;
     /* A wrapped line could not be overwritten by the next one. */
-    struct winsize ws;
-    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 1 ? ws.ws_col - 1 : 79;
+    int columns = terminal_columns() - 1;
     pthread_mutex_lock(&g_log.lock);
     fprintf(stderr, "\r%.*s\033[K", fitting_bytes(line, columns), line);
     fflush(stderr);
@@ -116,8 +140,10 @@ void td_log_progress(const char *line) {
     pthread_mutex_unlock(&g_log.lock);
 }
 
-void td_log_file_only(const char *line) {
+void td_log_periodic(const char *line) {
     pthread_mutex_lock(&g_log.lock);
+    if (g_log.level >= TD_LOG_INFO && !isatty(STDERR_FILENO))
+        write_stderr_locked("", line);
     if (g_log.file)
         write_stamped(g_log.file, "", line);
     pthread_mutex_unlock(&g_log.lock);

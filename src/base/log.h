@@ -34,8 +34,9 @@ void td_log(td_log_level level, const char *fmt, ...) __attribute__((format(prin
 /* Replaces the terminal's progress line; nothing on a stderr that is no terminal, or when quiet. */
 void td_log_progress(const char *line);
 
-/* One plain line into the log file only (periodic progress). */
-void td_log_file_only(const char *line);
+/* Progress for those who read later: a line with the time of day into the log file, and on a stderr
+ * that is no terminal (a batch log), unless quiet. */
+void td_log_periodic(const char *line);
 
 /* True when stderr is a terminal and progress is wanted. */
 bool td_log_is_live(void);

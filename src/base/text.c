@@ -124,3 +124,25 @@ void td_text_cell(const char *s, int width, td_strbuf *out) {
     for (; at < width; at++)
         td_strbuf_append(out, " ", 1);
 }
+
+void td_text_wrap(const char *text, int columns, int indent, FILE *out) {
+    int at = 0;
+    td_strbuf one = {0};
+    while (*text) {
+        const size_t blanks = strspn(text, " "), word = strcspn(text + blanks, " ");
+        td_strbuf_clear(&one);
+        td_strbuf_append(&one, text + blanks, word);
+        const int width = one.oom || !one.data ? (int)word : td_text_width(one.data);
+        if (at > 0 && at + (int)blanks + width > columns && at > indent) {
+            fprintf(out, "\n%*s", indent, "");
+            at = indent + width;
+        } else {
+            fprintf(out, "%.*s", (int)blanks, text);
+            at += (int)blanks + width;
+        }
+        fwrite(text + blanks, 1, word, out);
+        text += blanks + word;
+    }
+    fputc('\n', out);
+    td_strbuf_free(&one);
+}

@@ -3,6 +3,7 @@
 #define TDGEN_BASE_TEXT_H
 
 #include <stddef.h>
+#include <stdio.h>
 #include "base/strbuf.h"
 
 /* Appends s[0..n) as it may stand in one line of a terminal: control characters, line separators,
@@ -14,5 +15,10 @@ int td_text_width(const char *s);
 
 /* Appends s in exactly `width` columns: filled with spaces, or cut with "…". */
 void td_text_cell(const char *s, int width, td_strbuf *out);
+
+/* Writes `text` and a newline to `out`, broken at blanks into lines of at most `columns` columns (of one
+ * a character), those after the first indented. A word that is longer stays whole: it may be a path
+ * that is to be copied. */
+void td_text_wrap(const char *text, int columns, int indent, FILE *out);
 
 #endif

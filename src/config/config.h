@@ -127,6 +127,8 @@ typedef struct td_config {
         td_on_bad_sample on_bad_sample; /* fail */
         int32_t worker_id;              /* 0 */
         int32_t total_workers;          /* 1 */
+        int32_t progress_s;             /* 30; 0: none */
+        char *metrics;                  /* NULL */
     } run;
 
     struct {                  /* --simulate only */

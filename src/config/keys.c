@@ -143,6 +143,10 @@ const td_config_key td_config_keys[] = {
      "Which of total_workers processes this is; each takes whole shards of its own."},
     {"run", "total_workers", TD_KEY_INT32, FIELD(run.total_workers), 1, 65536, NULL, "1", NULL,
      "Processes, on any machines, that share the dataset. One process uses all its GPUs by itself."},
+    {"run", "progress_s", TD_KEY_INT32, FIELD(run.progress_s), 0, 86400, NULL, "30", NULL,
+     "Seconds between lines of progress in tdgen.log, and on a stderr that is no terminal (a batch job's log). 0: none."},
+    {"run", "metrics", TD_KEY_STRING, FIELD(run.metrics), 0, 0, NULL, NULL, "not set",
+     "File for Prometheus (node_exporter's textfile collector takes *.prom): progress, speed and failures, written anew every 10 seconds."},
 
     {"simulate", "lengths", TD_KEY_LENGTHS, 0, 0, 0, NULL, NULL, "those of the dataset",
      "With --simulate: the lengths in tokens of a job that is only stated, so that neither dataset nor tokenizer is needed. lognormal:MEDIAN:SIGMA:MAX, or fixed:N."},

@@ -13,66 +13,19 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/process.h"
 
 #define HOLDER_MAX_BYTES 512
 
 /* --- who holds a folder without locks --------------------------------------------------------- */
 
-/* "HOST BOOT PID START": no two processes have all four. START (field 22 of /proc/PID/stat) tells a
- * process from a later one with its number, and stays over execve. */
-typedef struct holder {
-    char host[96], boot[48];
-    long pid;
-    unsigned long long start;
-} holder;
-
-static unsigned long long start_of(long pid) {
-    char path[64], text[1024];
-    snprintf(path, sizeof path, "/proc/%ld/stat", pid);
-    FILE *f = fopen(path, "re");
-    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
-    if (f)
-        fclose(f);
-    text[n] = '\0';
-    /* The name, in brackets, may hold anything: what follows is counted from its last bracket. */
-    const char *p = strrchr(text, ')');
-    for (int i = 0; p && i < 20; i++)
-        p = strchr(p + 1, ' ');
-    return p ? strtoull(p + 1, NULL, 10) : 0;
-}
-
-static holder this_process(void) {
-    holder h = {.pid = (long)getpid()};
-    if (gethostname(h.host, sizeof h.host - 1) != 0 || !h.host[0])
-        strcpy(h.host, "?");
-    for (char *p = h.host; *p; p++)
-        if (*p <= ' ' || *p > '~')
-            *p = '?';
-    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
-    if (!f || fscanf(f, "%47s", h.boot) != 1)
-        strcpy(h.boot, "?");
-    if (f)
-        fclose(f);
-    h.start = start_of(h.pid);
-    return h;
-}
-
-static bool parse_holder(const char *text, holder *h) {
+/* The file holds "HOST BOOT PID START". */
+static bool parse_holder(const char *text, td_process *h) {
     return sscanf(text, "%95s %47s %ld %llu", h->host, h->boot, &h->pid, &h->start) == 4 &&
            h->pid > 0;
 }
 
-static bool is_gone(const holder *h, const holder *self) {
-    return strcmp(h->host, self->host) == 0 &&
-           (strcmp(h->boot, self->boot) != 0 || start_of(h->pid) != h->start);
-}
-
-static bool is_same(const holder *a, const holder *b) {
-    return a->pid == b->pid && a->start == b->start && strcmp(a->host, b->host) == 0 &&
-           strcmp(a->boot, b->boot) == 0;
-}
-
-static td_status in_use(const char *dir, const holder *h, const char *path, td_error *err) {
+static td_status in_use(const char *dir, const td_process *h, const char *path, td_error *err) {
     if (!h)
         return td_error_set(
             err, TD_E_OUTPUT,
@@ -109,7 +62,8 @@ static td_status remove_stale(const char *path, const char *judged, td_error *er
 }
 
 /* Creates the holder's file. *taken false: somebody else has it, or had until now. */
-static td_status create_holder(const char *path, const holder *self, bool *taken, td_error *err) {
+static td_status create_holder(const char *path, const td_process *self, bool *taken,
+                               td_error *err) {
     char text[HOLDER_MAX_BYTES], *again = NULL;
     int fd;
     size_t n = 0;
@@ -136,12 +90,12 @@ static td_status create_holder(const char *path, const holder *self, bool *taken
 
 /* out: the file's path, the caller's; NULL where it is only looked at. */
 static td_status hold(const char *dir, bool write, char **out, td_error *err) {
-    const holder self = this_process();
+    const td_process self = td_process_self();
     char *path = td_asprintf("%s/" TD_LOCK_HOLDER_NAME, dir), *text = NULL;
     td_status rc = path ? TD_OK : td_error_nomem(err, "a path", strlen(dir));
     bool taken = false;
     for (int tries = 0; rc == TD_OK && !taken && tries < 20; tries++) {
-        holder h;
+        td_process h;
         size_t n = 0;
         free(text);
         text = NULL;
@@ -154,9 +108,9 @@ static td_status hold(const char *dir, bool write, char **out, td_error *err) {
             break;
         if (!parse_holder(text, &h))
             rc = in_use(dir, NULL, path, err);
-        else if (is_same(&h, &self))
+        else if (td_process_same(&h, &self))
             taken = true;
-        else if (!is_gone(&h, &self))
+        else if (!td_process_is_gone(&h, &self))
             rc = in_use(dir, &h, path, err);
         else if (!write)
             break;

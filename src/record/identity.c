@@ -240,7 +240,8 @@ td_status td_identity_compare(const json_t *folder, const json_t *run, bool skip
         rc =
             td_error_set(err, TD_E_OUTPUT,
                          "%s belongs to a run with other settings: %s. Restore %s to continue that "
-                         "run, or choose another output.dir",
+                         "run, choose another output.dir, or add --restart, which moves the old "
+                         "folder aside",
                          dir, b.oom ? "(out of memory)" : b.data, n == 1 ? "it" : "them");
     td_strbuf_free(&b);
     return rc;

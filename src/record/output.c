@@ -72,7 +72,7 @@ static td_status scan_folder(td_output *o, int64_t **numbers, size_t *n_out, td_
                 rc = td_error_nomem(err, "a list of shards", n * sizeof *list);
             else
                 list[n++] = number;
-        } else if (is_our_temp(name)) {
+        } else if (!o->reading && is_our_temp(name)) {
             if (unlinkat(td_dir_fd(d), name, 0) != 0 && errno != ENOENT)
                 rc = td_error_errno(err, TD_E_OUTPUT, errno, "cannot remove %s/%s, left by a crash",
                                     o->dir, name);
@@ -140,7 +140,7 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
     for (size_t i = 0; i < n; i++) {
         td_index_entry e;
         td_error why = {0};
-        if (td_index_find(&o->index, numbers[i]))
+        if (td_index_find(&o->index, numbers[i]) || o->reading)
             continue;
         td_status s = prove_shard(o, numbers[i], &e, &why);
         if (s != TD_OK && s != TD_E_VERIFY) { /* it could not be looked at */
@@ -163,14 +163,17 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
         }
         char name[TD_SHARD_NAME_SIZE];
         td_shard_name(o->index.entries[i].number, o->index.entries[i].packed, name);
-        td_log_warn("%s/%s is in the index, but not in the folder; it will be computed again",
-                    o->dir, name);
+        if (!o->reading)
+            td_log_warn("%s/%s is in the index, but not in the folder; it will be computed again",
+                        o->dir, name);
         td_index_remove(&o->index, o->index.entries[i].number);
         n_dropped++;
     }
     if (n_added)
         td_log_info("%s: %zu finished shard%s added to the index again", o->dir, n_added,
                     n_added == 1 ? "" : "s");
+    if (o->reading)
+        return TD_OK;
     if (n_added || n_dropped || faults.missing || faults.out_of_order || faults.n_doubled ||
         faults.n_damaged)
         rc = td_index_rewrite(o->dir, &o->index, err);
@@ -206,6 +209,7 @@ static td_status load_folder(td_output *o, td_error *err) {
         goto done;
     o->manifest_there = true;
     o->fingerprint = m.fingerprint;
+    o->extent = m.extent;
     rc = repair_index(o, numbers, n, err);
 done:
     td_manifest_free(&m);
@@ -225,9 +229,9 @@ int td_output_lock_fd(const td_output *o) {
     return o->lock.fd;
 }
 
-td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
-                                const td_identity *id, int lock_fd, td_output **out,
-                                td_error *err) {
+static td_status open_folder(const td_config *cfg, const td_capture_spec *spec,
+                             const td_identity *id, int lock_fd, bool reading, td_output **out,
+                             td_error *err) {
     td_output *o = td_calloc(1, sizeof *o);
     if (!o)
         return td_error_nomem(err, "the output folder", sizeof *o);
@@ -238,14 +242,16 @@ td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spe
     o->has_ids = cfg->data.id_field != NULL;
     o->spec = *spec;
     td_coverage_init(&o->coverage, td_capture_has_topk(o->spec.mode) ? o->spec.top_k : 0);
+    o->reading = reading;
     td_status rc = TD_OK;
     o->dir = td_strdup(cfg->output.dir);
     if (!o->dir)
         rc = td_error_nomem(err, "a path", strlen(cfg->output.dir));
-    if (rc == TD_OK)
+    if (rc == TD_OK && !reading)
         rc = td_mkdir_p(o->dir, err);
     if (rc == TD_OK)
-        rc = td_folder_lock_write(o->dir, lock_fd, &o->lock, err);
+        rc = reading ? td_folder_lock_read(o->dir, &o->lock, err)
+                     : td_folder_lock_write(o->dir, lock_fd, &o->lock, err);
     if (rc == TD_OK)
         rc = td_identity_build(cfg, spec, id, &o->identity, err);
     if (rc == TD_OK)
@@ -270,6 +276,28 @@ static td_status write_extent(td_output *o, const json_t *root, const td_extent 
     free(text);
     free(path);
     return rc;
+}
+
+td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
+                                const td_identity *id, int lock_fd, td_output **out,
+                                td_error *err) {
+    return open_folder(cfg, spec, id, lock_fd, false, out, err);
+}
+
+td_status td_output_open_reading(const td_config *cfg, const td_capture_spec *spec,
+                                 const td_identity *id, td_output **out, td_error *err) {
+    return open_folder(cfg, spec, id, -1, true, out, err);
+}
+
+void td_output_state(td_output *o, td_folder_state *out) {
+    const td_extent mine = td_extent_of(o->cfg);
+    pthread_mutex_lock(&o->mutex);
+    td_extent x = o->extent;
+    /* What an earlier run for another part of the data saw of its end says nothing of this one's. */
+    if (!td_extent_same_share(&x, &mine))
+        x = mine;
+    td_folder_state_of(&x, &o->index, out);
+    pthread_mutex_unlock(&o->mutex);
 }
 
 td_status td_output_bind_weights(td_output *o, uint64_t weights_hash, td_error *err) {
@@ -332,7 +360,7 @@ void td_output_close(td_output *o) {
         return;
     /* Groups finish shards out of order; at the end the index is put in order, so that a folder
      * does not tell how its run was scheduled. A crash before this loses nothing. */
-    if (o->index_dirty) {
+    if (o->index_dirty && !o->reading) {
         td_error err;
         if (td_index_rewrite(o->dir, &o->index, &err) != TD_OK)
             td_log_warn("%s (the index is repaired when the folder is next opened)", err.text);
@@ -402,7 +430,8 @@ static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_err
     td_status rc = prove_shard(o, e->number, &found, &why);
     *good = rc == TD_OK;
     if (rc == TD_E_VERIFY) {
-        td_log_warn("%s; it will be computed again", why.text);
+        if (!o->reading)
+            td_log_warn("%s; it will be computed again", why.text);
         return TD_OK;
     }
     if (rc != TD_OK) {
@@ -412,6 +441,10 @@ static td_status prove_entry(td_output *o, td_index_entry *e, bool *good, td_err
     }
     e->proven = true;
     if (!td_index_entry_equal(e, &found)) {
+        if (o->reading) { /* the index is to be written again */
+            *good = false;
+            return TD_OK;
+        }
         *e = found;
         rc = td_index_rewrite(o->dir, &o->index, err);
     }

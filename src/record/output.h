@@ -9,6 +9,7 @@
 
 struct td_output {
     char *dir;
+    bool reading; /* nothing is written: td_output_open_reading */
     td_folder_lock lock;
     td_capture_spec spec;
     bool has_ids;

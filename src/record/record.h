@@ -67,6 +67,15 @@ td_status td_output_open(const td_config *cfg, const td_capture_spec *spec, cons
  * descriptor of it, or -1. It is taken over only if it is the lock file of this very folder. */
 td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spec,
                                 const td_identity *id, int lock_fd, td_output **out, td_error *err);
+/* Looks only: nothing is created, repaired or written, and no line of the index is added. The same
+ * refusals; TD_E_OUTPUT also when the folder is not there. Of the calls below it takes
+ * td_output_state, td_output_shard_done (what would be repaired is not done), td_output_totals_get
+ * and close. */
+td_status td_output_open_reading(const td_config *cfg, const td_capture_spec *spec,
+                                 const td_identity *id, td_output **out, td_error *err);
+/* How much of what this run is for is there, by the index. Any thread. */
+typedef struct td_folder_state td_folder_state; /* extent.h */
+void td_output_state(td_output *o, td_folder_state *out);
 /* Descriptor of the lock, -1 where the file system has none. Close-on-exec; still the output's. */
 int td_output_lock_fd(const td_output *o);
 void td_output_close(td_output *o);

@@ -1,5 +1,5 @@
 /* progress.c - what a person watching sees: a live line on a terminal, a plain line in the log
- * every half minute, status.json every second. All from counters that the threads bump; nothing
+ * every half minute (also in a batch log), status.json every second, metrics for Prometheus. All from counters that the threads bump; nothing
  * here holds them up. */
 #include "run/progress.h"
 
@@ -9,24 +9,28 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "run/beat.h"
 #include "run/health.h"
 #include "base/log.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/format.h"
 #include "base/memory.h"
+#include "base/strbuf.h"
 
 #define LINE_EVERY_S 0.5
 #define STATUS_EVERY_S 1.0
-#define LOG_EVERY_S 30.0
+#define TIMELINE_EVERY_S 30.0
+#define METRICS_EVERY_S 10.0
 #define RATE_WINDOW_S 15.0
 
 struct td_progress {
     td_run_state *run;
-    char *status_path;
     td_health *health; /* NULL: no sensors */
     time_t started;
-    double next_line_s, next_status_s, next_log_s;
+    double next_line_s, next_status_s, next_log_s, next_metrics_s, next_timeline_s;
+    double log_every_s; /* 0: never */
+    bool told_metrics;
     /* The rate shown is that of about the last RATE_WINDOW_S: two marks, moved in turn. */
     double mark_s[2];
     int64_t mark_tokens[2];
@@ -44,14 +48,11 @@ td_progress *td_progress_create(td_run_state *run) {
     p->run = run;
     p->health = td_health_create(run->in);
     p->started = time(NULL);
-    p->status_path = td_asprintf("%s/status.json", run->in->cfg->output.dir);
     double now = td_time_s();
-    p->next_log_s = now + LOG_EVERY_S;
+    p->log_every_s = run->in->cfg->run.progress_s;
+    p->next_log_s = now + p->log_every_s;
+    p->next_timeline_s = now + TIMELINE_EVERY_S;
     p->mark_s[0] = p->mark_s[1] = now;
-    if (!p->status_path) {
-        td_progress_free(p);
-        return NULL;
-    }
     return p;
 }
 
@@ -59,7 +60,6 @@ bool td_progress_free(td_progress *p) {
     if (!p)
         return true;
     bool ended = td_health_free(p->health);
-    free(p->status_path);
     free(p);
     return ended;
 }
@@ -133,12 +133,6 @@ static void compose_line(const td_progress *p, const view *v, bool final, char *
              eta, gpus, shares);
 }
 
-static void stamp(time_t t, char *buf, size_t n) {
-    struct tm tm;
-    gmtime_r(&t, &tm);
-    strftime(buf, n, "%Y-%m-%dT%H:%M:%SZ", &tm);
-}
-
 static json_t *group_json(const td_group *g, bool retired, double elapsed_s) {
     json_t *busy = json_array(); /* share of the time that each of its devices computed */
     for (int32_t i = 0; i < g->plan->n_stages; i++)
@@ -186,24 +180,24 @@ static json_t *coverage_json(td_run_state *run) {
 
 static void write_status(td_progress *p, const view *v, const char *state) {
     td_run_state *run = p->run;
-    char started[32], updated[32];
-    stamp(p->started, started, sizeof started);
-    stamp(time(NULL), updated, sizeof updated);
-    json_t *groups = json_array();
+    const td_config *cfg = run->in->cfg;
+    json_t *j = td_status_head(cfg, state, p->started), *groups = json_array();
     for (int32_t g = 0; g < run->n_groups; g++) {
         bool retired = td_run_group_verdict(run, &run->groups[g]).retired;
         json_array_append_new(groups, group_json(&run->groups[g], retired, v->elapsed_s));
     }
-    json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:o}",
-                          "state", state, "started", started, "updated", updated, "pid",
-                          (int)getpid(), "elapsed_s", v->elapsed_s, "samples",
-                          (json_int_t)v->n_all_samples, "tokens", (json_int_t)v->n_all_tokens,
-                          "rows", (json_int_t)v->n_rows, "tokens_per_s", v->rate, "shards_written",
-                          (json_int_t)atomic_load(&run->counters.n_shards_written), "shards_kept",
-                          (json_int_t)atomic_load(&run->counters.n_shards_kept), "skipped_samples",
-                          (json_int_t)atomic_load(&run->counters.n_bad), "groups", groups);
-    if (!j)
+    json_t *counts =
+        json_pack("{s:f, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:o}", "elapsed_s", v->elapsed_s,
+                  "samples", (json_int_t)v->n_all_samples, "tokens", (json_int_t)v->n_all_tokens,
+                  "rows", (json_int_t)v->n_rows, "tokens_per_s", v->rate, "shards_written",
+                  (json_int_t)atomic_load(&run->counters.n_shards_written), "shards_kept",
+                  (json_int_t)atomic_load(&run->counters.n_shards_kept), "skipped_samples",
+                  (json_int_t)atomic_load(&run->counters.n_bad), "overflow_rows",
+                  (json_int_t)atomic_load(&run->counters.n_overflow_rows), "groups", groups);
+    if (!j || !counts || json_object_update_new(j, counts) != 0) {
+        json_decref(j);
         return;
+    }
     const td_faults *f = run->in->faults;
     json_t *lost = f && f->n_lost ? json_array() : NULL;
     for (int32_t i = 0; lost && i < f->n_lost; i++)
@@ -216,8 +210,6 @@ static void write_status(td_progress *p, const view *v, const char *state) {
     json_t *coverage = coverage_json(run);
     if (coverage)
         json_object_set_new(j, "truncation", coverage);
-    json_object_set_new(j, "worker_id", json_integer(run->in->cfg->run.worker_id));
-    json_object_set_new(j, "total_workers", json_integer(run->in->cfg->run.total_workers));
     int64_t n_data_shards = atomic_load(&run->counters.n_data_shards);
     if (n_data_shards >= 0)
         json_object_set_new(j, "shards_in_data", json_integer((json_int_t)n_data_shards));
@@ -228,15 +220,59 @@ static void write_status(td_progress *p, const view *v, const char *state) {
         json_object_set_new(j, "fraction", json_real(done ? 1.0 : v->fraction));
     if (v->eta_s >= 0)
         json_object_set_new(j, "eta_s", json_real(done ? 0.0 : v->eta_s));
-    char *text = json_dumps(j, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
-    json_decref(j);
+    /* The last one tells merge how much there is, so it is synced. */
+    td_status_write(cfg, j, strcmp(state, "running") != 0 && strcmp(state, "stopping") != 0);
+}
+
+/* Prometheus' text format, version 0.0.4. One file may hold several runs of a machine: each has its
+ * folder as a label. */
+static void write_metrics(td_progress *p, const view *v, const char *state) {
+    td_run_state *run = p->run;
+    const td_config *cfg = run->in->cfg;
+    td_strbuf dir = {0}, out = {0};
+    for (const char *s = cfg->output.dir; *s; s++)
+        td_strbuf_printf(&dir, *s == '"' || *s == '\\' ? "\\%c" : *s == '\n' ? "\\n" : "%c", *s);
+    const struct {
+        const char *name, *type, *help;
+        double value;
+    } m[] = {
+        {"tdgen_up", "gauge", "1 while the run is at work", strcmp(state, "running") == 0},
+        {"tdgen_done", "gauge", "1 when the run came to its end", strcmp(state, "done") == 0},
+        {"tdgen_updated_seconds", "gauge", "Unix time of this file", (double)time(NULL)},
+        {"tdgen_samples_total", "counter", "Samples in the folder", (double)v->n_all_samples},
+        {"tdgen_tokens_total", "counter", "Tokens in the folder", (double)v->n_all_tokens},
+        {"tdgen_recorded_positions_total", "counter", "Positions recorded by this process",
+         (double)v->n_rows},
+        {"tdgen_shards_written_total", "counter", "Shards written by this process",
+         (double)atomic_load(&run->counters.n_shards_written)},
+        {"tdgen_skipped_samples_total", "counter", "Samples left out by this process",
+         (double)atomic_load(&run->counters.n_bad)},
+        {"tdgen_groups_retired", "gauge", "Groups whose devices failed for good",
+         (double)td_run_n_retired(run)},
+        {"tdgen_tokens_per_second", "gauge", "Over the last seconds", v->rate},
+        {"tdgen_fraction", "gauge", "Share of the work that is done; -1: not known", v->fraction},
+        {"tdgen_eta_seconds", "gauge", "Until the end; -1: not known", v->eta_s},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(m); i++)
+        td_strbuf_printf(&out, "# HELP %s %s\n# TYPE %s %s\n%s{dir=\"%s\",worker=\"%d\"} %.17g\n",
+                         m[i].name, m[i].help, m[i].name, m[i].type, m[i].name,
+                         dir.data ? dir.data : "", (int)cfg->run.worker_id, m[i].value);
+    td_strbuf_printf(&out, "# HELP tdgen_group_tokens_total Tokens of each group\n"
+                           "# TYPE tdgen_group_tokens_total counter\n");
+    for (int32_t g = 0; g < run->n_groups; g++)
+        td_strbuf_printf(&out,
+                         "tdgen_group_tokens_total{dir=\"%s\",worker=\"%d\",group=\"%d\"} %lld\n",
+                         dir.data ? dir.data : "", (int)cfg->run.worker_id, (int)g,
+                         (long long)atomic_load(&run->groups[g].counters.n_tokens));
     td_error err;
-    /* The status is a courtesy: a full disk ends the run where it matters, at the shards. The last one
-     * tells merge how much there is, so it is synced. */
-    const bool last = strcmp(state, "running") != 0 && strcmp(state, "stopping") != 0;
-    if (text && td_file_write_atomic(p->status_path, text, strlen(text), last, &err) != TD_OK)
-        td_log_debug("%s", err.text);
-    free(text);
+    if (!out.oom && !dir.oom &&
+        td_file_write_atomic(cfg->run.metrics, out.data, out.len, false, &err) != TD_OK &&
+        !p->told_metrics) {
+        p->told_metrics = true;
+        td_log_warn("run.metrics: %s", err.text);
+    }
+    td_strbuf_free(&out);
+    td_strbuf_free(&dir);
 }
 
 /* A driver that hangs can keep whoever asks it: then nothing is asked any more. */
@@ -248,8 +284,11 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
     td_run_assert_main(p->run);
     double now = td_time_s();
     bool line_due = now >= p->next_line_s && td_log_is_live();
-    bool status_due = now >= p->next_status_s, log_due = now >= p->next_log_s;
-    if (!final && !line_due && !status_due && !log_due)
+    bool status_due = now >= p->next_status_s;
+    bool log_due = p->log_every_s > 0 && now >= p->next_log_s;
+    bool metrics_due = p->run->in->cfg->run.metrics && now >= p->next_metrics_s;
+    bool timeline_due = now >= p->next_timeline_s;
+    if (!final && !line_due && !status_due && !log_due && !metrics_due && !timeline_due)
         return;
     if (status_due && !final && sensors_answer(p->run))
         td_health_sample(p->health);
@@ -258,8 +297,10 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
     compose_line(p, &v, final, line, sizeof line);
     if (final) {
         td_log_progress("");
-        td_log_file_only(line);
+        td_log_periodic(line);
         write_status(p, &v, state);
+        if (p->run->in->cfg->run.metrics)
+            write_metrics(p, &v, state);
         td_timeline_write(p->run->timeline);
         return;
     }
@@ -271,10 +312,17 @@ void td_progress_tick(td_progress *p, const char *state, bool final) {
         write_status(p, &v, state);
         p->next_status_s = now + STATUS_EVERY_S;
     }
+    if (metrics_due) {
+        write_metrics(p, &v, state);
+        p->next_metrics_s = now + METRICS_EVERY_S;
+    }
     if (log_due) {
-        td_log_file_only(line);
+        td_log_periodic(line);
+        p->next_log_s = now + p->log_every_s;
+    }
+    if (timeline_due) {
         td_timeline_write(p->run->timeline);
-        p->next_log_s = now + LOG_EVERY_S;
+        p->next_timeline_s = now + TIMELINE_EVERY_S;
     }
 }
 

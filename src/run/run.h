@@ -214,6 +214,15 @@ td_status td_run_stopped_error(td_error *err);
 td_status td_run(const td_run_input *in, td_run_summary *out, td_error *err);
 void td_run_summary_free(td_run_summary *s);
 
+/* status.json from the moment that the output folder is this process's until td_run writes it: state
+ * "starting", with the step, and a heartbeat by a thread of its own while weights are read. */
+typedef struct td_beat td_beat;
+/* NULL when out of memory: the calls below then do nothing. cfg is borrowed, `step` static. */
+td_beat *td_beat_start(const td_config *cfg, const char *step);
+void td_beat_step(td_beat *b, const char *step);
+/* failed NULL: the run takes over. Else the status says so. Ends b. */
+void td_beat_stop(td_beat *b, const td_error *failed);
+
 /* From now on the process ends with TD_EXIT_HUNG unless it ends, or is replaced, within 30 s. */
 void td_run_arm_watchdog(void);
 /* Seconds without a sign of life after which a device hangs, at least: 60. Both times are what
