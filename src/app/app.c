@@ -42,6 +42,7 @@ static const char HELP[] =
     "commands\n"
     "  devices             what this machine offers\n"
     "  inspect DIR         what is in an output folder, with a readable table of predictions\n"
+    "  status DIR          where a run is, and whether anybody is still at it\n"
     "  verify DIR          re-reads and checks every byte of an output folder\n"
     "  merge OUT DIR...    makes one folder of those that several workers wrote\n"
     "  tokenize            text on stdin to token ids on stdout\n"
@@ -72,8 +73,8 @@ typedef struct command {
 } command;
 
 static const command COMMANDS[] = {
-    {"devices", td_cmd_devices}, {"inspect", td_cmd_inspect},   {"verify", td_cmd_verify},
-    {"merge", td_cmd_merge},     {"tokenize", td_cmd_tokenize},
+    {"devices", td_cmd_devices}, {"inspect", td_cmd_inspect}, {"verify", td_cmd_verify},
+    {"merge", td_cmd_merge},     {"status", td_cmd_status},   {"tokenize", td_cmd_tokenize},
 };
 
 static int usage_error(const char *fmt, const char *arg, const char *nearest) {

@@ -10,6 +10,7 @@ int td_cmd_inspect(int argc, char **argv);
 int td_cmd_merge(int argc, char **argv);
 /* Reads lines from stdin, writes JSON rows {"text":..., "ids":[...]} to stdout. */
 int td_cmd_tokenize(int argc, char **argv);
+int td_cmd_status(int argc, char **argv);
 int td_cmd_verify(int argc, char **argv);
 
 /* What the command without a name is asked for: a run, its plan, or its simulation. */

@@ -19,6 +19,21 @@ typedef struct td_verify_options {
  * is for. */
 td_status td_verify(const char *dir, const td_verify_options *opt, FILE *out, td_error *err);
 
+/* Where a run is by its folder, whoever makes it, wherever. */
+typedef enum td_run_state_seen {
+    TD_SEEN_NOTHING, /* no status.json */
+    TD_SEEN_WORKING,
+    TD_SEEN_DONE,
+    TD_SEEN_STOPPED,
+    TD_SEEN_FAILED,
+    TD_SEEN_DIED,  /* its process is gone, on this host */
+    TD_SEEN_SILENT /* its heartbeats ended, on another one */
+} td_run_state_seen;
+/* A readable screen on `out`, or one JSON document. *complete: the folder holds all that its run is
+ * for. TD_E_OUTPUT: DIR is no output folder, or cannot be read; TD_E_VERIFY: a damaged manifest. */
+td_status td_status_report(const char *dir, bool json, FILE *out, td_run_state_seen *seen,
+                           bool *complete, td_error *err);
+
 typedef struct td_merge_options {
     bool copy; /* copies instead of hard links */
     bool
