@@ -7,6 +7,7 @@
 #ifndef TDGEN_RECORD_READER_H
 #define TDGEN_RECORD_READER_H
 
+#include "record/coverage.h"
 #include "record/extent.h"
 #include "record/folder_lock.h"
 #include "record/identity.h"

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "report/inspect.h"
+#include "report/inspect_html.h"
 #include "base/text.h"
 #include "base/file.h"
 #include "base/format.h"
@@ -22,7 +22,7 @@
 
 /* Figures of the whole folder come from at most this many shards, spread over it. */
 enum { MAX_STAT_SHARDS = 32, DEFAULT_SAMPLES = 8, DEFAULT_POSITIONS = 512, TABLE_ROWS = 200 };
-enum { N_BINS = 10, MAX_TIMELINE_BYTES = 1 << 26, MAX_EXECUTIONS = 8, SVG_WIDTH = 900 };
+enum { HISTOGRAM_WIDTH = 580 }; /* narrow enough to be read on a phone */
 
 static const char STYLE[] =
     ":root{color-scheme:light "
@@ -57,21 +57,12 @@ static const char STYLE[] =
     ".scale.p{background:linear-gradient(90deg,transparent,rgb(var(--hot)/.55))}"
     ".scale.e{background:linear-gradient(90deg,transparent,rgb(var(--cool)/.55))}"
     "svg{max-width:100%;height:auto}svg text{fill:currentColor;font:12px system-ui,sans-serif}"
+    "pre{overflow-x:auto;font-size:.8rem;line-height:1.35}"
     "svg rect{fill:var(--bar)}svg line{stroke:var(--line)}summary{cursor:pointer}";
-
-typedef struct page {
-    td_inspector in;
-    FILE *out;
-    td_inspect_options opt;
-    double max_entropy; /* log V: where the entropy's colour ends */
-    /* Of the shards looked at. */
-    int64_t n_rows, bins[N_BINS], n_first;
-    double sum_tail, sum_entropy, sum_target;
-} page;
 
 /* --- text ------------------------------------------------------------------------------------- */
 
-static void put_escaped(const page *p, const char *s, size_t n) {
+static void put_escaped(const td_page *p, const char *s, size_t n) {
     for (size_t i = 0; i < n; i++)
         switch (s[i]) {
         case '&':
@@ -95,7 +86,7 @@ static void put_escaped(const page *p, const char *s, size_t n) {
 }
 
 /* Any bytes, as text between tags or in a quoted attribute. */
-static void put_text(const page *p, const char *s, size_t n) {
+void td_page_text(const td_page *p, const char *s, size_t n) {
     td_strbuf b = {0};
     td_text_printable(s, n, &b);
     if (b.data && !b.oom)
@@ -103,38 +94,37 @@ static void put_text(const page *p, const char *s, size_t n) {
     td_strbuf_free(&b);
 }
 
-static void put_string(const page *p, const char *s) {
-    put_text(p, s ? s : "", s ? strlen(s) : 0);
+void td_page_string(const td_page *p, const char *s) {
+    td_page_text(p, s ? s : "", s ? strlen(s) : 0);
 }
 
-static void put_token(const page *p, int32_t id) {
+static void put_token(const td_page *p, int32_t id) {
     td_strbuf b = {0};
     td_inspect_token(&p->in, id, &b);
     if (b.data)
-        put_text(p, b.data, b.len);
+        td_page_text(p, b.data, b.len);
     td_strbuf_free(&b);
 }
 
-static void put_json_string(const page *p, const json_t *v) {
+void td_page_json(const td_page *p, const json_t *v) {
     if (json_is_string(v)) {
-        put_text(p, json_string_value(v), json_string_length(v));
+        td_page_text(p, json_string_value(v), json_string_length(v));
         return;
     }
     char *s = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
-    put_string(p, s ? s : "none");
+    td_page_string(p, s ? s : "none");
     free(s);
 }
 
 /* --- the whole folder ------------------------------------------------------------------------- */
 
-/* Lower ends of the covered mass of a bin, in percent; the last ones matter most. */
-static const double BIN_FROM[N_BINS] = {0, 50, 70, 80, 90, 95, 98, 99, 99.9, 99.99};
+static double clamp01(double x) {
+    return x > 0 ? TD_MIN(x, 1.0) : 0; /* NaN: 0 */
+}
 
-static void count_row(page *p, double tail, double entropy, double target, int32_t rank) {
-    int b = N_BINS - 1;
-    while (b > 0 && 100 * (1 - tail) < BIN_FROM[b])
-        b--;
-    p->bins[b]++;
+static void count_row(td_page *p, double tail, double entropy, double target, int32_t rank) {
+    const double covered = clamp01(1 - tail);
+    p->bins[TD_MIN((int)(covered * TD_PAGE_BINS), TD_PAGE_BINS - 1)]++;
     p->n_rows++;
     p->sum_tail += tail;
     p->sum_entropy += entropy;
@@ -142,7 +132,9 @@ static void count_row(page *p, double tail, double entropy, double target, int32
     p->n_first += rank == 0;
 }
 
-static td_status collect(page *p, td_error *err) {
+static td_status collect(td_page *p, td_error *err) {
+    const td_capture_spec *spec = &p->in.manifest.spec;
+    td_coverage_init(&p->coverage, td_capture_has_topk(spec->mode) ? spec->top_k : 0);
     size_t n = p->in.index.n, step = (n + MAX_STAT_SHARDS - 1) / MAX_STAT_SHARDS;
     for (size_t i = 0; i < n; i += step) {
         td_shard_file *f = NULL;
@@ -155,27 +147,29 @@ static td_status collect(page *p, td_error *err) {
         const int32_t *rank = td_shard_file_data(f, TD_T_TARGET_RANK);
         for (int64_t r = 0; tail && r < f->layout.counts.n_rows; r++)
             count_row(p, (double)tail[r], (double)entropy[r], (double)target[r], rank[r]);
+        if (p->coverage.top_k)
+            td_coverage_add_shard(&p->coverage, f);
         td_shard_file_close(f);
     }
     return TD_OK;
 }
 
-static void put_term(const page *p, const char *term, const char *key) {
+static void put_term(const td_page *p, const char *term, const char *key) {
     fprintf(p->out, "<dt>%s</dt><dd>", term);
     const json_t *v = json_object_get(p->in.manifest.root, key);
-    put_json_string(p, v ? v : json_object_get(p->in.manifest.identity, key));
+    td_page_json(p, v ? v : json_object_get(p->in.manifest.identity, key));
     fputs("</dd>", p->out);
 }
 
-static void put_head(const page *p) {
+static void put_head(const td_page *p) {
     fputs("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
           "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src "
           "'unsafe-inline'\">\n<meta name=\"viewport\" content=\"width=device-width, "
           "initial-scale=1\">\n<title>tdgen: ",
           p->out);
-    put_string(p, p->in.dir);
+    td_page_string(p, p->in.dir);
     fprintf(p->out, "</title><style>%s</style></head>\n<body>\n<h1>Teacher logits: ", STYLE);
-    put_string(p, p->in.dir);
+    td_page_string(p, p->in.dir);
     fputs("</h1>\n", p->out);
     char state[TD_FOLDER_STATE_TEXT_SIZE];
     td_strbuf capture = {0};
@@ -206,15 +200,17 @@ static void put_head(const page *p) {
     put_term(p, "data", "data_path");
     td_inspect_capture_text(&p->in.manifest.spec, &capture);
     fputs("<dt>capture</dt><dd>", p->out);
-    put_string(p, capture.data ? capture.data : "");
+    td_page_string(p, capture.data ? capture.data : "");
     fputs("</dd>", p->out);
     td_strbuf_free(&capture);
     put_term(p, "fingerprint", "fingerprint");
     fprintf(p->out,
             "<dt>content</dt><dd>%zu shards, %lld samples (%lld skipped), %lld tokens, %lld "
-            "recorded positions, %s</dd></dl>\n",
+            "recorded positions, %s</dd>\n",
             p->in.index.n, (long long)n_samples, (long long)n_skipped, (long long)n_tokens,
             (long long)n_rows, td_human_bytes(size, text, sizeof text));
+    td_page_put_rate(p);
+    fputs("</dl>\n", p->out);
     if (p->n_rows)
         fprintf(
             p->out,
@@ -226,16 +222,44 @@ static void put_head(const page *p) {
 }
 
 static void bin_name(int b, char *buf, size_t size) {
-    if (b == N_BINS - 1)
-        snprintf(buf, size, "%g to 100%%", BIN_FROM[b]);
-    else
-        snprintf(buf, size, "%g to %g%%", BIN_FROM[b], BIN_FROM[b + 1]);
+    snprintf(buf, size, "%d to %d%%", 100 * b / TD_PAGE_BINS, 100 * (b + 1) / TD_PAGE_BINS);
 }
 
-static void put_histogram(const page *p) {
+/* What a student that is trained on the renormalised candidates cannot get back (coverage.h). */
+static void put_loss(const td_page *p) {
+    const td_coverage *c = &p->coverage;
+    if (c->n_rows == 0)
+        return;
+    const double n = (double)c->n_rows;
+    const struct {
+        const char *name;
+        double share;
+    } marks[] = {{"median", 0.5}, {"95% below", 0.05}, {"99% below", 0.01}};
+    fprintf(
+        p->out,
+        "<p>Renormalised targets differ from the teacher by KL = -log(mass covered): %.3g nats on "
+        "average",
+        c->sum_kl / n);
+    for (size_t i = 0; i < TD_ARRAY_LEN(marks); i++)
+        fprintf(p->out, ", %s %.3g", marks[i].name,
+                -log1p(-td_coverage_tail_quantile(c, marks[i].share)));
+    fputs(".</p>\n", p->out);
+    if (!c->n_level_rows)
+        return;
+    fputs("<table><tr><th>top_k</th><th>mean mass</th><th>mean KL</th></tr>", p->out);
+    fprintf(p->out, "<tr><td>%d</td><td>%.3f%%</td><td>%.3g</td></tr>", (int)c->top_k,
+            100 * (1 - c->sum_tail / n), c->sum_kl / n);
+    for (int32_t i = 0; i < c->n_levels; i++)
+        fprintf(p->out, "<tr><td>%d</td><td>%.3f%%</td><td>%.3g</td></tr>", (int)c->level[i].k,
+                100 * (1 - c->level[i].sum_tail / (double)c->n_level_rows),
+                c->level[i].sum_kl / (double)c->n_level_rows);
+    fputs("</table>\n", p->out);
+}
+
+static void put_histogram(const td_page *p) {
     char name[48];
     int64_t max = 1;
-    for (int b = 0; b < N_BINS; b++)
+    for (int b = 0; b < TD_PAGE_BINS; b++)
         max = TD_MAX(max, p->bins[b]);
     fputs("<section id=\"coverage\"><h2>Probability covered</h2>\n", p->out);
     if (p->n_rows == 0) {
@@ -247,9 +271,9 @@ static void put_histogram(const page *p) {
         "<p class=\"dim\">How much of the teacher's probability is recorded, at %lld positions "
         "of %zu shards.</p>\n<svg viewBox=\"0 0 %d %d\" width=\"%d\" role=\"img\" "
         "aria-label=\"Histogram of covered probability; the numbers are in the table below\">\n",
-        (long long)p->n_rows, TD_MIN(p->in.index.n, (size_t)MAX_STAT_SHARDS), SVG_WIDTH,
-        N_BINS * 24 + 4, SVG_WIDTH);
-    for (int b = 0; b < N_BINS; b++) {
+        (long long)p->n_rows, TD_MIN(p->in.index.n, (size_t)MAX_STAT_SHARDS), HISTOGRAM_WIDTH,
+        TD_PAGE_BINS * 24 + 4, HISTOGRAM_WIDTH);
+    for (int b = 0; b < TD_PAGE_BINS; b++) {
         double share = (double)p->bins[b] / (double)p->n_rows;
         bin_name(b, name, sizeof name);
         fprintf(p->out,
@@ -257,28 +281,26 @@ static void put_histogram(const page *p) {
                 "text-anchor=\"end\">%s</text><rect x=\"130\" y=\"%d\" width=\"%.1f\" "
                 "height=\"16\"/><text x=\"%.1f\" y=\"%d\">%.1f%%</text></g>\n",
                 name, (long long)p->bins[b], b * 24 + 16, name, b * 24 + 4,
-                650.0 * (double)p->bins[b] / (double)max,
-                136 + 650.0 * (double)p->bins[b] / (double)max, b * 24 + 16, 100 * share);
+                380.0 * (double)p->bins[b] / (double)max,
+                136 + 380.0 * (double)p->bins[b] / (double)max, b * 24 + 16, 100 * share);
     }
     fputs("</svg><details><summary>As a table</summary><table><tr><th class=\"x\">covered</th>"
           "<th>positions</th></tr>",
           p->out);
-    for (int b = 0; b < N_BINS; b++) {
+    for (int b = 0; b < TD_PAGE_BINS; b++) {
         bin_name(b, name, sizeof name);
         fprintf(p->out, "<tr><td class=\"x\">%s</td><td>%lld</td></tr>", name,
                 (long long)p->bins[b]);
     }
-    fputs("</table></details></section>\n", p->out);
+    fputs("</table></details>\n", p->out);
+    put_loss(p);
+    fputs("</section>\n", p->out);
 }
 
 /* --- samples ---------------------------------------------------------------------------------- */
 
-static double clamp01(double x) {
-    return x > 0 ? TD_MIN(x, 1.0) : 0; /* NaN: 0 */
-}
-
 /* What the record says of the token: it was predicted by the row of the position before it. */
-static void put_heat_token(const page *p, int32_t id, const td_row_view *v) {
+static void put_heat_token(const td_page *p, int32_t id, const td_row_view *v) {
     if (!v) {
         fputs("<span class=\"n\">", p->out);
         put_token(p, id);
@@ -304,7 +326,7 @@ static void put_heat_token(const page *p, int32_t id, const td_row_view *v) {
     fputs("</span>", p->out);
 }
 
-static void put_table_row(const page *p, const int32_t *ids, const td_row_view *v) {
+static void put_table_row(const td_page *p, const int32_t *ids, const td_row_view *v) {
     int32_t top[TD_MAX_TOP_K];
     float lps[TD_MAX_TOP_K];
     fprintf(p->out, "<tr><td>%d</td><td class=\"x\">", v->position);
@@ -327,7 +349,7 @@ static void put_table_row(const page *p, const int32_t *ids, const td_row_view *
     fputs("</td></tr>\n", p->out);
 }
 
-static td_status put_sample(const page *p, const td_shard_file *f, int64_t place, int64_t number,
+static td_status put_sample(const td_page *p, const td_shard_file *f, int64_t place, int64_t number,
                             td_error *err) {
     const int64_t *t = td_shard_file_data(f, TD_T_SAMPLE_OFFSETS);
     const int64_t *r = td_shard_file_data(f, TD_T_ROW_OFFSETS);
@@ -348,7 +370,7 @@ static td_status put_sample(const page *p, const td_shard_file *f, int64_t place
             (long long)number, (long long)f->meta.number,
             (long long)((const int64_t *)td_shard_file_data(f, TD_T_SAMPLE_INDEX))[place],
             (long long)n, (long long)n_rows);
-    put_string(p, device < f->meta.n_kinds ? f->meta.device_kinds[device] : "?");
+    td_page_string(p, device < f->meta.n_kinds ? f->meta.device_kinds[device] : "?");
     fputs("</p>\n<div class=\"text\">", p->out);
     for (int64_t i = 0; i < shown; i++) {
         const td_row_view *row = NULL;
@@ -390,7 +412,7 @@ damaged:
                         f->path, why.tensor, why.what, p->in.dir);
 }
 
-static td_status put_samples(const page *p, td_error *err) {
+static td_status put_samples(const td_page *p, td_error *err) {
     int64_t total = 0, last = -1;
     for (size_t i = 0; i < p->in.index.n; i++)
         total += p->in.index.entries[i].n_samples;
@@ -406,7 +428,7 @@ static td_status put_samples(const page *p, td_error *err) {
                                                           : "");
     if (p->in.tok_note) {
         fputs("<p>#N are token ids: ", p->out);
-        put_string(p, p->in.tok_note);
+        td_page_string(p, p->in.tok_note);
         fputs("</p>\n", p->out);
     }
     td_status rc = TD_OK;
@@ -425,124 +447,9 @@ static td_status put_samples(const page *p, td_error *err) {
     return rc;
 }
 
-/* --- timeline --------------------------------------------------------------------------------- */
-
-static double real_at(const json_t *a, size_t i) {
-    return clamp01(json_number_value(json_array_get(a, i)) / 1e9) * 1e9;
-}
-
-static double end_of(const json_t *groups) {
-    double end = 0;
-    for (size_t g = 0; g < json_array_size(groups); g++) {
-        const json_t *s = json_object_get(json_array_get(groups, g), "segments");
-        for (size_t i = 0; i < json_array_size(s); i++)
-            end = fmax(end, real_at(json_array_get(s, i), 1));
-    }
-    return end;
-}
-
-static double rate_of(const json_t *segment) {
-    return real_at(segment, 5) / fmax(1e-6, real_at(segment, 1) - real_at(segment, 0));
-}
-
-static void put_track(const page *p, const json_t *group, size_t g, double end, double max_rate) {
-    const json_t *segments = json_object_get(group, "segments");
-    int y = (int)g * 28 + 4;
-    fprintf(p->out, "<text x=\"150\" y=\"%d\" text-anchor=\"end\">", y + 14);
-    put_json_string(p, json_object_get(group, "devices"));
-    fputs("</text>\n", p->out);
-    for (size_t i = 0; i < json_array_size(segments); i++) {
-        const json_t *s = json_array_get(segments, i);
-        double a = real_at(s, 0), b = real_at(s, 1);
-        fprintf(p->out,
-                "<rect x=\"%.2f\" y=\"%d\" width=\"%.2f\" height=\"20\" opacity=\"%.2f\"><title>"
-                "%.2f to %.2f s: shards %.0f to %.0f, %.0f samples, %.0f tokens</title></rect>\n",
-                160 + 720 * a / end, y, fmax(0.3, 720 * (b - a) / end),
-                0.35 + 0.65 * clamp01(rate_of(s) / max_rate), a, b, real_at(s, 2), real_at(s, 3),
-                real_at(s, 4), real_at(s, 5));
-    }
-}
-
-static void put_execution(const page *p, const json_t *line) {
-    const json_t *groups = json_object_get(line, "groups");
-    time_t started = (time_t)json_integer_value(json_object_get(line, "started"));
-    size_t n = TD_MIN(json_array_size(groups), (size_t)256);
-    double end = end_of(groups), max_rate = 1e-9;
-    struct tm tm;
-    char when[32] = "?";
-    if (n == 0 || end <= 0)
-        return;
-    if (gmtime_r(&started, &tm))
-        strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S UTC", &tm);
-    for (size_t g = 0; g < n; g++) {
-        const json_t *s = json_object_get(json_array_get(groups, g), "segments");
-        for (size_t i = 0; i < json_array_size(s); i++)
-            max_rate = fmax(max_rate, rate_of(json_array_get(s, i)));
-    }
-    fprintf(p->out,
-            "<h3>%s, worker %lld</h3>\n<svg viewBox=\"0 0 %d %zu\" width=\"%d\" role=\"img\" "
-            "aria-label=\"Timeline of the groups; the numbers are in the table below\">\n",
-            when, (long long)json_integer_value(json_object_get(line, "worker_id")), SVG_WIDTH,
-            n * 28 + 24, SVG_WIDTH);
-    for (size_t g = 0; g < n; g++)
-        put_track(p, json_array_get(groups, g), g, end, max_rate);
-    fprintf(p->out,
-            "<line x1=\"160\" x2=\"880\" y1=\"%zu\" y2=\"%zu\"/><text x=\"160\" y=\"%zu\">0</text>"
-            "<text x=\"880\" y=\"%zu\" text-anchor=\"end\">%.2f s</text></svg>\n",
-            n * 28 + 4, n * 28 + 4, n * 28 + 20, n * 28 + 20, end);
-    fputs("<details><summary>As a table</summary><table><tr><th class=\"x\">devices</th>"
-          "<th class=\"x\">kind</th><th>samples</th><th>tokens</th><th>at work</th></tr>",
-          p->out);
-    for (size_t g = 0; g < n; g++) {
-        const json_t *group = json_array_get(groups, g), *s = json_object_get(group, "segments");
-        double samples = 0, tokens = 0, busy = 0;
-        for (size_t i = 0; i < json_array_size(s); i++) {
-            samples += real_at(json_array_get(s, i), 4);
-            tokens += real_at(json_array_get(s, i), 5);
-            busy += real_at(json_array_get(s, i), 1) - real_at(json_array_get(s, i), 0);
-        }
-        fputs("<tr><td class=\"x\">", p->out);
-        put_json_string(p, json_object_get(group, "devices"));
-        fputs("</td><td class=\"x\">", p->out);
-        put_json_string(p, json_object_get(group, "kind"));
-        fprintf(p->out, "</td><td>%.0f</td><td>%.0f</td><td>%.2f s</td></tr>", samples, tokens,
-                busy);
-    }
-    fputs("</table></details>\n", p->out);
-}
-
-/* timeline.jsonl is no part of the record: what cannot be read is left out. */
-static void put_timeline(const page *p) {
-    char *path = td_asprintf("%s/timeline.jsonl", p->in.dir), *data = NULL;
-    size_t n = 0;
-    td_error ignored;
-    fputs("<section id=\"timeline\"><h2>Devices over time</h2>\n<p class=\"dim\">One bar for each "
-          "group of devices that held a copy of the teacher; the darker, the more tokens per "
-          "second.</p>\n",
-          p->out);
-    if (!path || !td_path_exists(path) ||
-        td_file_read(path, MAX_TIMELINE_BYTES, TD_E_OUTPUT, &data, &n, &ignored) != TD_OK) {
-        fputs("<p>There is no timeline.jsonl in the folder.</p>\n", p->out);
-    } else {
-        size_t at = n, lines = 0;
-        while (at > 0 && !(data[at - 1] == '\n' && at < n && ++lines == MAX_EXECUTIONS))
-            at--;
-        for (const char *s = data + at, *nl; (nl = memchr(s, '\n', (size_t)(data + n - s)));
-             s = nl + 1) {
-            json_t *line = json_loadb(s, (size_t)(nl - s), 0, NULL);
-            if (line)
-                put_execution(p, line);
-            json_decref(line);
-        }
-    }
-    fputs("</section>\n", p->out);
-    free(data);
-    free(path);
-}
-
 td_status td_inspect_html(const char *dir, const td_inspect_options *opt, FILE *out,
                           td_error *err) {
-    page p = {.out = out, .opt = *opt};
+    td_page p = {.out = out, .opt = *opt};
     if (p.opt.n_positions <= 0)
         p.opt.n_positions = DEFAULT_POSITIONS;
     if (p.opt.n_candidates <= 0)
@@ -564,7 +471,7 @@ td_status td_inspect_html(const char *dir, const td_inspect_options *opt, FILE *
     }
     if (rc == TD_OK) {
         put_histogram(&p);
-        put_timeline(&p);
+        td_page_put_run(&p);
         fprintf(out, "</main>\n<p class=\"dim\">tdgen %s</p>\n</body></html>\n", TDGEN_VERSION);
     }
     td_inspector_close(&p.in);

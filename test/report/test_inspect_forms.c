@@ -101,7 +101,7 @@ Test(inspect_forms, the_page_colours_every_target) {
         cr_assert_eq(count(text, "<article>"), 12);
         cr_assert_eq(count(text, "<span style=\"--p:"), hidden ? 0 : n_rows);
         cr_assert_eq(count(text, "<span class=\"n\">"), hidden ? n_tokens : n_tokens - n_rows);
-        cr_assert_eq(count(text, "<title>"), hidden ? 1 : 11, "histogram of ten bins");
+        cr_assert_eq(count(text, "<title>"), hidden ? 1 : 21, "histogram of twenty bins");
         cr_assert(strstr(text, "Content-Security-Policy") && !strstr(text, "<script") &&
                   !strstr(text, "http:") && !strstr(text, "https:"));
         free(text);
