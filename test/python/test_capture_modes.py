@@ -13,10 +13,10 @@ import tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
-import tdgen_logits  # noqa: E402
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
+from tdgen import logits as tdgen_logits  # noqa: E402
 import _synth  # noqa: E402
-import tdgen_reader as rd  # noqa: E402
+from tdgen import reader as rd  # noqa: E402
 
 TEMPERATURES = (2.0, 0.5)
 ROWS = ["data.max_samples=6", "output.shard_samples=4"]

@@ -27,10 +27,10 @@ import xxhash
 import zstandard
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
-import tdgen_logits  # noqa: E402
-import tdgen_export  # noqa: E402
-import tdgen_reader as rd  # noqa: E402
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
+from tdgen import logits as tdgen_logits  # noqa: E402
+from tdgen import export as tdgen_export  # noqa: E402
+from tdgen import reader as rd  # noqa: E402
 
 FOLDERS = os.path.join(ROOT, "test", "fixtures", "record", "revision-1")
 ODD = [None, True, False, -1, 0, 1, 2**31, 2**63, 2**70, 10**400, -5.5, 1e308, "", "../../etc/passwd", "/dev/zero", "x" * 9,

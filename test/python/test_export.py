@@ -12,8 +12,6 @@ there when every row stands where the loss looks for it.
 
 import contextlib
 import hashlib
-import importlib.machinery
-import importlib.util
 import io
 import json
 import os
@@ -28,20 +26,11 @@ import numpy as np
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 import _synth  # noqa: E402
+from tdgen.cli import export as tool  # noqa: E402
 
 TOOL = os.path.join(ROOT, "tools", "tdgen_export")
-
-
-def load_tool():
-    loader = importlib.machinery.SourceFileLoader("tdgen_export_tool", TOOL)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("tdgen_export_tool", loader))
-    loader.exec_module(module)
-    return module
-
-
-TOOL_MODULE = load_tool()
 
 
 def export(*args, fails=0, words=()):
@@ -49,7 +38,7 @@ def export(*args, fails=0, words=()):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            status = TOOL_MODULE.main([str(x) for x in args])
+            status = tool.main([str(x) for x in args])
         except SystemExit as e:  # argparse
             status = e.code
     assert status == fails, (status, said.getvalue(), args)

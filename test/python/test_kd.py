@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The worked loss (tools/python/kd_example.py) against full-distribution KD, in numbers.
+"""The worked loss (python/examples/kd_numpy.py) against full-distribution KD, in numbers.
 
 - Its gradient, written by hand, is the derivative of its value (central differences).
 - topk and topp: at T = 1 and each recorded temperature the gradient by a row's logits is within 2 T r of
@@ -16,10 +16,11 @@ import tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
+sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "python", "examples")]
+os.environ["PYTHONPATH"] = sys.path[0]  # of the examples that are run
 import _synth  # noqa: E402
-import kd_example  # noqa: E402
-import tdgen_reader as rd  # noqa: E402
+import kd_numpy  # noqa: E402
+from tdgen import reader as rd  # noqa: E402
 
 TAILS = ("bucket", "ignore", "renormalise")
 
@@ -45,14 +46,14 @@ def check_derivative(run, table):
     worst = 0.0
     for T in (1.0, 2.0):
         for tail in TAILS:
-            _, gradient = kd_example.loss(record, z, T, tail)
+            _, gradient = kd_numpy.loss(record, z, T, tail)
             rng = np.random.default_rng(0)
             for _ in range(40):
                 r, v, e = rng.integers(len(z)), rng.integers(z.shape[1]), 1e-5
                 up, down = z.copy(), z.copy()
                 up[r, v] += e
                 down[r, v] -= e
-                numeric = (kd_example.loss(record, up, T, tail)[0][r] - kd_example.loss(record, down, T, tail)[0][r])
+                numeric = (kd_numpy.loss(record, up, T, tail)[0][r] - kd_numpy.loss(record, down, T, tail)[0][r])
                 worst = max(worst, abs(numeric / (2 * e) - gradient[r, v]))
     assert worst < 1e-6, worst
     return worst
@@ -75,7 +76,7 @@ def truncation(tmp):
                     for i, record in enumerate(run):
                         tokens = record["input_ids"][record["row_position"]]
                         full = full_gradient(teacher, i, table[tokens], T)
-                        value, gradient = kd_example.loss(record, table[tokens], T, tail)
+                        value, gradient = kd_numpy.loss(record, table[tokens], T, tail)
                         assert np.isfinite(value).all()
                         ids, q = rd.to_targets(record, T, "bucket")
                         rest = q[:, -1].astype(np.float64)
@@ -100,7 +101,7 @@ def truncation(tmp):
             tokens = record["input_ids"][record["row_position"]]
             for T in (1.0, 2.0):
                 for tail in TAILS:
-                    value, gradient = kd_example.loss(record, table[tokens], T, tail)
+                    value, gradient = kd_numpy.loss(record, table[tokens], T, tail)
                     assert np.abs(gradient - full_gradient(teacher, i, table[tokens], T)).max(initial=0) < 5e-6
                     p, q = np.exp(teacher.logp(i, T)), softmax(table[tokens] / T)
                     assert np.allclose(value, T * T * (p * np.log(p / q)).sum(axis=1), atol=2e-5)
@@ -132,7 +133,7 @@ def expectation(tmp):
             q = np.exp(power * logp)
             q /= q.sum()
             for T in (1.0, 2.0, 0.5):
-                _, gradient = kd_example.loss(record, z, T, "ignore")
+                _, gradient = kd_numpy.loss(record, z, T, "ignore")
                 full = full_gradient(teacher, 0, z, T)[0]
                 pt = np.exp(teacher.logp(0, T)[0])
                 exact = np.isin(np.arange(len(q)), _synth.order(logp)[:k]) & (mode == "topk+sample")
@@ -148,7 +149,7 @@ def expectation(tmp):
                 largest = max(largest, (error / np.maximum(sigma, 1e-7)).max())
                 # Renormalised top k is not right in expectation: the same figure for it.
                 if mode == "topk+sample" and T == 1:
-                    _, biased = kd_example.loss(record, z, T, "renormalise", source="topk")
+                    _, biased = kd_numpy.loss(record, z, T, "renormalise", source="topk")
                     off = np.abs(biased.mean(axis=0) - full).max()
                     drawn = error.max()
                     assert off > 20 * drawn, (off, drawn)
@@ -159,7 +160,7 @@ def expectation(tmp):
 def example_runs(tmp):
     teacher = _synth.Teacher(vocab=40, n=20)
     _synth.write_run(tmp + "/run", teacher, "topk", top_k=12)
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "tools/python/kd_example.py"), tmp + "/run", "--rate", "1",
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "python/examples/kd_numpy.py"), tmp + "/run", "--rate", "1",
                            "--steps", "4"], capture_output=True, text=True, check=True)
     losses = [float(line.split()[3]) for line in done.stdout.splitlines()]
     assert len(losses) == 5 and losses[-1] < 0.8 * losses[0], losses

@@ -5,8 +5,6 @@ build/release/src/tdgen)."""
 
 import contextlib
 import gzip
-import importlib.machinery
-import importlib.util
 import io
 import json
 import os
@@ -20,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 SHARED = os.path.join(os.path.dirname(ROOT), "shared", "data")
 TEACHER = os.path.join(ROOT, "demo", "teacher")
 sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
 try:
@@ -36,11 +34,9 @@ except ImportError as e:
     print(f"SKIPPED: tools/prepare was NOT tested: {e}")
     sys.exit(0)
 
-import tdgen_prepare as prep  # noqa: E402
+from tdgen import prepare as prep  # noqa: E402
+from tdgen.cli import prepare as PREPARE  # noqa: E402
 
-LOADER = importlib.machinery.SourceFileLoader("prepare", os.path.join(ROOT, "tools", "prepare"))
-PREPARE = importlib.util.module_from_spec(importlib.util.spec_from_loader("prepare", LOADER))
-LOADER.exec_module(PREPARE)
 datasets.disable_progress_bars()
 
 # As ChatML does, with the demo teacher's own special tokens.

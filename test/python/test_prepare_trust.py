@@ -333,7 +333,7 @@ def check_tokenizers(d):
 
 def check_hash(d):
     """truncation and padding change no id, and not the hash: made with one, run with the other."""
-    import tdgen_tokenizer
+    from tdgen import tokenizer as tdgen_tokenizer
     import xxhash
 
     plain = b'{\n  "version": "1.0",\n  "truncation": %s,\n  "padding":%s , "model": {"truncation": [1], "vocab": {"\\"padding\\"": 1}}}'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads a run with the stock safetensors package and with tools/python/tdgen_reader.py, and checks
+"""Reads a run with the stock safetensors package and with the package tdgen, and checks
 that both see what the manifest promises.
 
     test_reader.py --run DIR      an output folder of tdgen
@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
-import tdgen_reader  # noqa: E402
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
+from tdgen import reader as tdgen_reader  # noqa: E402
 
 DTYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
 

@@ -10,8 +10,8 @@ import tempfile
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
-import tdgen_reader as rd  # noqa: E402
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
+from tdgen import reader as rd  # noqa: E402
 import _synth  # noqa: E402
 
 MODES = rd.MODES

@@ -18,9 +18,10 @@ import numpy as np
 import xxhash
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path.insert(0, os.path.join(ROOT, "tools", "python"))
+sys.path.insert(0, os.path.join(ROOT, "python", "src"))
+os.environ["PYTHONPATH"] = sys.path[0]  # of the examples that are run
 import _synth  # noqa: E402
-import tdgen_reader as rd  # noqa: E402
+from tdgen import reader as rd  # noqa: E402
 from test_export import AXOLOTL, DISTILLKIT, export, open_columns, read_llamacpp  # noqa: E402
 
 
@@ -179,10 +180,10 @@ def students(tmp):
             left = (rd.to_targets(record, student_vocab=n, cut=True, **options)[0] >= 0).any(axis=1)
             assert np.allclose(scaled.sum(axis=1), left, atol=1e-5) and (left.all() or mode in ("topp", "sample")), mode
         assert refusals, mode
-    done = subprocess.run([sys.executable, ROOT + "/tools/python/kd_example.py", tmp + "/topk", "--steps", "1",
+    done = subprocess.run([sys.executable, ROOT + "/python/examples/kd_numpy.py", tmp + "/topk", "--steps", "1",
                            "--student-vocab", str(n)], capture_output=True, text=True)
     assert done.returncode and f"the student {n}" in done.stderr
-    subprocess.run([sys.executable, ROOT + "/tools/python/kd_example.py", tmp + "/topk", "--steps", "1", "--student-vocab",
+    subprocess.run([sys.executable, ROOT + "/python/examples/kd_numpy.py", tmp + "/topk", "--steps", "1", "--student-vocab",
                     str(n), "--cut-vocab"], check=True, capture_output=True)
 
 

@@ -14,7 +14,7 @@ import tempfile
 import types
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-sys.path[:0] = [os.path.join(ROOT, "tools", "python"), os.path.join(ROOT, "test", "python")]
+sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "test", "python")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import _synth  # noqa: E402

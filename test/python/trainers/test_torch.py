@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The loop that tools/python/README.md shows, word for word, with PyTorch: its loss and its gradient are
-those of kd_example.py, which test_kd.py compares with full-distribution KD."""
+"""The loop that docs/training.md shows, word for word, with PyTorch: its loss and its gradient are
+those of kd_numpy.py, which test_kd.py compares with full-distribution KD."""
 
 import os
 import re
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-sys.path[:0] = [os.path.join(ROOT, "tools", "python"), os.path.join(ROOT, "test", "python")]
+sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "python", "examples"),
+                os.path.join(ROOT, "test", "python")]
 import _synth  # noqa: E402
-import kd_example  # noqa: E402
-from tdgen_reader import Run  # noqa: E402
+import kd_numpy  # noqa: E402
+from tdgen.reader import Run  # noqa: E402
 
 
 def main():
-    text = open(os.path.join(ROOT, "tools", "python", "README.md"), encoding="utf-8").read()
+    text = open(os.path.join(ROOT, "docs", "training.md"), encoding="utf-8").read()
     (code,) = [c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "DataLoader" in c]
     teacher = _synth.Teacher(n=8)
     for mode in ("topk", "topp"):
@@ -37,7 +38,7 @@ def main():
             value, rows, gradient = 0.0, 0, np.zeros(table.shape)
             for record in Run(tmp + "/run"):
                 tokens = record["input_ids"][record["row_position"]]
-                v, g = kd_example.loss(record, table.detach().numpy()[tokens])
+                v, g = kd_numpy.loss(record, table.detach().numpy()[tokens])
                 value, rows = value + v.sum(), rows + len(v)
                 np.add.at(gradient, tokens, g)
             off = abs(float(names["loss"].detach()) - value / rows)

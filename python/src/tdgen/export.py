@@ -1,4 +1,4 @@
-"""tdgen_export - what tools/tdgen_export is made of: a run's record as the files that trainers read.
+"""What tdgen-export is made of: a run's record as the files that trainers read.
 
 Every export streams sample by sample (memory is bounded by one sample and some 64 MiB of rows on their
 way to a file), writes beside its target under a temporary name and renames at the end, and refuses a
@@ -11,11 +11,11 @@ import json
 import os
 
 import numpy as np
-from tdgen_files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
-from tdgen_llamacpp import Clipped, quantise_llamacpp
-from tdgen_reader import RecordError, log_softmax, renormalised, to_logprobs
-from tdgen_trust import parse_json, read_bounded
-from tdgen_student import check_tokenizer, cut_record, student_of, tokens_of
+from .files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
+from .llamacpp import Clipped, quantise_llamacpp
+from .reader import RecordError, log_softmax, renormalised, to_logprobs
+from .trust import parse_json, read_bounded
+from .student import check_tokenizer, cut_record, student_of, tokens_of
 
 LAYOUTS = {
     "axolotl": "axolotl-ai-cloud/axolotl 067b021c8b87 (0.18.0): src/axolotl/integrations/kd/collator.py, "
@@ -40,7 +40,7 @@ def provenance(run, layout, options):
     """What the files carry along: whose probabilities these are, and how they were written."""
     identity = run.manifest["identity"]
     return {
-        "made_by": f"tdgen_export {layout}",
+        "made_by": f"tdgen-export {layout}",
         "tdgen": run.manifest.get("tdgen"),
         "run_fingerprint": run.fingerprint,
         "shards": len(run.shards),

@@ -1,4 +1,4 @@
-"""tdgen_student - what a student must share with the record: its tokenizer, and that it has the ids.
+"""What a student must share with the record: its tokenizer, and that it has the ids.
 
 Two models of one tokenizer can differ in how many ids they have (padding of the embedding). An id beyond the
 student's is an index error in its loss at best; so it is refused by name, or cut with the lost probability
@@ -8,10 +8,10 @@ stated. How many it has, its config.json says.
 import os
 
 import numpy as np
-from tdgen_files import ExportError
-from tdgen_reader import check_tokens, cut_vocab, to_logprobs
-from tdgen_trust import RecordError, hash_hex, parse_json, read_bounded, whole
-from tdgen_tokenizer import content_hash
+from .files import ExportError
+from .reader import check_tokens, cut_vocab, to_logprobs
+from .trust import RecordError, hash_hex, parse_json, read_bounded, whole
+from .tokenizer import content_hash
 
 _MAX_CONFIG = 16 << 20
 _MAX_TOKENIZER = 1 << 30

@@ -1,6 +1,6 @@
 """Reads what tdgen writes: every capture mode, with NumPy and xxhash alone.
 
-    from tdgen_reader import Run, to_targets
+    from .reader import Run, to_targets
 
     run = Run("out/demo")
     print(len(run), run.capture["mode"])
@@ -34,7 +34,7 @@ and by mode (E entries of all rows end to end, row r is [offsets[r] : offsets[r 
                     where draws come from another distribution than the teacher's
     topk+sample     both
     full            logits float32 [R, V]
-    hidden          hidden float32 [R, C]: what lm_head reads (tdgen_logits.LmHead makes logits of it)
+    hidden          hidden float32 [R, C]: what lm_head reads (tdgen.logits.LmHead makes logits of it)
 
 Log-probabilities are natural and over the whole vocabulary at T = 1. Whatever the storage (packed ids,
 8-bit log-probabilities, bfloat16, zstd), a record holds the types above. Shards are mapped into memory
@@ -49,8 +49,8 @@ import os
 from collections import OrderedDict
 
 import numpy as np
-from tdgen_shard import SHARD_NAME, Shard, bf16_to_f32, check_shard, dequantise, unpack_bits
-from tdgen_trust import RecordError, canonical, hash_hex, number, parse_json, read_bounded, whole
+from .shard import SHARD_NAME, Shard, bf16_to_f32, check_shard, dequantise, unpack_bits
+from .trust import RecordError, canonical, hash_hex, number, parse_json, read_bounded, whole
 
 __all__ = ["Run", "Shard", "RecordError", "bf16_to_f32", "dequantise", "unpack_bits", "to_targets", "to_logprobs",
            "to_dense", "cut_vocab", "torch_dataset", "collate"]
@@ -111,7 +111,7 @@ class Run:
 
     Only finished shards are seen. Processes (DataLoader workers) may share a Run: each opens the
     shards for itself. A folder that is damaged, or was made to do harm, ends in a RecordError: see
-    tdgen_trust. verify=False leaves hashes unchecked, nothing else; with it, a shard's bytes are read
+    tdgen.trust. verify=False leaves hashes unchecked, nothing else; with it, a shard's bytes are read
     once when it is first opened.
     """
 
@@ -473,7 +473,7 @@ def _logprobs(record, temperature, tail, source, lm_head):
         raise ValueError(f"source={source!r} in mode {mode}, expected one of {allowed}")
     if mode in ("full", "hidden"):
         if mode == "hidden" and lm_head is None:
-            raise ValueError("mode hidden: give lm_head (tdgen_logits.LmHead of the teacher's folder)")
+            raise ValueError("mode hidden: give lm_head (tdgen.logits.LmHead of the teacher's folder)")
         logp = log_softmax(record["logits"] if mode == "full" else lm_head(record["hidden"]), temperature)
         return np.broadcast_to(np.arange(logp.shape[1], dtype=np.int32), logp.shape), logp, np.zeros(len(logp))
     if mode == "sample" or source == "sample":
@@ -519,7 +519,7 @@ def to_targets(record, temperature=1.0, tail="bucket", dense=False, source=None,
     "sample".
 
     Mode hidden needs lm_head: a function of float32 [n, C] that gives logits float32 [n, V]
-    (tdgen_logits.LmHead).
+    (tdgen.logits.LmHead).
 
     student_vocab: how many ids the student has (its config.json's vocab_size), where that is fewer than the
     teacher's. A record with probability on others is refused, or with cut=True these are left out: their

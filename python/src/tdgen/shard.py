@@ -1,8 +1,8 @@
-"""tdgen_shard - a shard that nobody vouches for: opened, bounded, proven, decoded.
+"""A shard that nobody vouches for: opened, bounded, proven, decoded.
 
 What it says is believed only after it was checked. Sizes are bounded before memory is taken; tensors have the
 types and shapes that the run's capture settings and the counts give; and the hashes agree: `header_hash` and
-`data_hash` of its own header. Whatever is wrong is a RecordError that names the file (tdgen_trust).
+`data_hash` of its own header. Whatever is wrong is a RecordError that names the file (tdgen.trust).
 """
 
 import math
@@ -12,7 +12,7 @@ import re
 import struct
 
 import numpy as np
-from tdgen_trust import RecordError, hash_hex, open_regular, parse_json, whole
+from .trust import RecordError, hash_hex, open_regular, parse_json, whole
 
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit: another's checkpoint
 _MAX_SHARD_HEADER = 16 << 20  # of a shard, which has at most some forty tensors

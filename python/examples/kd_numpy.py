@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A worked distillation loss over a run's record, with NumPy alone and every gradient written out.
 
-    kd_example.py RUN [--temperature T] [--tail bucket|ignore|renormalise] [--steps N]
+    kd_numpy.py RUN [--temperature T] [--tail bucket|ignore|renormalise] [--steps N]
 
 The student is as small as a language model gets: a table W [V, V], whose row x holds the logits of what
 follows token x. It learns from any capture mode that to_targets() gives probabilities for; loss() is what
@@ -9,13 +9,10 @@ a trainer computes per position, and holds for any student, since it ends at the
 """
 
 import argparse
-import os
-import sys
 
 import numpy as np
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from tdgen_reader import Run, check_tokens, to_targets  # noqa: E402
+from tdgen import Run, check_tokens, to_targets
 
 
 def log_softmax(z):

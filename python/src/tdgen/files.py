@@ -1,4 +1,4 @@
-"""tdgen_files - how exports reach the disk: progress, files and folders that appear whole, tables.
+"""How exports reach the disk: progress, files and folders that appear whole, tables.
 
 Tables become Arrow streams in the layout of datasets' save_to_disk, or Parquet; rows are added one by one
 and written in batches of bounded size.

@@ -1,15 +1,15 @@
-"""tdgen_prepare - what tools/prepare is made of: sources, chats, and the token file.
+"""What tdgen-prepare is made of: sources, chats, and the token file.
 
 Text becomes ids through the folder's own tokenizer.json (the `tokenizers` library, no post-processing
 by transformers), so that they are the ids that tdgen itself would make; where transformers would build
-another tokenizer, that is said (tdgen_tokenizer). Chat templates are rendered by transformers, in its
+another tokenizer, that is said (tdgen.tokenizer). Chat templates are rendered by transformers, in its
 sandbox. A folder's own code is never run.
 
 The token file (safetensors, https://huggingface.co/docs/safetensors):
   sample_offsets  I64 [rows + 1]   row i = input_ids[sample_offsets[i] : sample_offsets[i + 1]]
   input_ids       I32 [tokens]     all rows end to end
   loss_mask       U8  [tokens]     1 where the token is a training target
-  __metadata__    tokenizer_hash (tdgen_tokenizer.content_hash), template_hash, n_vocab, source...
+  __metadata__    tokenizer_hash (tdgen.tokenizer.content_hash), template_hash, n_vocab, source...
 """
 
 import json
@@ -21,8 +21,8 @@ import struct
 import tempfile
 import threading
 
-from tdgen_trust import read_bounded
-from tdgen_tokenizer import content_hash, differences
+from .trust import read_bounded
+from .tokenizer import content_hash, differences
 
 MAX_TOKENIZER = 1 << 30
 RENDER_SECONDS = 60  # no conversation takes so long; a template that counts to the end of time does

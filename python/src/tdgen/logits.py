@@ -1,7 +1,7 @@
 """Logits of a run that recorded final-norm states (capture.mode = hidden), through the teacher's lm_head.
 
-    from tdgen_logits import FullRun, LmHead
-    from tdgen_reader import to_targets
+    from .logits import FullRun, LmHead
+    from .reader import to_targets
 
     run = FullRun("out/hidden", "/models/Qwen3-0.6B")    # a Run whose records are those of mode full
     probs = to_targets(run.sample(0), temperature=3.0, dense=True)
@@ -18,8 +18,8 @@ import json
 import os
 
 import numpy as np
-from tdgen_reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
-from tdgen_trust import hash_hex, number, parse_json, read_bounded
+from .reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
+from .trust import hash_hex, number, parse_json, read_bounded
 
 __all__ = ["FullRun", "LmHead"]
 
@@ -172,12 +172,12 @@ def derived(record, logits):
 def write_logits(run, out, dtype="f32", quiet=False, student=None):
     """Writes the logits of a FullRun, a shard for a shard, into the new folder `out`; the number of rows.
 
-    student, a tdgen_student.Student with fewer ids: only its columns, and `logsumexp` F32 [R] over all of the
+    student, a tdgen.student.Student with fewer ids: only its columns, and `logsumexp` F32 [R] over all of the
     teacher's, so that exp(logits - logsumexp) are the teacher's probabilities and what is missing to 1 was cut.
     """
-    from tdgen_export import provenance
-    from tdgen_student import tokens_of
-    from tdgen_files import Progress, Target
+    from .export import provenance
+    from .student import tokens_of
+    from .files import Progress, Target
 
     names = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
     keep = ("sample_offsets", "sample_index", "sample_start", "row_offsets", "input_ids", "row_position", "loss_mask",

@@ -1,4 +1,4 @@
-"""tdgen_trust - reading files that nobody vouches for, with Python's own library and xxhash.
+"""Reading files that nobody vouches for, with Python's own library and xxhash.
 
 A file is a regular one, where asked for inside of its folder, and of bounded size; JSON is what JSON is, with
 the types that the format says; hashes are xxh3-64. Whatever is wrong is a RecordError that names the file.

@@ -1,7 +1,7 @@
-"""tdgen_llamacpp - the numbers of llama.cpp's --kl-divergence-base file, and what its 16 bits leave of them."""
+"""The numbers of llama.cpp's --kl-divergence-base file, and what its 16 bits leave of them."""
 
 import numpy as np
-from tdgen_reader import log_softmax
+from .reader import log_softmax
 
 
 class Clipped:

@@ -1,4 +1,4 @@
-"""tdgen_tokenizer - which tokenizer a folder holds: the hash that tdgen compares, and whether transformers builds it.
+"""Which tokenizer a folder holds: the hash that tdgen compares, and whether transformers builds it.
 
 tdgen reads tokenizer.json as the `tokenizers` library does. transformers' AutoTokenizer may build another one of the
 same folder: from version 5 on a class with code of its own (LlamaTokenizer, GemmaTokenizer, Qwen2Tokenizer and more)
@@ -9,7 +9,7 @@ added. Nobody but the two tokenizers themselves knows: they are compared, part b
 import json
 import re
 
-from tdgen_trust import hash_hex
+from .trust import hash_hex
 
 _PART = re.compile(rb'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.DOTALL)
 _SCALAR = re.compile(rb"[^,\]} \t\n\r]*")
