@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs of tdgen in every capture mode over the same demo rows, read with tdgen_reader: the full logits of
+"""Runs of tdgen in every capture mode over the same demo rows, read with the package tdgen: the full logits of
 one run say what all others must hold. And states through lm_head against those logits.
 
     test_capture_modes.py [--tdgen PATH]    else $TDGEN else build/release/src/tdgen
@@ -16,7 +16,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 from tdgen import logits as tdgen_logits  # noqa: E402
 import _synth  # noqa: E402
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
+from tdgen import targets  # noqa: E402
 
 TEMPERATURES = (2.0, 0.5)
 ROWS = ["data.max_samples=6", "output.shard_samples=4"]
@@ -109,8 +110,8 @@ def modes(runs):
         for record, logp in same_rows(run, full):
             if not len(logp):
                 continue
-            ids = rd._pad(record["topp_offsets"], record["topp_ids"], -1)
-            have = rd._pad(record["topp_offsets"], record["topp_logprobs"], -np.inf)
+            ids = targets._pad(record["topp_offsets"], record["topp_ids"], -1)
+            have = targets._pad(record["topp_offsets"], record["topp_logprobs"], -np.inf)
             used, tail = check_set(record, ids, have, logp, dtype)
             n = used.sum(axis=1)
             widths += n.tolist()
@@ -154,8 +155,8 @@ def draws(runs, full):
             if not len(logp):
                 continue
             assert (np.add.reduceat(record["draw_counts"], record["draw_offsets"][:-1]) == 200).all()
-            ids = rd._pad(record["draw_offsets"], record["draw_ids"], -1)
-            have = rd._pad(record["draw_offsets"], record["draw_logprobs"], -np.inf)
+            ids = targets._pad(record["draw_offsets"], record["draw_ids"], -1)
+            have = targets._pad(record["draw_offsets"], record["draw_logprobs"], -np.inf)
             used = ids >= 0
             want = np.take_along_axis(logp, np.maximum(ids, 0).astype(np.int64), axis=1)
             assert np.abs(np.where(used, have - want, 0)).max() < 1e-5
@@ -196,7 +197,7 @@ def states(runs):
                 continue
             assert np.array_equal(a["row_position"], b["row_position"])
             worst = max(worst, np.abs(a["logits"] - b["logits"]).max())
-            same += (rd.log_softmax(a["logits"]).argmax(axis=1) == rd.log_softmax(b["logits"]).argmax(axis=1)).sum()
+            same += (targets.log_softmax(a["logits"]).argmax(axis=1) == targets.log_softmax(b["logits"]).argmax(axis=1)).sum()
             n += len(a["logits"])
             bits = [np.ascontiguousarray(x["logits"]).view(np.uint32) >> 16 for x in (a, b)]
             if stored == compute:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Folders that are damaged or made to do harm, read with tdgen_reader. Of the committed folders of every capture
+"""Folders that are damaged or made to do harm, read with tdgen. Of the committed folders of every capture
 mode: bits flipped, files cut, bytes put in and taken out, JSON edited, shards exchanged. Each is refused with a
 RecordError, or reads to exactly what the folder held; never another exception, a hang, or memory out of bounds.
 
@@ -30,7 +30,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 from tdgen import logits as tdgen_logits  # noqa: E402
 from tdgen import export as tdgen_export  # noqa: E402
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
 
 FOLDERS = os.path.join(ROOT, "test", "fixtures", "record", "revision-1")
 ODD = [None, True, False, -1, 0, 1, 2**31, 2**63, 2**70, 10**400, -5.5, 1e308, "", "../../etc/passwd", "/dev/zero", "x" * 9,

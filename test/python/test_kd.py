@@ -20,7 +20,7 @@ sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "python"
 os.environ["PYTHONPATH"] = sys.path[0]  # of the examples that are run
 import _synth  # noqa: E402
 import kd_numpy  # noqa: E402
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
 
 TAILS = ("bucket", "ignore", "renormalise")
 

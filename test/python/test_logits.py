@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 import _synth  # noqa: E402
 from tdgen import logits as tdgen_logits  # noqa: E402
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
 
 
 def make_model(folder, teacher, dtype=np.float32, name="lm_head.weight", index=False, **config):

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
-from tdgen import reader as tdgen_reader  # noqa: E402
+import tdgen  # noqa: E402
 
 DTYPES = {"I64": np.int64, "I32": np.int32, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
@@ -108,27 +108,27 @@ def raises(kind, call):
 
 def check_record(record):
     """The reader's own promises for one record."""
-    ids, p = tdgen_reader.to_targets(record)
+    ids, p = tdgen.to_targets(record)
     assert np.allclose(p.sum(axis=1), 1, atol=1e-2)
-    _, ignored = tdgen_reader.to_targets(record, tail="ignore")
+    _, ignored = tdgen.to_targets(record, tail="ignore")
     assert np.array_equal(ignored, p[:, :-1])
-    _, scaled = tdgen_reader.to_targets(record, temperature=3.7, tail="renormalise")
+    _, scaled = tdgen.to_targets(record, temperature=3.7, tail="renormalise")
     assert np.allclose(scaled.sum(axis=1), 1, atol=1e-5)
     assert (np.diff(scaled, axis=1) <= 1e-7).all()
-    dense = tdgen_reader.to_dense(record)
+    dense = tdgen.to_dense(record)
     assert dense.shape == (len(ids), record["vocab_size"])
     assert np.allclose(dense.sum(axis=1), 1, atol=1e-2)
     assert (dense.argmax(axis=1) == ids[:, 0]).mean() > 0.9  # ties after rounding aside
-    assert raises(ValueError, lambda: tdgen_reader.to_targets(record, tail="drop"))
-    assert raises(ValueError, lambda: tdgen_reader.to_targets(record, temperature=0))
+    assert raises(ValueError, lambda: tdgen.to_targets(record, tail="drop"))
+    assert raises(ValueError, lambda: tdgen.to_targets(record, temperature=0))
     if 3.7 not in record["temperatures"]:
-        assert raises(ValueError, lambda: tdgen_reader.to_targets(record, temperature=3.7))
+        assert raises(ValueError, lambda: tdgen.to_targets(record, temperature=3.7))
     for t in record["temperatures"]:
-        _, p = tdgen_reader.to_targets(record, temperature=t, tail="bucket")
+        _, p = tdgen.to_targets(record, temperature=t, tail="bucket")
         kept = p[:, :-1].sum(axis=1, dtype=np.float64)
         assert (kept <= 1 + 1e-2).all() and (p >= 0).all()
         # against the candidates' own ratios, which need no normaliser
-        _, q = tdgen_reader.to_targets(record, temperature=t, tail="renormalise")
+        _, q = tdgen.to_targets(record, temperature=t, tail="renormalise")
         assert np.allclose(p[:, :-1] / kept[:, None], q, atol=1e-4)
 
 
@@ -139,9 +139,9 @@ def check_torch(path, n_rows):
     except ImportError:
         print("   torch is not installed: its Dataset was not tried")
         return
-    data = tdgen_reader.torch_dataset(path)
+    data = tdgen.torch_dataset(path)
     seen = 0
-    for batch in DataLoader(data, batch_size=7, collate_fn=tdgen_reader.collate):
+    for batch in DataLoader(data, batch_size=7, collate_fn=tdgen.collate):
         seen += len(batch["target"])
         gathered = batch["input_ids"][batch["row_sample"], batch["position"] + 1]
         assert torch.equal(gathered, batch["target"])
@@ -151,7 +151,7 @@ def check_torch(path, n_rows):
 
 
 def check_run(path):
-    run = tdgen_reader.Run(path)
+    run = tdgen.Run(path)
     n_rows = n_samples = 0
     for k, entry in enumerate(run.shards):
         t, meta = check_file(os.path.join(path, entry["file"]), run.manifest)

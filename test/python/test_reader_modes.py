@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tdgen_reader on every capture mode and storage, against runs of a known teacher (_synth.py)."""
+"""the package tdgen on every capture mode and storage, against runs of a known teacher (_synth.py)."""
 
 import os
 import pickle
@@ -11,7 +11,8 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
+from tdgen import targets, shard  # noqa: E402
 import _synth  # noqa: E402
 
 MODES = rd.MODES
@@ -74,16 +75,16 @@ def check_sample(run, teacher, i, dtype, drawn):
         kept = record["topk_logprobs"]
         assert (kept[:, 1:] <= kept[:, :-1]).all()
     if mode == "topp":
-        ids = rd._pad(record["topp_offsets"], record["topp_ids"], -1)
-        check_set(ids, rd._pad(record["topp_offsets"], record["topp_logprobs"], -np.inf), logp, dtype)
+        ids = targets._pad(record["topp_offsets"], record["topp_ids"], -1)
+        check_set(ids, targets._pad(record["topp_offsets"], record["topp_logprobs"], -np.inf), logp, dtype)
     if mode in ("sample", "topk+sample"):
         sets, counts = drawn[i]
         for r in range(n):
             part = slice(*record["draw_offsets"][r : r + 2])
             assert np.array_equal(record["draw_ids"][part], sets[r])
             assert np.array_equal(record["draw_counts"][part], counts[r])
-        ids = rd._pad(record["draw_offsets"], record["draw_ids"], -1)
-        check_set(ids, rd._pad(record["draw_offsets"], record["draw_logprobs"], -np.inf), logp, dtype)
+        ids = targets._pad(record["draw_offsets"], record["draw_ids"], -1)
+        check_set(ids, targets._pad(record["draw_offsets"], record["draw_logprobs"], -np.inf), logp, dtype)
     if mode == "full":
         want = s["logits"] if run.capture["dense_dtype"] == "f32" else \
             s["logits"].astype(np.float16).astype(np.float32) if run.capture["dense_dtype"] == "f16" else \
@@ -186,8 +187,8 @@ def test_bits():
         whole = int.from_bytes(stream.tobytes(), "little")
         assert [whole >> (i * bits) & (2**bits - 1) for i in range(57)] == [x % 2**bits for x in ids]
         for first, count in ((0, 57), (0, 0), (1, 56), (13, 20), (56, 1)):
-            assert rd.unpack_bits(stream, first, count, bits).tolist() == ids[first : first + count], bits
-        raises(rd.RecordError, lambda: rd.unpack_bits(stream, 0, 66 if bits == 1 else 58 + 8, bits))
+            assert shard.unpack_bits(stream, first, count, bits).tolist() == ids[first : first + count], bits
+        raises(rd.RecordError, lambda: shard.unpack_bits(stream, 0, 66 if bits == 1 else 58 + 8, bits))
 
 
 def test_refusals(tmp):

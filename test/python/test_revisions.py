@@ -9,7 +9,7 @@ import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
 from test_export import export  # noqa: E402
 
 RECORD = os.path.join(ROOT, "test", "fixtures", "record")

@@ -21,7 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 os.environ["PYTHONPATH"] = sys.path[0]  # of the examples that are run
 import _synth  # noqa: E402
-from tdgen import reader as rd  # noqa: E402
+import tdgen as rd  # noqa: E402
 from test_export import AXOLOTL, DISTILLKIT, export, open_columns, read_llamacpp  # noqa: E402
 
 

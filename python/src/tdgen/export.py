@@ -11,11 +11,14 @@ import json
 import os
 
 import numpy as np
-from .files import BATCH_BYTES, ArrowFolder, Column, ExportError, ParquetFolder, Progress, Table, Target, digest
+
+from .extent import ranges
+from .files import (BATCH_BYTES, ArrowFolder, Batches, Column, ExportError, ParquetFolder, Table, Target, digest,
+                    progress)
 from .llamacpp import Clipped, quantise_llamacpp
-from .reader import RecordError, log_softmax, renormalised, to_logprobs
-from .trust import parse_json, read_bounded
 from .student import check_tokenizer, cut_record, student_of, tokens_of
+from .targets import log_softmax, renormalised, to_logprobs
+from .trust import RecordError, parse_json, read_bounded
 
 LAYOUTS = {
     "axolotl": "axolotl-ai-cloud/axolotl 067b021c8b87 (0.18.0): src/axolotl/integrations/kd/collator.py, "
@@ -72,7 +75,7 @@ class Source:
 
     def records(self, empty=False, dense=True):
         """(number, record) of every usable sample; those without a row only with empty=True."""
-        bar = Progress(self.total, self.quiet)
+        bar = progress(self.total, self.quiet)
         try:
             for i in range(self.total):
                 record = self.run.sample(i, dense=dense)
@@ -84,7 +87,7 @@ class Source:
                     self.n_samples += 1
                     self.n_rows += len(record["row_position"])
                     yield i, record
-                bar.step()
+                bar.update()
         finally:
             bar.close()
 
@@ -107,8 +110,13 @@ def check_whole(run, partial):
         raise ExportError(f"{run.path} has no finished shard")
     if partial:
         return
+    if run.extent is not None:  # its reader has refused what is not finished
+        if run.extent.total_workers > 1:
+            raise ExportError(f"{run.path} holds what one of {run.extent.total_workers} workers did (tdgen merge puts them "
+                              "together); --partial exports it alone")
+        return
     if numbers != list(range(len(numbers))):
-        raise ExportError(f"{run.path} holds shards {_ranges(numbers)}: the others are in other workers' folders "
+        raise ExportError(f"{run.path} holds shards {ranges(numbers)}: the others are in other workers' folders "
                           "(tdgen merge) or not done; --partial exports what is here")
     name = os.path.join(run.path, "status.json")
     if not os.path.lexists(name):
@@ -125,16 +133,6 @@ def check_whole(run, partial):
                           "exports what is there")
     if state is not None and state != "done":
         raise ExportError(f"{run.path}: the run's state is {state!r}, not done; --partial exports what is there")
-
-
-def _ranges(numbers):
-    out = []
-    for n in numbers:
-        if out and out[-1][1] == n - 1:
-            out[-1][1] = n
-        else:
-            out.append([n, n])
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in out[:8]) + (", ..." if len(out) > 8 else "")
 
 
 def n_ids(run, options):
@@ -220,6 +218,33 @@ def next_token_is_target(record):
 
 def export_hf(run, out, options, quiet):
     """The record as it is, a row a sample: Arrow (save_to_disk) or Parquet."""
+    kind = ParquetFolder if options.get("format", "arrow") == "parquet" else ArrowFolder
+    with Target(out, folder=True) as target:
+        source = _write_hf(run, lambda origin: kind(target.path, origin), options, quiet)
+        target.commit()
+    how = "datasets.load_dataset" if kind is ParquetFolder else "datasets.load_from_disk"
+    return source.summary(f"; {how}({out!r})")
+
+
+def to_hf(run, folder=None):
+    """See Run.to_hf."""
+    import datasets
+
+    if folder is not None:
+        export_hf(run, os.fspath(folder), {}, quiet=True)
+        return datasets.load_from_disk(os.fspath(folder))
+    sinks = []
+
+    def sink(origin):
+        sinks.append(Batches(origin))
+        return sinks[0]
+
+    _write_hf(run, sink, {}, quiet=True)
+    return datasets.Dataset(sinks[0].table(), fingerprint=digest(sinks[0].origin))
+
+
+def _write_hf(run, sink, options, quiet):
+    """All rows into sink(origin), a place for a Table's batches; returns the Source."""
     if len(run) == 0:
         raise ExportError(f"{run.path} holds no sample: every row of its dataset was left out")
     raw = options.get("f16_bits", False)
@@ -268,25 +293,21 @@ def export_hf(run, out, options, quiet):
     origin = provenance(run, "hf", options)
     if raw:
         origin["f16_bits"] = "uint16 columns are the bits of IEEE half floats: numpy view(float16)"
-    kind = ParquetFolder if options.get("format", "arrow") == "parquet" else ArrowFolder
-    with Target(out, folder=True) as target:
-        table = Table(columns, kind(target.path, origin))
-        for _, record in source.records(empty=True):
-            if student:
-                record = cut_record(run, record, student)
-            row = {c.name: record[c.name] for c in columns if c.name in record}
-            for ids, logprobs, counts, offsets in lists:
-                for name in (ids, logprobs, counts):
-                    if name:
-                        value = floats(record[name], record) if name == logprobs else record[name]
-                        row[name] = (record[offsets], value) if offsets else value
-            if dense:
-                row[dense] = floats(record[dense], record)
-            table.add(**row)
-        table.close()
-        target.commit()
-    how = "datasets.load_dataset" if kind is ParquetFolder else "datasets.load_from_disk"
-    return source.summary(f"; {how}({out!r})")
+    table = Table(columns, sink(origin))
+    for _, record in source.records(empty=True):
+        if student:
+            record = cut_record(run, record, student)
+        row = {c.name: record[c.name] for c in columns if c.name in record}
+        for ids, logprobs, counts, offsets in lists:
+            for name in (ids, logprobs, counts):
+                if name:
+                    value = floats(record[name], record) if name == logprobs else record[name]
+                    row[name] = (record[offsets], value) if offsets else value
+        if dense:
+            row[dense] = floats(record[dense], record)
+        table.add(**row)
+    table.close()
+    return source
 
 
 # ---- Axolotl ----
@@ -504,7 +525,7 @@ def export_llamacpp(run, out, options, quiet):
                 if student:
                     tokens_of(student, record)
                 f.write(record["input_ids"].astype("<i4").tobytes())
-            bar = Progress(len(chosen), quiet)
+            bar = progress(len(chosen), quiet)
             block = max(1, BATCH_BYTES // (4 * run.vocab_size))
             for i in chosen:
                 record = run.sample(i, dense=False)
@@ -518,7 +539,7 @@ def export_llamacpp(run, out, options, quiet):
                         student.lose(here, np.exp(logp, dtype=np.float64).sum(axis=1), run.vocab_size,
                                      np.count_nonzero(logp > -np.inf))
                     f.write(clip.look(logits, quantise_llamacpp(logits, v)).tobytes())
-                bar.step()
+                bar.update()
             bar.close()
         with open(target.beside, "w", encoding="utf-8") as f:
             json.dump(dict(provenance(run, "llamacpp", dict(options, n_ctx=n_ctx)), clipped=clip.summary()), f, indent=2)

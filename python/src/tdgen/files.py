@@ -8,9 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-import time
 
 import numpy as np
 
@@ -22,27 +20,11 @@ class ExportError(Exception):
     """Something the user can act on."""
 
 
-class Progress:
-    """A bar on stderr, where that is a terminal."""
+def progress(total, quiet=False):
+    """A bar of samples on stderr, where that is a terminal."""
+    from tqdm import tqdm
 
-    def __init__(self, total, quiet=False):
-        self.total, self.done, self.begin, self.shown = total, 0, time.monotonic(), 0.0
-        self.on = not quiet and sys.stderr.isatty()
-
-    def step(self, n=1):
-        self.done += n
-        now = time.monotonic()
-        if self.on and (now - self.shown > 0.2 or self.done == self.total):
-            self.shown = now
-            part = self.done / max(self.total, 1)
-            left = (now - self.begin) * (1 - part) / max(part, 1e-9)
-            bar = "#" * int(30 * part)
-            print(f"\r[{bar:30}] {self.done:,} of {self.total:,} samples, {left:.0f} s left ", end="",
-                  file=sys.stderr, flush=True)
-
-    def close(self):
-        if self.on and self.shown:
-            print("\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
+    return tqdm(total=total, unit=" samples", smoothing=0.05, leave=False, disable=True if quiet else None)
 
 
 class Target:
@@ -228,6 +210,24 @@ class Files:
             final.append(self.pattern.format(i, len(self.names)))
             os.rename(path, os.path.join(self.folder, final[-1]))
         self._finish(final)
+
+
+class Batches:
+    """A table in memory."""
+
+    def __init__(self, origin):
+        self.origin, self.metadata, self.batches, self.schema = origin, {"tdgen": json.dumps(origin)}, [], None
+
+    def write(self, batch, size):
+        self.batches.append(batch)
+
+    def close(self, schema):
+        self.schema = schema
+
+    def table(self):
+        import pyarrow as pa
+
+        return pa.Table.from_batches(self.batches, self.schema)
 
 
 class ArrowFolder(Files):

@@ -1,7 +1,7 @@
 """The numbers of llama.cpp's --kl-divergence-base file, and what its 16 bits leave of them."""
 
 import numpy as np
-from .reader import log_softmax
+from .targets import log_softmax
 
 
 class Clipped:

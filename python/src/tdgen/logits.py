@@ -1,7 +1,7 @@
 """Logits of a run that recorded final-norm states (capture.mode = hidden), through the teacher's lm_head.
 
-    from .logits import FullRun, LmHead
-    from .reader import to_targets
+    from tdgen.logits import FullRun, LmHead
+    from tdgen import to_targets
 
     run = FullRun("out/hidden", "/models/Qwen3-0.6B")    # a Run whose records are those of mode full
     probs = to_targets(run.sample(0), temperature=3.0, dense=True)
@@ -14,12 +14,19 @@ says. Against capture.mode = full of the same run the same logits but for the or
 states were stored in fewer bits than they were computed in, also for that rounding.
 """
 
+from __future__ import annotations
+
 import json
 import os
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from .reader import RecordError, Run, Shard, bf16_to_f32, log_softmax
-from .trust import hash_hex, number, parse_json, read_bounded
+
+from .reader import Run
+from .shard import Shard
+from .targets import log_softmax
+from .trust import RecordError, hash_hex, number, parse_json, read_bounded
 
 __all__ = ["FullRun", "LmHead"]
 
@@ -32,14 +39,7 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 _TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
-def _rounded(x, compute):
-    """float32 values as the run's compute type holds them."""
-    if compute == "f16":
-        return x.astype(np.float16).astype(np.float32)
-    if compute == "bf16":
-        u = x.view(np.uint32).astype(np.uint64)
-        return ((u + 0x7FFF + ((u >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-    return x
+_TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class LmHead:
@@ -50,7 +50,7 @@ class LmHead:
     padding without a token, and get -inf (capture.mask_padded_vocab).
     """
 
-    def __init__(self, path, compute="bf16", n_valid=None):
+    def __init__(self, path: str | os.PathLike[str], compute: str = "bf16", n_valid: int | None = None) -> None:
         self.path, self.compute, self.n_valid = os.fspath(path), compute, n_valid
         where = os.path.join(self.path, "config.json")
         self.config_bytes = read_bounded(where, _MAX_JSON)
@@ -66,7 +66,7 @@ class LmHead:
         shard, name = self._find(_TABLES if tied else _HEADS)
         if shard.dtypes[name] not in ("F32", "F16", "BF16"):
             raise RecordError(f"{shard.path}: {name} is {shard.dtypes[name]}, which is not read here")
-        self.weight, self._bf16 = shard[name], shard.dtypes[name] == "BF16"
+        self.weight = shard[name]
         if self.weight.ndim != 2 or 0 in self.weight.shape:
             raise RecordError(f"{shard.path}: {name} has shape {list(self.weight.shape)}, expected [V, C]")
         self.n_vocab, self.n_hidden = self.weight.shape
@@ -90,10 +90,9 @@ class LmHead:
         raise RecordError(f"{self.path}: there is no tensor {' or '.join(names)}")
 
     def _block(self, begin, end):
-        part = self.weight[begin:end]
-        return _rounded(bf16_to_f32(part) if self._bf16 else part.astype(np.float32), self.compute)
+        return self.weight[begin:end].astype(np.float32).astype(_TYPES.get(self.compute, np.float32)).astype(np.float32)
 
-    def __call__(self, states):
+    def __call__(self, states: Any) -> np.ndarray:
         states = np.ascontiguousarray(states, np.float32)
         if states.ndim != 2 or states.shape[1] != self.n_hidden:
             raise ValueError(f"states {states.shape}, lm_head reads [n, {self.n_hidden}]")
@@ -119,8 +118,9 @@ class LmHead:
 class FullRun(Run):
     """A hidden run seen as one of mode full: logits, and what follows from them, are made when asked for."""
 
-    def __init__(self, path, model, n_valid=None, verify=True):
-        super().__init__(path, verify)
+    def __init__(self, path: str | os.PathLike[str], model: str | os.PathLike[str], n_valid: int | None = None,
+                 verify: bool = True, partial: bool = False) -> None:
+        super().__init__(path, verify, partial)
         if self.mode != "hidden":
             raise RecordError(f"{self.path} was recorded in mode {self.mode}: lm_head is for mode hidden")
         identity = self.manifest["identity"]
@@ -137,10 +137,10 @@ class FullRun(Run):
             raise RecordError(f"{self.head.path}: an lm_head of {self.head.n_vocab} tokens, the run has {self.vocab_size}")
         self.mode = "full"
 
-    def dense_rows(self, i, begin, end):
+    def dense_rows(self, i: int, begin: int, end: int) -> np.ndarray:
         return self.head(super().dense_rows(i, begin, end))[:, : self.vocab_size]
 
-    def sample(self, i, dense=True):
+    def sample(self, i: int, dense: bool = True) -> dict[str, Any]:
         record = super().sample(i, dense=False)
         record["temperatures"] = ()
         if dense:
@@ -177,12 +177,12 @@ def write_logits(run, out, dtype="f32", quiet=False, student=None):
     """
     from .export import provenance
     from .student import tokens_of
-    from .files import Progress, Target
+    from .files import Target, progress
 
     names = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
     keep = ("sample_offsets", "sample_index", "sample_start", "row_offsets", "input_ids", "row_position", "loss_mask",
             "sample_status")
-    bar, n_rows = Progress(len(run), quiet), 0
+    bar, n_rows = progress(len(run), quiet), 0
     v = min(run.vocab_size, student.n) if student else run.vocab_size
     with Target(out, folder=True) as target:
         for k in range(len(run.shards)):
@@ -225,9 +225,9 @@ def write_logits(run, out, dtype="f32", quiet=False, student=None):
                             if v < run.vocab_size:
                                 lse = _cut(logits, student, record, r, v)
                                 tensors["logsumexp"][2][int(rows[j]) + r :][: len(lse)] = lse
-                            f.write(_stored(logits[:, :v], dtype))
+                            f.write(logits[:, :v].astype(_TYPES[dtype]).tobytes())
                         n_rows += n
-                        bar.step()
+                        bar.update()
                 if "logsumexp" in tensors:
                     f.seek(place)
                     f.write(tensors["logsumexp"][2].tobytes())
@@ -247,11 +247,3 @@ def _cut(logits, student, record, first, v):
 
 
 _SIZES = {"I64": 8, "I32": 4, "F32": 4, "F16": 2, "BF16": 2, "U8": 1}
-
-
-def _stored(logits, dtype):
-    if dtype == "f16":
-        return logits.astype(np.float16).tobytes()
-    if dtype == "bf16":
-        return (_rounded(np.ascontiguousarray(logits), "bf16").view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return logits.tobytes()

@@ -11,7 +11,9 @@ import os
 import re
 import struct
 
+import ml_dtypes
 import numpy as np
+
 from .trust import RecordError, hash_hex, open_regular, parse_json, whole
 
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit: another's checkpoint
@@ -22,17 +24,12 @@ _MAX_WINDOW = 1 << 27  # what a zstd decoder may keep: the format's recommended 
 _MAX_DIM = 1 << 48
 _DTYPES = {
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
-    "U8": np.dtype("u1"), "BF16": np.dtype("<u2"),
+    "U8": np.dtype("u1"), "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 SHARD_NAME = re.compile(r"shard-([0-9]{6,18})\.safetensors(\.zst)?")
 
 
 # ---- numbers ----
-
-
-def bf16_to_f32(bits):
-    """uint16 bits of bfloat16 numbers as float32, exact."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def unpack_bits(data, first, count, bits):
@@ -77,8 +74,7 @@ def dequantise(q, limits):
 class Shard:
     """One shard-NNNNNN.safetensors[.zst]: a mapping of names to arrays.
 
-    Arrays are views of the mapped file (read-only); BF16, which NumPy does not know, is a view of its
-    bits as uint16. `metadata` is the header's __metadata__, `dtypes` names each tensor's stored type.
+    Arrays are views of the mapped file (read-only); BF16 is ml_dtypes.bfloat16. `metadata` is the header's __metadata__, `dtypes` names each tensor's stored type.
     """
 
     def __init__(self, path, partly=False, verify=True, within=None, proven=None):
@@ -150,8 +146,7 @@ class Shard:
 
     def floats(self, name, rows):
         """float32 of rows [a, b) of a tensor of floats, whatever its type."""
-        x = self[name][rows]
-        return bf16_to_f32(x) if self.dtypes[name] == "BF16" else x.astype(np.float32)
+        return self[name][rows].astype(np.float32)
 
     def ids(self, name, part, width, bits):
         """int32 ids: of rows `part` [R, width], or with width = None of entries `part`."""

@@ -8,10 +8,11 @@ stated. How many it has, its config.json says.
 import os
 
 import numpy as np
+
 from .files import ExportError
-from .reader import check_tokens, cut_vocab, to_logprobs
-from .trust import RecordError, hash_hex, parse_json, read_bounded, whole
+from .targets import check_tokens, cut_vocab, to_logprobs
 from .tokenizer import content_hash
+from .trust import RecordError, hash_hex, parse_json, read_bounded, whole
 
 _MAX_CONFIG = 16 << 20
 _MAX_TOKENIZER = 1 << 30

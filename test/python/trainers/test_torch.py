@@ -16,7 +16,7 @@ sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "python"
                 os.path.join(ROOT, "test", "python")]
 import _synth  # noqa: E402
 import kd_numpy  # noqa: E402
-from tdgen.reader import Run  # noqa: E402
+from tdgen import Run  # noqa: E402
 
 
 def main():

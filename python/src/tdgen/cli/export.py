@@ -17,8 +17,8 @@ import os
 import sys
 
 
-NEEDS = {"hf": "numpy xxhash pyarrow", "axolotl": "numpy xxhash pyarrow", "distillkit": "numpy xxhash pyarrow",
-         "nemo": "numpy xxhash", "llamacpp": "numpy xxhash", "hdf5": "numpy xxhash h5py"}
+NEEDS = {"hf": "numpy ml_dtypes xxhash tqdm pyarrow", "axolotl": "numpy ml_dtypes xxhash tqdm pyarrow", "distillkit": "numpy ml_dtypes xxhash tqdm pyarrow",
+         "nemo": "numpy ml_dtypes xxhash tqdm", "llamacpp": "numpy ml_dtypes xxhash tqdm", "hdf5": "numpy ml_dtypes xxhash tqdm h5py"}
 
 
 def positive(text):
@@ -110,7 +110,7 @@ def arguments(argv):
 def work(a):
     try:
         from .. import export as ex
-        from .. import reader
+        from .. import reader, trust
 
         if a.layout == "hdf5":
             import h5py  # noqa: F401
@@ -123,9 +123,9 @@ def work(a):
         if a.model:
             from .. import logits
 
-            run = logits.FullRun(a.run, a.model, a.valid_vocab, not a.no_verify)
+            run = logits.FullRun(a.run, a.model, a.valid_vocab, not a.no_verify, a.partial)
         else:
-            run = reader.Run(a.run, not a.no_verify)
+            run = reader.Run(a.run, not a.no_verify, a.partial)
         ex.check_whole(run, a.partial)
         if a.tokenizer:
             ex.check_tokenizer(run, a.tokenizer)
@@ -136,7 +136,7 @@ def work(a):
         if student:
             options["student"] = student
         text = ex.EXPORTS[a.layout](run, a.out, options, a.quiet)
-    except (ex.ExportError, reader.RecordError, ValueError) as e:
+    except (ex.ExportError, trust.RecordError, ValueError) as e:
         print(f"tdgen-export: {e}", file=sys.stderr)
         return 4
     except OSError as e:

@@ -36,10 +36,10 @@ def work(a):
     try:
         from .. import export, logits
     except ImportError as e:
-        print(f"tdgen-logits: {e}; it needs: pip install numpy xxhash", file=sys.stderr)
+        print(f"tdgen-logits: {e}; it needs: pip install numpy ml_dtypes xxhash tqdm", file=sys.stderr)
         return 2
     try:
-        run = logits.FullRun(a.run, a.model, a.valid_vocab, not a.no_verify)
+        run = logits.FullRun(a.run, a.model, a.valid_vocab, not a.no_verify, a.partial)
         export.check_whole(run, a.partial)
         if a.tokenizer:
             export.check_tokenizer(run, a.tokenizer)
