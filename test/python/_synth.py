@@ -144,13 +144,21 @@ def write_safetensors(path, tensors, metadata):
         f.write(data)
 
 
+def write_manifest(folder, manifest):
+    """With the hash of its content."""
+    manifest.pop("hash", None)
+    manifest["hash"] = xxh3(compact(manifest))
+    with open(os.path.join(folder, "manifest.json"), "w", encoding="utf-8") as f:
+        json.dump(manifest, f)
+
+
 def write_run(folder, teacher, mode, top_k=8, top_p=0.9, min_k=1, n_draws=20, proposal_power=1.0, dtype="f16",
               packed=False, zstd=False, temperatures=(2.0, 0.5), always_ids=(), dense_dtype="bf16", with_ids=True,
-              per_shard=4, seed=7, identity=(), times=1, empty=False):
+              per_shard=4, seed=7, identity=(), times=1, empty=False, extent=None):
     """Writes a run of `mode` into folder, `per_shard` samples a shard. Returns what was drawn, per sample.
 
     identity: more of the manifest's, or other values; times: the same shards so often, with new numbers;
-    empty: shards without a sample.
+    empty: shards without a sample; extent: that of the manifest, whose shards are of one dataset row here.
     """
     os.makedirs(folder)
     v, rng, bits = teacher.vocab, np.random.default_rng(seed), teacher.vocab.bit_length()
@@ -165,9 +173,9 @@ def write_run(folder, teacher, mode, top_k=8, top_p=0.9, min_k=1, n_draws=20, pr
     fingerprint = xxh3(compact(known))
     manifest = {"schema": 2, "fingerprint": fingerprint, "tdgen": "0.1.0", "model_path": "teacher", "capture": spec,
                 "identity": known}
-    manifest["hash"] = xxh3(compact(manifest))
-    with open(os.path.join(folder, "manifest.json"), "w", encoding="utf-8") as f:
-        json.dump(manifest, f)
+    if extent is not None:
+        manifest["extent"] = extent
+    write_manifest(folder, manifest)
     drawn, tensors = [], []
     for first in range(0, len(teacher.samples), per_shard):
         chosen = range(first, min(first + per_shard, len(teacher.samples)))
