@@ -118,6 +118,8 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, FILE
         faults->n_lost)
         code = TD_EXIT_PARTIAL;
     td_faults_remove(j->cfg->output.dir);
+    if (summary->n_shards_written == 0)
+        fprintf(out, "%s was complete already: nothing was computed\n", j->cfg->output.dir);
     fprintf(out, "Look at it with: tdgen inspect %s\n", j->cfg->output.dir);
     return code;
 }
