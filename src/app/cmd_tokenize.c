@@ -208,6 +208,8 @@ int td_cmd_tokenize(int argc, char **argv) {
     }
     if (rc == TD_OK)
         rc = td_tokenizer_load(opt.model, &w.tok, &err);
+    if (rc == TD_OK && td_tokenizer_note(w.tok))
+        td_log_warn("%s: %s", opt.model, td_tokenizer_note(w.tok));
     if (rc == TD_OK)
         rc = td_tok_scratch_create(w.tok, &w.scratch, &err);
     if (rc == TD_OK)

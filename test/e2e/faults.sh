@@ -31,7 +31,7 @@ same_shards "$ref" "$TMP/l2"
 check "the log does not tell of the new start" grep -q 'starting anew without cpu:1 (1 of' \
     "$TMP/l2/tdgen.log"
 check "status.json does not name the lost device" grep -q '"cpu:1"' "$TMP/l2/status.json"
-check "temp files left" [ -z "$(find "$TMP/l2" -name '*.tmp')" ]
+check "temp files left" [ -z "$(find "$TMP/l2" -name '*.tmp*')" ]
 expect 0 '' "$TDGEN" verify "$TMP/l2"
 faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 100 lost" 7 'Total GPUs available: 3 .cpu:0,cpu:2,cpu:3' "$TMP/l3" \
     devices.gpus=cpu*4 devices.gpus_per_model=2

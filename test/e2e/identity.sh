@@ -71,7 +71,7 @@ for round in $rounds; do
     expect 0 'Done in' "$TDGEN" -c "$TMP/long.ini" output.dir="$dir"
     same_shards "$TMP/long-out" "$dir"
     expect 0 '' "$TDGEN" verify "$dir"
-    check "temp files left in $dir" [ -z "$(find "$dir" -name '*.tmp')" ]
+    check "temp files left in $dir" [ -z "$(find "$dir" -name '*.tmp*')" ]
 done
 
 # Asked to stop: exit 75 with advice, at work and already while loading; the next run keeps what was

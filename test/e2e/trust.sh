@@ -53,7 +53,7 @@ for round in 1 2 3 4 5 6; do
     fi
     expect 0 '' "$TDGEN" merge --copy "$TMP/killed" "$TMP/w0" "$TMP/w1" "$TMP/w2"
     same_shards "$TMP/one-out" "$TMP/killed"
-    check "files left by a killed merge" [ -z "$(find "$TMP/killed" -name '*.tmp' -o -name merge.json)" ]
+    check "files left by a killed merge" [ -z "$(find "$TMP/killed" -name '*.tmp*' -o -name merge.json)" ]
 done
 for w in 0 1 2; do
     expect 0 '^OK' "$TDGEN" verify "$TMP/w$w"
