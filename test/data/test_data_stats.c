@@ -49,7 +49,7 @@ Test(data_stats, statistics_of_a_large_file_are_near) {
         size_t n = test_random(&rnd) % 800;
         td_strbuf_clear(&word);
         for (size_t i = 0; i < n; i++)
-            td_strbuf_append(&word, "abcdefgh " + test_random(&rnd) % 9, 1);
+            td_strbuf_append(&word, &"abcdefgh "[test_random(&rnd) % 9], 1);
         td_strbuf_printf(&b, "{\"text\": \"%s\"}\n", n ? word.data : "");
         if (n % 3 == 0) /* blank lines count as bytes, not as rows */
             td_strbuf_printf(&b, "%600s\n", "");
