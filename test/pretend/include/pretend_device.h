@@ -38,8 +38,12 @@
 
 /* Inner loops of the layer itself, over its own arrays: optimised and not instrumented in sanitizer
  * builds either. */
+#ifdef __clang__ /* it has no such attribute */
+#define PRETEND_HOT __attribute__((no_sanitize("address", "undefined", "thread"), noinline))
+#else
 #define PRETEND_HOT                                                                                \
     __attribute__((optimize("O3"), no_sanitize("address", "undefined", "thread"), noinline))
+#endif
 
 struct pretend_thread {
     uint3 index; /* threadIdx */
