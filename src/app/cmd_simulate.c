@@ -26,7 +26,7 @@ static td_status load_job(td_job *j, td_sim_load *load, td_error *err) {
         return td_sim_load_make(cfg, &j->plan, load, err);
     bool needs_tok;
     td_status rc = TD_OK;
-    if (!td_path_exists(cfg->data.path))
+    if (!td_dataset_is_there(cfg))
         return td_error_set(err, TD_E_DATA,
                             "the dataset %s is not there; without it give the job's lengths: "
                             "simulate.lengths=lognormal:512:1:2048 simulate.n_samples=100000",

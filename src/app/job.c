@@ -149,7 +149,7 @@ td_status td_job_look_at_data(td_job *j, td_error *err) {
                                    .eos_id = j->model.eos_id,
                                    .max_positions = j->model.max_positions,
                                    .window = cost.window};
-    if (j->only_plan && !td_path_exists(j->cfg->data.path)) {
+    if (j->only_plan && !td_dataset_is_there(j->cfg)) {
         td_log_warn("the dataset %s is not there", j->cfg->data.path);
         return TD_OK;
     }

@@ -146,3 +146,20 @@ void td_text_wrap(const char *text, int columns, int indent, FILE *out) {
     fputc('\n', out);
     td_strbuf_free(&one);
 }
+
+bool td_text_shell_quote(const char *s, td_strbuf *out) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                "_./:=@%+,-";
+    if (*s && s[strspn(s, plain)] == '\0') {
+        td_strbuf_puts(out, s);
+        return !out->oom;
+    }
+    td_strbuf_puts(out, "'");
+    for (; *s; s++)
+        if (*s == '\'')
+            td_strbuf_puts(out, "'\\''");
+        else
+            td_strbuf_append(out, s, 1);
+    td_strbuf_puts(out, "'");
+    return !out->oom;
+}

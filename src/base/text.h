@@ -2,6 +2,7 @@
 #ifndef TDGEN_BASE_TEXT_H
 #define TDGEN_BASE_TEXT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include "base/strbuf.h"
@@ -20,5 +21,9 @@ void td_text_cell(const char *s, int width, td_strbuf *out);
  * a character), those after the first indented. A word that is longer stays whole: it may be a path
  * that is to be copied. */
 void td_text_wrap(const char *text, int columns, int indent, FILE *out);
+
+/* Appends s as one word of a POSIX shell: as it stands where no character means anything there, else in
+ * single quotes. False when out of memory. */
+bool td_text_shell_quote(const char *s, td_strbuf *out);
 
 #endif

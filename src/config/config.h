@@ -74,7 +74,9 @@ typedef struct td_config {
     } model;
 
     struct {
-        char *path; /* dataset file, required */
+        char *path; /* dataset: a file, a folder, a glob, or a list of these (data/files.h); required */
+        /* data/'s own copies, whose path is one file: the setting that the file is of. Else NULL. */
+        const char *whole;
         td_data_format format;
         td_text_unit text_unit;
         char *text_field;   /* "text"; not looked at when prompt_field or ids_field is set */

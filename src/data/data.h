@@ -1,8 +1,9 @@
-/* data.h - from a dataset file to shards of token ids, packed into micro-batches.
+/* data.h - from the files of a dataset to shards of token ids, packed into micro-batches.
  *
  * A *shard* is `shard_samples` consecutive dataset rows, the unit of commit and resume; numbers are
  * global: shard k holds rows [k*shard_samples, (k+1)*shard_samples), cut by max_samples and the end
- * of the file. A row gives one sample, none (overflow = skip, or a bad row under on_bad_sample =
+ * of the data. Several files are one dataset, the rows of each behind those of the one before, in the
+ * order of their paths' bytes (files.h); a shard may begin in one and end in another. A row gives one sample, none (overflow = skip, or a bad row under on_bad_sample =
  * skip), or several (overflow = split: consecutive pieces of max_length tokens).
  *
  * Rows by format:
@@ -10,7 +11,7 @@
  *   text    a line without its line end (LF or CRLF), empty lines included; or the whole file
  *   tokens  row i = input_ids[sample_offsets[i] .. sample_offsets[i+1]) of a safetensors file
  *           (input_ids any integer dtype [N]; sample_offsets or offsets I64/I32 [n+1]; optional
- *           loss_mask U8/BOOL [N]). Shards that tdgen wrote and what tools/prepare makes are such
+ *           loss_mask U8/BOOL [N]). Shards that tdgen wrote and what tdgen prepare makes are such
  *           files; one whose metadata names another tokenizer_hash than the model's tokenizer.json
  *           has is refused. Or a raw .bin file: nanoGPT's stream of u16 or u32, in rows of
  *           max_length ids or ended by document_eos; Megatron's .bin + .idx, a row for each
@@ -81,6 +82,7 @@ typedef struct td_shard {
     uint64_t source_hash;
     int32_t n_bad_rows;      /* rows left out under on_bad_sample = skip */
     int32_t n_overflow_rows; /* rows cut, split or skipped because of max_length */
+    int64_t n_overflow_tokens; /* of these, what was cut off or skipped; not in the record */
     /* Samples with n_rows > 0, longest first, packed up to batch_tokens; a longer sample is a
      * micro-batch of its own. Samples without rows are in none: nothing has to be computed. */
     td_micro_batch *batches;
@@ -162,24 +164,54 @@ int64_t td_source_next_number(const td_source *s);
  * end of the data both are equal. */
 void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *bytes_total);
 
-/* Identity of the dataset file: size and xxh3 over its first and last MiB (the rows themselves are
- * covered by each shard's source_hash). */
-td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash,
-                                td_error *err);
+/* A file of the dataset. */
+typedef struct td_dataset_file {
+    char *path;
+    uint64_t size_bytes;
+    uint64_t hash; /* of its ends; 0 before td_source_fingerprint */
+} td_dataset_file;
 
-/* What the planner wants to know. Small files (and small max_samples) are read whole (estimated =
- * false); of large ones some thousand rows spread over the file are tokenised and scaled up, or,
- * where no row is found without all before it (compressed files, document_eos), its first
- * megabytes; bad rows among these are left out without a word, the run will name them. Without a
- * tokenizer (tok == NULL though text needs one) token counts are estimated at 4 bytes a token and
- * `tokens_from_bytes` says so. */
+/* The files in their order, [*n]; the source's. */
+const td_dataset_file *td_source_files(const td_source *s, size_t *n);
+/* Identity of the dataset. One file: size and xxh3 over its first and last MiB. Several: the sum of the
+ * sizes, and xxh3 over size (u64) and hash (u64, of the first and last 64 KiB) of each in their order:
+ * names are no part of it, borders between files are. The rows themselves are covered by each shard's
+ * source_hash. */
+td_status td_source_fingerprint(td_source *s, uint64_t *size_bytes, uint64_t *hash, td_error *err);
+
+/* False when nothing that data.path names is there. */
+bool td_dataset_is_there(const td_config *cfg);
+
+/* How the statistics came about. */
+typedef enum td_stats_basis {
+    TD_STATS_ALL_ROWS, /* every row of the job was read: the counts are exact */
+    TD_STATS_SPREAD,   /* rows at places spread over all bytes */
+    TD_STATS_FRONT,    /* the beginning of the file, or of some of the files */
+    TD_STATS_PIECES    /* pieces of large rows that are a file each */
+} td_stats_basis;
+
+/* What the planner wants to know. Small datasets (and small max_samples) are read whole (estimated =
+ * false); of large ones some thousand rows spread over all files are tokenised and scaled up, or, where
+ * no row is found without all before it (compressed files, document_eos), the beginnings of files
+ * spread over the dataset; bad rows among these are left out without a word, the run will name them.
+ * Without a tokenizer (tok == NULL though text needs one) token counts are estimated at 4 bytes a token
+ * and `tokens_from_bytes` says so. */
 typedef struct td_dataset_stats {
     int64_t n_dataset_rows, n_samples, n_tokens, n_record_rows;
+    /* Of rows longer than max_length: how many, and the tokens that are cut off or skipped with them. */
+    int64_t n_overflow_rows, n_overflow_tokens;
+    int64_t n_bad_rows; /* left out under on_bad_sample = skip; 0 where estimated */
     /* Query-key pairs of the attention of all samples, as in td_work_size; 0 = not known. */
     double n_pairs, n_pairs_window;
     int32_t max_tokens; /* longest sample met */
     bool estimated, tokens_from_bytes;
+    /* How that is known. */
+    td_stats_basis basis;
+    int64_t n_rows_read;
+    uint64_t bytes_read, bytes_total; /* of the files, as they are on disk; of the whole dataset */
+    int64_t n_files_read, n_files;
 } td_dataset_stats;
+/* Tells the user what was left out of data.path (empty files, other files of a folder). */
 td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
                                   const td_source_limits *lim, td_dataset_stats *out,
                                   td_error *err);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "base/memory.h"
 #include "base/strbuf.h"
+#include "data/foreign.h"
 #include "data/unpack.h"
 
 /* clang-format off */
@@ -46,8 +47,7 @@ static td_status read_head(const char *path, bool as_it_stands, td_file_head *h,
     if (fstat(fd, &st) != 0)
         rc = td_error_errno(err, TD_E_DATA, errno, "data.path: cannot look at %s", path);
     else if (S_ISDIR(st.st_mode))
-        rc = td_error_set(err, TD_E_DATA, "data.path: %s is a folder, expected one dataset file",
-                          path);
+        rc = td_error_set(err, TD_E_DATA, "data.path: %s is a folder, expected a file", path);
     else if (!S_ISREG(st.st_mode))
         rc =
             td_error_set(err, TD_E_DATA,
@@ -87,66 +87,6 @@ static size_t inner_length(const char *path, td_packing packing) {
     return n;
 }
 
-static td_status refuse_containers(const char *path, const unsigned char *head, size_t n,
-                                   td_error *err) {
-    static const struct {
-        const char *magic, *name, *hint;
-        size_t len;
-    } kinds[] = {
-        {"\xfd"
-         "7zXZ",
-         "xz-compressed", "decompress it first: unxz -k FILE", 5},
-        {"PK\x03\x04", "a zip archive", "unpack it first: unzip FILE", 4},
-        {"PAR1", "a Parquet file", "make a token file of it with tools/prepare", 4},
-        {"ARROW1", "an Arrow file", "make a token file of it with tools/prepare", 6},
-    };
-    if (n >= 10 && memcmp(head, "BZh", 3) == 0 && memcmp(head + 4, "1AY&SY", 6) == 0)
-        return td_error_set(err, TD_E_DATA,
-                            "data.path: %s is bzip2-compressed, which is not read directly; "
-                            "decompress it first: bunzip2 -k FILE",
-                            path);
-    /* A plain text may begin with "PK" or "PAR1": those need binary content behind. */
-    bool binary = memchr(head, 0, n) != NULL;
-    for (size_t i = 0; i < TD_ARRAY_LEN(kinds); i++)
-        if ((binary || (unsigned char)kinds[i].magic[0] < ' ' ||
-             (unsigned char)kinds[i].magic[0] > '~') &&
-            n >= kinds[i].len && memcmp(head, kinds[i].magic, kinds[i].len) == 0)
-            return td_error_set(err, TD_E_DATA,
-                                "data.path: %s is %s, which is not read directly; %s", path,
-                                kinds[i].name, kinds[i].hint);
-    return TD_OK;
-}
-
-static td_status refuse_by_extension(const char *path, td_packing packing, td_error *err) {
-    static const char *const packed[] = {".xz", ".bz2", ".zip"}, *const tables[] = {".parquet",
-                                                                                    ".arrow"};
-    for (size_t i = 0; i < TD_ARRAY_LEN(packed); i++)
-        if (td_path_has_suffix(path, packed[i]))
-            return td_error_set(err, TD_E_DATA,
-                                "data.path: %s: %s files are not read directly (.gz and .zst are); "
-                                "decompress it first (or set data.format if the name misleads)",
-                                path, packed[i]);
-    for (size_t i = 0; i < TD_ARRAY_LEN(tables); i++)
-        if (td_path_has_suffix(path, tables[i]))
-            return td_error_set(err, TD_E_DATA,
-                                "data.path: %s: %s files are not read directly; make a token file "
-                                "of it with tools/prepare (or set data.format if the name "
-                                "misleads)",
-                                path, tables[i]);
-    if (td_path_has_suffix(path, ".idx"))
-        return td_error_set(err, TD_E_DATA,
-                            "data.path: %s looks like the index of a Megatron dataset; name the "
-                            ".bin file beside it",
-                            path);
-    if (packing == TD_PACK_NONE &&
-        (td_path_has_suffix(path, ".gz") || td_path_has_suffix(path, ".zst")))
-        return td_error_set(err, TD_E_DATA,
-                            "data.path: %s does not begin as a %s file does; set data.format if "
-                            "the name misleads",
-                            path, td_path_has_suffix(path, ".gz") ? "gzip" : "zstd");
-    return TD_OK;
-}
-
 /* "jsonl, text or tokens". */
 static void list_names(td_strbuf *out) {
 #define FORMAT_NAME(name, NAME, keys) #name,
@@ -166,14 +106,36 @@ static const td_row_format *by_suffix(const char *path, td_packing packing) {
     return NULL;
 }
 
-static td_status detect(const char *path, const td_file_head *h, const td_row_format **out,
+const td_row_format *td_format_of_name(const char *path) {
+    bool packed = td_path_has_suffix(path, ".gz") || td_path_has_suffix(path, ".zst");
+    const td_row_format *f = by_suffix(path, packed ? TD_PACK_GZIP : TD_PACK_NONE);
+    return f && (f->packed || !packed) ? f : NULL;
+}
+
+/* "[" and then a row: one JSON array, in a file whose name says nothing. */
+static bool is_json_array(const td_file_head *h) {
+    size_t i = h->n >= 3 && memcmp(h->bytes, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    bool open = false;
+    for (; i < h->n; i++) {
+        if (h->bytes[i] == '[' && !open)
+            open = true;
+        else if (!memchr(" \t\r\n", h->bytes[i], 4))
+            return open && h->bytes[i] == '{';
+    }
+    return false;
+}
+
+static td_status detect(const td_config *cfg, const td_file_head *h, const td_row_format **out,
                         td_error *err) {
-    td_status rc = refuse_by_extension(path, h->packing, err);
+    const char *path = cfg->data.path;
+    td_status rc = td_foreign_refuse_name(cfg, h->packing, err);
     if (rc != TD_OK)
         return rc;
     *out = by_suffix(path, h->packing);
     if (*out)
         return TD_OK;
+    if (is_json_array(h))
+        return td_foreign_to_prepare(cfg, "one JSON array", err);
     td_sniff best = TD_SNIFF_NO;
     for (size_t i = 0; i < TD_ARRAY_LEN(formats); i++) {
         td_sniff sniff = formats[i]->sniff ? formats[i]->sniff(h) : TD_SNIFF_NO;
@@ -231,7 +193,8 @@ static td_status check_keys(const td_config *cfg, const td_row_format *f, td_err
     return TD_OK;
 }
 
-td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_error *err) {
+td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_strbuf *notes,
+                            td_error *err) {
     const char *path = cfg->data.path;
     const td_row_format *f = NULL;
     td_file_head h = {0};
@@ -243,11 +206,14 @@ td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_
     for (size_t i = 0; !f && i < TD_ARRAY_LEN(formats); i++)
         if (cfg->data.format == formats[i]->format)
             f = formats[i];
+    bool chosen = f != NULL;
     td_status rc = read_head(path, claimed, &h, err);
     if (rc == TD_OK && !claimed)
-        rc = refuse_containers(path, h.bytes, h.n, err);
+        rc = td_foreign_refuse_bytes(cfg, &h, err);
+    if (rc == TD_OK && !claimed && !(chosen && f->format == TD_FORMAT_TOKENS))
+        rc = td_foreign_refuse_wide(cfg, &h, err);
     if (rc == TD_OK && !f)
-        rc = detect(path, &h, &f, err);
+        rc = detect(cfg, &h, &f, err);
     if (rc == TD_OK)
         rc = check_keys(cfg, f, err);
     if (rc == TD_OK && h.packing != TD_PACK_NONE && !f->packed)
@@ -255,6 +221,10 @@ td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_
                           "data.path: %s is a compressed token file; rows of token files are read "
                           "by their offset, so decompress it first: %s -d -k FILE",
                           path, td_packing_name(h.packing));
+    const char *kind = chosen && !claimed ? td_foreign_name_kind(path) : NULL;
+    if (rc == TD_OK && kind && notes)
+        td_strbuf_printf(notes, "data.path: %s is named as %s, and read as data.format = %s says\n",
+                         path, kind, td_data_format_name(f->format));
     if (rc == TD_OK)
         *out = f;
     return rc;

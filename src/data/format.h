@@ -17,6 +17,7 @@
 #include <xxhash.h>
 #include "config/config.h"
 #include "base/status.h"
+#include "base/strbuf.h"
 #include "data/row.h"
 #include "data/unpack.h"
 
@@ -28,15 +29,22 @@ typedef struct td_rows td_rows;
 typedef struct td_rows_place {
     uint64_t offset; /* bytes before it, of the plain text or of ids and masks */
     int64_t number;  /* of its row, or of the line before it */
+    size_t file;     /* of a dataset of several files, else 0 */
 } td_rows_place;
+
+/* What was found out when files of one dataset were checked, one after the other. */
+typedef struct td_rows_look {
+    bool none;               /* the last one has no rows: no failure by itself */
+    char tokenizer_hash[64]; /* said by token files, and found to be the model's; "" = none yet */
+} td_rows_look;
 
 /* What a format does with an open file. A failure of `make` with TD_E_DATA is the row's
  * (on_bad_sample decides what follows); all others are the file's. */
 typedef struct td_rows_ops {
     void (*close)(td_rows *r); /* frees r, too */
-    /* Are there rows, have they the configured fields, do they belong to this model? Before the
-     * first row; what `next` gives stays the same. */
-    td_status (*check)(const td_rows *r, td_error *err);
+    /* Are there rows (look->none), have they the configured fields, do they belong to this model?
+     * Before the first row; what `next` gives stays the same. */
+    td_status (*check)(const td_rows *r, td_rows_look *look, td_error *err);
 
     /* Takes the next row in hand, as it lies in the file, or sets *end. */
     td_status (*next)(td_rows *r, bool *end, td_error *err);
@@ -49,7 +57,8 @@ typedef struct td_rows_ops {
     /* The place of the row that `next` would give, and going back there. */
     td_rows_place (*tell)(const td_rows *r);
     td_status (*seek)(td_rows *r, const td_rows_place *to, td_error *err);
-    /* How far `next` has come: of td_rows.total_bytes; in plain text or ids and masks. */
+    /* How far `next` has come: of td_rows.total_bytes; in plain text or ids and masks (NULL: of
+     * several files). */
     uint64_t (*position)(const td_rows *r);
     uint64_t (*plain_bytes)(const td_rows *r);
 
@@ -67,7 +76,8 @@ typedef struct td_rows_ops {
 struct td_rows {
     const td_rows_ops *ops;
     const td_config *cfg; /* borrowed; its data.path is the file */
-    int fd;
+    const char *row_kind; /* what rows are, in the plural, where one format has several kinds */
+    int fd;               /* -1: several files */
     uint64_t size_bytes;  /* of the file, at open */
     uint64_t total_bytes; /* what `position` counts to */
     uint64_t begin_bytes; /* rows begin there: behind a byte order mark */
@@ -115,10 +125,14 @@ TD_DATA_FORMATS(TD_FORMAT_DECLARE)
 #undef TD_FORMAT_DECLARE
 extern const td_row_format td_format_raw_tokens; /* the other kind of data.format = tokens */
 
-/* data.format, or what keys, extension and first bytes say when it is auto. Refuses what cannot be
- * read (folders, devices, archives, compressed token files) and keys that the format cannot serve.
- */
-td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_error *err);
+/* Of one file: data.format, or what keys, extension and first bytes say when it is auto. Refuses what
+ * cannot be read (folders, devices, archives, tables, compressed token files) and keys that the format
+ * cannot serve. Appends lines worth a warning to `notes` (NULL allowed). */
+td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_strbuf *notes,
+                            td_error *err);
+
+/* The format that a name promises, in front of .gz and .zst too; NULL where it promises none. */
+const td_row_format *td_format_of_name(const char *path);
 
 /* Is text to be tokenised, or are there ids? `format` is resolved. */
 bool td_format_needs_tokenizer(const td_config *cfg, td_data_format format);

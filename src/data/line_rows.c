@@ -50,20 +50,25 @@ static td_status next_row(td_lines *l, const td_line_kind *kind, const char **li
     return rc;
 }
 
-/* With on_bad_sample = skip one good row among the first suffices. Reads a file of its own. */
-static td_status check(const td_rows *r, td_error *err) {
+/* With on_bad_sample = skip one good row among the first suffices. Reads a file of its own, and as little
+ * of it as will do: there may be thousands of files. */
+static td_status check(const td_rows *r, td_rows_look *look, td_error *err) {
     const td_line_kind *kind = of_const(r)->kind;
     const char *path = r->cfg->data.path;
     size_t where_cap = strlen(path) + 64;
     td_lines l = {.fd = -1};
     td_error first = {0};
     td_status rc = TD_OK;
+    look->none = false;
     char *where = td_calloc(where_cap, 1);
     if (!where)
         return td_error_nomem(err, "the dataset", where_cap);
     rc = td_lines_open(&l, path, r->one_row, err);
     if (rc != TD_OK)
         goto done;
+    if (!kind->check && !l.unpack && r->size_bytes > l.start)
+        goto done; /* whatever follows is a row */
+    l.read_bytes = SEEK_READ_BYTES;
     int want = r->cfg->run.on_bad_sample == TD_BAD_SKIP ? FIRST_ROWS : 1, n = 0;
     for (; n < want; n++) {
         const char *line;
@@ -81,13 +86,10 @@ static td_status check(const td_rows *r, td_error *err) {
         if (n == 0)
             first = e;
     }
-    if (n == 0) {
-        rc = td_error_set(err, TD_E_DATA, "data.path: %s has no rows", path);
-    } else {
-        rc = first.code;
-        if (err)
-            *err = first;
-    }
+    look->none = n == 0;
+    rc = n ? first.code : TD_OK;
+    if (n && err)
+        *err = first;
 done:
     td_lines_close(&l);
     free(where);

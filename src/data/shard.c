@@ -85,8 +85,10 @@ td_status td_shard_builder_add(td_shard_builder *b, const td_row_maker *m, int64
     b->shard->n_overflow_rows++;
     switch (m->cfg->data.overflow) {
     case TD_OVERFLOW_SKIP:
+        b->shard->n_overflow_tokens += (int64_t)n;
         return TD_OK;
     case TD_OVERFLOW_TRUNCATE:
+        b->shard->n_overflow_tokens += (int64_t)(n - max);
         return add_sample(b, m, row, 0, max, err);
     case TD_OVERFLOW_SPLIT:
         for (size_t start = 0; start < n; start += max) {

@@ -12,19 +12,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
+#include "data/chain.h"
+#include "data/files.h"
 #include "data/format.h"
 #include "data/lines.h"
 #include "data/row.h"
 #include "data/shard.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/hash.h"
 #include "base/memory.h"
 
-enum { BAD_ROWS_LISTED = 10, FINGERPRINT_BYTES = 1 << 20 };
+enum {
+    BAD_ROWS_LISTED = 10,
+    FINGERPRINT_BYTES = 1 << 20,     /* at either end of a dataset that is one file */
+    FINGERPRINT_OF_MANY = 64 << 10 /* and of each of several */
+};
 
 struct td_source {
     const td_config *cfg; /* borrowed */
+    td_dataset_files files;
+    td_config one; /* of the file, where there is one only */
     td_data_format format;
     bool silent, at_end, failed;
     td_rows *rows;
@@ -45,11 +55,13 @@ struct td_source {
 };
 
 td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *err) {
-    const td_row_format *format;
-    td_status rc = td_format_resolve(cfg, &format, err);
-    if (rc == TD_OK)
-        *out = td_format_needs_tokenizer(cfg, format->format);
-    return rc;
+    td_dataset_files files;
+    td_status rc = td_dataset_files_find(cfg, &files, err);
+    if (rc != TD_OK)
+        return rc;
+    *out = td_format_needs_tokenizer(cfg, files.format->format);
+    td_dataset_files_free(&files);
+    return TD_OK;
 }
 
 static void count_bad_row(td_source *s, td_shard *shard, const td_error *e) {
@@ -194,24 +206,76 @@ void td_source_progress(const td_source *s, uint64_t *bytes_read, uint64_t *byte
     *bytes_total = atomic_load_explicit(&s->bytes_total, memory_order_relaxed);
 }
 
-td_status td_source_fingerprint(const td_source *s, uint64_t *size_bytes, uint64_t *hash,
-                                td_error *err) {
-    int fd = s->rows->fd;
-    uint64_t size = s->rows->size_bytes;
-    size_t head = (size_t)TD_MIN(size, (uint64_t)FINGERPRINT_BYTES);
-    size_t tail = (size_t)TD_MIN(size - head, (uint64_t)FINGERPRINT_BYTES);
+const td_dataset_file *td_source_files(const td_source *s, size_t *n) {
+    *n = s->files.n;
+    return s->files.file;
+}
+
+const td_dataset_files *td_source_dataset(const td_source *s) {
+    return &s->files;
+}
+
+/* xxh3 over the first and last `part` bytes of a file, which have room in `buf`. */
+static td_status hash_ends(int fd, const td_dataset_file *f, size_t part, char *buf, uint64_t *hash,
+                           td_error *err) {
+    size_t head = (size_t)TD_MIN(f->size_bytes, (uint64_t)part);
+    size_t tail = (size_t)TD_MIN(f->size_bytes - head, (uint64_t)part);
+    td_status rc = td_dataset_pread(fd, buf, head, 0, f->path, err);
+    if (rc == TD_OK)
+        rc = td_dataset_pread(fd, buf + head, tail, f->size_bytes - tail, f->path, err);
+    if (rc == TD_OK)
+        *hash = td_hash64(buf, head + tail);
+    return rc;
+}
+
+/* Of each file size and hash; of these, in order, the dataset's. */
+static td_status fingerprint_many(td_dataset_files *files, char *buf, uint64_t *hash,
+                                  td_error *err) {
+    XXH3_state_t *all = XXH3_createState();
+    if (!all)
+        return td_error_nomem(err, "the dataset's fingerprint", 0);
+    XXH3_64bits_reset(all);
+    td_status rc = TD_OK;
+    for (size_t i = 0; rc == TD_OK && i < files->n; i++) {
+        td_dataset_file *f = &files->file[i];
+        uint64_t size;
+        int fd;
+        rc = td_file_open(f->path, TD_E_DATA, &fd, &size, err);
+        if (rc != TD_OK)
+            break;
+        rc = hash_ends(fd, f, FINGERPRINT_OF_MANY, buf, &f->hash, err);
+        close(fd);
+        XXH3_64bits_update(all, &f->size_bytes, sizeof f->size_bytes);
+        XXH3_64bits_update(all, &f->hash, sizeof f->hash);
+    }
+    if (rc == TD_OK)
+        *hash = XXH3_64bits_digest(all);
+    XXH3_freeState(all);
+    return rc;
+}
+
+td_status td_source_fingerprint(td_source *s, uint64_t *size_bytes, uint64_t *hash, td_error *err) {
+    td_dataset_files *files = &s->files;
     char *buf = malloc(2 * FINGERPRINT_BYTES);
     if (!buf)
         return td_error_nomem(err, "the dataset's fingerprint", 2 * FINGERPRINT_BYTES);
-    td_status rc = td_dataset_pread(fd, buf, head, 0, s->cfg->data.path, err);
-    if (rc == TD_OK)
-        rc = td_dataset_pread(fd, buf + head, tail, size - tail, s->cfg->data.path, err);
-    if (rc == TD_OK) {
-        *size_bytes = size;
-        *hash = td_hash64(buf, head + tail);
+    uint64_t h = 0;
+    td_status rc;
+    if (files->n == 1) {
+        /* What is open: its size then is what will be read. */
+        td_dataset_file *f = &files->file[0];
+        f->size_bytes = files->size_bytes = s->rows->size_bytes;
+        rc = hash_ends(s->rows->fd, f, FINGERPRINT_BYTES, buf, &h, err);
+        f->hash = h;
+    } else {
+        rc = fingerprint_many(files, buf, &h, err);
     }
     free(buf);
-    return rc;
+    if (rc != TD_OK)
+        return rc;
+    *size_bytes = files->size_bytes;
+    *hash = h;
+    return TD_OK;
 }
 
 static td_status check_limits(const td_config *cfg, const td_tokenizer *tok,
@@ -243,30 +307,38 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
         return td_error_set(err, TD_E_CONFIG,
                             "data.max_length and output.shard_samples must be at least 1, "
                             "data.max_samples at least 0");
-    const td_row_format *reader;
-    td_status rc = td_format_resolve(cfg, &reader, err);
+    td_dataset_files files;
+    td_status rc = td_dataset_files_find(cfg, &files, err);
     if (rc != TD_OK)
         return rc;
+    const td_row_format *reader = files.format;
     td_data_format format = reader->format;
     /* A plan may be made without the tokenizer that knows these things. */
     if (!estimating || tok || !td_format_needs_tokenizer(cfg, format))
         rc = check_limits(cfg, tok, lim, format, err);
-    if (rc != TD_OK)
+    if (rc != TD_OK) {
+        td_dataset_files_free(&files);
         return rc;
+    }
     if (!estimating && lim->max_positions > 0 && cfg->data.max_length > lim->max_positions)
         td_log_warn("data.max_length = %d is above the model's own limit of %d positions; tokens "
                     "beyond it get predictions of unknown quality",
                     (int)cfg->data.max_length, (int)lim->max_positions);
 
     td_source *s = td_calloc(1, sizeof *s);
-    if (!s)
+    if (!s) {
+        td_dataset_files_free(&files);
         return td_error_nomem(err, "the dataset", sizeof *s);
+    }
     s->cfg = cfg;
+    s->files = files;
+    s->one = td_dataset_one(cfg, files.file[0].path);
     s->format = format;
     s->silent = estimating;
     s->batch_tokens = lim->batch_tokens;
     s->row_limit = cfg->data.max_samples ? cfg->data.max_samples : INT64_MAX;
-    s->where_cap = strlen(cfg->data.path) + 64;
+    for (size_t i = 0; i < files.n; i++)
+        s->where_cap = TD_MAX(s->where_cap, strlen(files.file[i].path) + 64);
     s->where = td_calloc(s->where_cap, 1);
     s->hash = XXH3_createState();
     if (!s->where || !s->hash) {
@@ -276,9 +348,13 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
     rc = td_row_maker_init(&s->maker, cfg, td_format_needs_tokenizer(cfg, format) ? tok : NULL, lim,
                            err);
     if (rc == TD_OK)
-        rc = reader->open(cfg, lim->n_vocab, &s->rows, err);
+        rc = files.n == 1 ? reader->open(&s->one, lim->n_vocab, &s->rows, err)
+                          : td_chain_open(cfg, &s->files, lim->n_vocab, &s->rows, err);
+    td_rows_look look = {0};
     if (rc == TD_OK)
-        rc = s->rows->ops->check(s->rows, err);
+        rc = s->rows->ops->check(s->rows, &look, err);
+    if (rc == TD_OK && look.none)
+        rc = td_error_set(err, TD_E_DATA, "data.path: %s has no rows", files.file[0].path);
     if (rc != TD_OK)
         goto fail;
     s->bytes_total = s->rows->total_bytes;
@@ -305,5 +381,6 @@ void td_source_close(td_source *s) {
     td_row_maker_free(&s->maker);
     XXH3_freeState(s->hash);
     free(s->where);
+    td_dataset_files_free(&s->files);
     free(s);
 }

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 #include "data/data.h"
-#include "data/format.h"
+#include "data/files.h"
 
 /* td_source_open; with `estimating` text needs no tokenizer (4 bytes a token; append_eos then no
  * known id), and nothing is logged: the run says these things once. */
@@ -15,5 +15,7 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
 /* Its open file, still the source's. Who reads rows there himself only closes the source afterwards.
  */
 td_rows *td_source_rows(const td_source *s);
+/* What data.path names. */
+const td_dataset_files *td_source_dataset(const td_source *s);
 
 #endif

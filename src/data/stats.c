@@ -1,5 +1,6 @@
 /* stats.c - dataset statistics for the planner: exact for small inputs, sampled for large ones. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "data/format.h"
 #include "data/row.h"
@@ -13,8 +14,17 @@ enum {
     SAMPLED_BYTES = 16 << 20, /* enough rows or enough bytes, whatever comes first */
     FRONT_ROWS = 64,
     FRONT_BYTES = 4 << 20,
-    SMALL_PACKED_BYTES = 1 << 20
+    SMALL_PACKED_BYTES = 1 << 20,
+    ONE_ROW_BYTES = 2 << 20, /* what count_tokens looks at, about */
+    SAMPLED_FILES = 64 /* of those of which only the beginnings can be looked at */
 };
+
+/* How much of a file's beginning is read: until there are so many plain bytes, or so many rows in at
+ * least so many bytes. */
+typedef struct front {
+    uint64_t most_bytes, rows_bytes;
+    int64_t rows;
+} front;
 
 /* Pairs of a sample; those of the whole whose parts are scaled up are scaled with them. */
 static void add_pairs(td_dataset_stats *st, int32_t n_tokens, double times,
@@ -30,6 +40,9 @@ static void count(const td_shard *shard, const td_source_limits *lim, td_dataset
     st->n_samples += shard->n_samples;
     st->n_tokens += shard->n_tokens;
     st->n_record_rows += shard->n_rows;
+    st->n_overflow_rows += shard->n_overflow_rows;
+    st->n_overflow_tokens += shard->n_overflow_tokens;
+    st->n_bad_rows += shard->n_bad_rows;
     for (int32_t i = 0; i < shard->n_samples; i++) {
         st->max_tokens = TD_MAX(st->max_tokens, shard->samples[i].n_tokens);
         add_pairs(st, shard->samples[i].n_tokens, 1, lim);
@@ -38,9 +51,16 @@ static void count(const td_shard *shard, const td_source_limits *lim, td_dataset
 
 static td_status count_all(td_source *s, const td_source_limits *lim, td_dataset_stats *st,
                            td_error *err) {
+    uint64_t at, total;
     for (;;) {
         td_shard *shard;
         td_status rc = td_source_next(s, true, &shard, err);
+        if (rc == TD_OK && !shard) {
+            td_source_progress(s, &at, &total);
+            st->n_rows_read = st->n_dataset_rows;
+            st->n_files_read = st->n_files;
+            st->bytes_read = at;
+        }
         if (rc != TD_OK || !shard)
             return rc;
         count(shard, lim, st);
@@ -48,10 +68,21 @@ static td_status count_all(td_source *s, const td_source_limits *lim, td_dataset
     }
 }
 
+static void multiply(td_dataset_stats *st, double f) {
+    int64_t *const counts[] = {&st->n_dataset_rows,  &st->n_samples,         &st->n_tokens,
+                               &st->n_record_rows,   &st->n_overflow_rows,   &st->n_overflow_tokens,
+                               &st->n_bad_rows};
+    for (size_t i = 0; i < TD_ARRAY_LEN(counts); i++)
+        *counts[i] = llround(f * (double)*counts[i]);
+    st->n_pairs *= f;
+    st->n_pairs_window *= f;
+}
+
 /* The beginning of a file in which no place can be found without all before it, scaled by how far
  * it is into the file; all of it where it is short. Bad rows are left out. */
 static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
-                              const td_source_limits *lim, td_dataset_stats *st, td_error *err) {
+                              const td_source_limits *lim, const front *much,
+                              td_dataset_stats *st, td_error *err) {
     td_config few = *cfg; /* shares its strings, which nobody changes here */
     td_source *s = NULL;
     uint64_t at = 0, total = 1, plain = 0;
@@ -60,26 +91,29 @@ static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
     td_status rc = td_source_open_for(&few, tok, lim, true, &s, err);
     if (rc != TD_OK)
         return rc;
-    while (plain < SAMPLED_BYTES && (st->n_dataset_rows < SAMPLED_ROWS || plain < FRONT_BYTES)) {
+    while (plain < much->most_bytes && (st->n_dataset_rows < much->rows || plain < much->rows_bytes)) {
         td_shard *shard;
         rc = td_source_next(s, true, &shard, err);
-        if (rc != TD_OK || !shard)
-            goto done; /* at the end: these are the numbers */
+        if (rc != TD_OK)
+            goto done;
+        if (!shard)
+            break; /* at the end: these are the numbers */
         count(shard, lim, st);
         td_shard_free(shard);
         plain = td_source_rows(s)->ops->plain_bytes(td_source_rows(s));
     }
     td_source_progress(s, &at, &total);
     double f = at ? (double)total / (double)at : 1;
-    if (cfg->data.max_samples)
+    if (cfg->data.max_samples && st->n_dataset_rows)
         f = fmin(f, (double)cfg->data.max_samples / (double)st->n_dataset_rows);
+    st->n_rows_read = st->n_dataset_rows;
+    st->bytes_read = at;
+    st->n_files_read = 1;
     st->estimated = f > 1;
-    st->n_dataset_rows = llround(f * (double)st->n_dataset_rows);
-    st->n_samples = llround(f * (double)st->n_samples);
-    st->n_tokens = llround(f * (double)st->n_tokens);
-    st->n_record_rows = llround(f * (double)st->n_record_rows);
-    st->n_pairs *= f;
-    st->n_pairs_window *= f;
+    st->basis = f > 1 ? TD_STATS_FRONT : TD_STATS_ALL_ROWS;
+    multiply(st, f);
+    if (f > 1)
+        st->n_bad_rows = 0;
 done:
     td_source_close(s);
     return rc;
@@ -94,6 +128,11 @@ static void scale(td_dataset_stats *st, const td_source_limits *lim, const td_sh
     st->n_samples = llround(f * sampled->n_samples);
     st->n_tokens = llround(f * (double)sampled->n_tokens);
     st->n_record_rows = llround(f * (double)sampled->n_rows);
+    st->n_overflow_rows = llround(f * sampled->n_overflow_rows);
+    st->n_overflow_tokens = llround(f * (double)sampled->n_overflow_tokens);
+    st->basis = TD_STATS_SPREAD;
+    st->n_rows_read = seen;
+    st->n_files_read = st->n_files;
     for (int32_t i = 0; i < sampled->n_samples; i++) {
         st->max_tokens = TD_MAX(st->max_tokens, sampled->samples[i].n_tokens);
         add_pairs(st, sampled->samples[i].n_tokens, f, lim);
@@ -143,6 +182,7 @@ static td_status sample_rows(const td_config *cfg, td_rows *r, const td_source_l
                      ? (double)r->n_rows
                      : (double)(r->total_bytes - r->begin_bytes) / (bytes / (double)seen);
         scale(st, lim, b->shard, seen, cut_rows(cfg, n_rows));
+        st->bytes_read = (uint64_t)bytes;
         return TD_OK;
     }
     /* No row's start was met but the first: a few giant rows. */
@@ -152,6 +192,7 @@ static td_status sample_rows(const td_config *cfg, td_rows *r, const td_source_l
                              .n_tokens = llround(fmin(n_tokens, cfg->data.max_length)),
                              .max_tokens = cfg->data.max_length,
                              .tokens_from_bytes = true,
+                             .basis = TD_STATS_PIECES,
                              .estimated = true};
     st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
     add_pairs(st, (int32_t)st->n_tokens, 1, lim);
@@ -165,6 +206,7 @@ static td_status sample_one_row(const td_config *cfg, td_rows *r, const td_sourc
     td_status rc = r->ops->count_tokens(r, m, &all, err);
     if (rc != TD_OK)
         return rc;
+    double met = all;
     if (all > max && cfg->data.overflow == TD_OVERFLOW_SKIP)
         all = n_samples = 0;
     else if (all > max && cfg->data.overflow == TD_OVERFLOW_TRUNCATE)
@@ -175,7 +217,13 @@ static td_status sample_one_row(const td_config *cfg, td_rows *r, const td_sourc
                              .n_samples = llround(n_samples),
                              .n_tokens = llround(all),
                              .n_record_rows = llround(fmax(all - n_samples, 0)),
+                             .n_overflow_rows = met > max,
+                             .n_overflow_tokens = llround(met - all),
                              .max_tokens = (int32_t)fmin(all, max),
+                             .basis = TD_STATS_PIECES,
+                             .n_rows_read = 1,
+                             .bytes_read = ONE_ROW_BYTES,
+                             .n_files_read = 1,
                              .estimated = true};
     double whole = floor(all / max);
     add_pairs(st, (int32_t)max, whole, lim);
@@ -183,9 +231,77 @@ static td_status sample_one_row(const td_config *cfg, td_rows *r, const td_sourc
     return TD_OK;
 }
 
-td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
-                                  const td_source_limits *lim, td_dataset_stats *out,
-                                  td_error *err) {
+static td_status stats_of(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
+                          const front *much, td_dataset_stats *out, td_error *err);
+
+/* Files in which no place can be found without all before it, or which are a row each: some of them,
+ * spread over the bytes of the dataset, each as if it were alone; scaled to all. */
+static td_status sample_files(const td_config *cfg, const td_tokenizer *tok,
+                              const td_source_limits *lim, const td_dataset_files *files,
+                              bool one_row, td_dataset_stats *st, td_error *err) {
+    bool *seen = td_calloc(files->n, sizeof *seen);
+    if (!seen)
+        return td_error_nomem(err, "the dataset", files->n);
+    size_t want = TD_MIN(files->n, (size_t)SAMPLED_FILES), n = 0;
+    const front much = {.most_bytes = SAMPLED_BYTES / want,
+                        .rows_bytes = FRONT_BYTES / want,
+                        .rows = SAMPLED_ROWS / (int64_t)want + 1};
+    uint64_t size = 0, looked_at = 0;
+    bool exact = true;
+    td_status rc = TD_OK;
+    /* The same file may be met again: then the next one that was not. */
+    for (int i = 0; rc == TD_OK && n < want && looked_at < SAMPLED_BYTES; i++) {
+        uint64_t x = (uint64_t)(td_rows_spread(i) * (double)files->size_bytes);
+        size_t k = 0;
+        while (k + 1 < files->n && x >= files->file[k].size_bytes)
+            x -= files->file[k++].size_bytes;
+        while (seen[k])
+            k = (k + 1) % files->n;
+        seen[k] = true;
+        td_config one = td_dataset_one(cfg, files->file[k].path);
+        one.data.max_samples = 0;
+        td_dataset_stats s = {0};
+        td_error e = {0};
+        rc = stats_of(&one, tok, lim, &much, &s, &e);
+        if (rc != TD_OK && err)
+            *err = e;
+        n++;
+        /* One without a good row: the dataset's opening saw that others have some. */
+        if (rc == TD_E_DATA && n < want)
+            rc = TD_OK;
+        size += files->file[k].size_bytes;
+        looked_at += s.bytes_read;
+        exact = exact && !s.estimated;
+        st->n_dataset_rows += s.n_dataset_rows;
+        st->n_samples += s.n_samples;
+        st->n_tokens += s.n_tokens;
+        st->n_record_rows += s.n_record_rows;
+        st->n_overflow_rows += s.n_overflow_rows;
+        st->n_overflow_tokens += s.n_overflow_tokens;
+        st->n_rows_read += s.n_rows_read;
+        st->n_pairs += s.n_pairs;
+        st->n_pairs_window += s.n_pairs_window;
+        st->max_tokens = TD_MAX(st->max_tokens, s.max_tokens);
+        st->tokens_from_bytes |= s.tokens_from_bytes;
+    }
+    free(seen);
+    if (rc != TD_OK)
+        return rc;
+    st->bytes_read = looked_at;
+    st->n_files_read = (int64_t)n;
+    multiply(st, (double)files->size_bytes / (double)size);
+    int64_t max = cfg->data.max_samples;
+    if (one_row && st->n_dataset_rows)
+        multiply(st, (double)files->n / (double)st->n_dataset_rows);
+    if (max && max < st->n_dataset_rows)
+        multiply(st, (double)max / (double)st->n_dataset_rows);
+    st->estimated = !exact || n < files->n || max;
+    st->basis = !st->estimated ? TD_STATS_ALL_ROWS : one_row ? TD_STATS_PIECES : TD_STATS_FRONT;
+    return TD_OK;
+}
+
+static td_status stats_of(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
+                          const front *much, td_dataset_stats *out, td_error *err) {
     static const td_source_limits unknown = {.eos_id = -1};
     td_source *s = NULL;
     td_row_maker m = {0};
@@ -196,14 +312,20 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
     if (rc != TD_OK)
         return rc;
     td_rows *rows = td_source_rows(s);
+    const td_dataset_files *files = td_source_dataset(s);
     bool needs_tok = td_format_needs_tokenizer(cfg, td_source_format(s));
-    if (rows->sequential && !rows->one_row) {
-        rc = sample_front(cfg, tok, lim, &st, err);
+    st.n_files = (int64_t)files->n;
+    if (rows->sequential && !rows->one_row && files->n == 1) {
+        rc = sample_front(cfg, tok, lim, much, &st, err);
         goto done;
     }
     if (rows->total_bytes <= (rows->sequential ? SMALL_PACKED_BYTES : SMALL_FILE_BYTES) ||
         (!rows->one_row && cfg->data.max_samples > 0 && cfg->data.max_samples <= SAMPLED_ROWS)) {
         rc = count_all(s, lim, &st, err);
+        goto done;
+    }
+    if (files->n > 1 && (rows->sequential || rows->one_row)) {
+        rc = sample_files(cfg, tok, lim, files, rows->one_row, &st, err);
         goto done;
     }
     rc = td_row_maker_init(&m, cfg, needs_tok ? tok : NULL, lim ? lim : &unknown, err);
@@ -216,10 +338,27 @@ td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
 done:
     if (rc == TD_OK) {
         st.tokens_from_bytes |= needs_tok && !tok;
+        st.n_files = (int64_t)files->n;
+        st.bytes_total = files->size_bytes;
+        st.bytes_read = TD_MIN(st.bytes_read, st.bytes_total);
         *out = st;
     }
     td_shard_builder_free(&b);
     td_row_maker_free(&m);
     td_source_close(s);
     return rc;
+}
+
+td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
+                                  const td_source_limits *lim, td_dataset_stats *out,
+                                  td_error *err) {
+    static const front much = {
+        .most_bytes = SAMPLED_BYTES, .rows_bytes = FRONT_BYTES, .rows = SAMPLED_ROWS};
+    td_dataset_files files;
+    td_status rc = td_dataset_files_find(cfg, &files, err);
+    if (rc != TD_OK)
+        return rc;
+    td_dataset_files_tell(&files);
+    td_dataset_files_free(&files);
+    return stats_of(cfg, tok, lim, &much, out, err);
 }

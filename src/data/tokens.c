@@ -59,9 +59,10 @@ static void close_rows(td_rows *r) {
     td_tokens_close(of(r));
 }
 
-static td_status check(const td_rows *r, td_error *err) {
+static td_status check(const td_rows *r, td_rows_look *look, td_error *err) {
     const td_tokens *t = of_const(r);
-    return t->kind->check ? t->kind->check(t, err) : TD_OK;
+    look->none = r->n_rows == 0;
+    return t->kind->check ? t->kind->check(t, look, err) : TD_OK;
 }
 
 static td_status next(td_rows *r, bool *end, td_error *err) {
@@ -144,8 +145,9 @@ td_status td_tokens_begin(td_tokens *t, const td_token_kind *kind, const td_conf
     return td_file_open(t->path, TD_E_DATA, &t->rows.fd, &t->rows.size_bytes, err);
 }
 
-void td_tokens_ready(td_tokens *t, int64_t n_rows) {
+void td_tokens_ready(td_tokens *t, int64_t n_rows, const char *row_kind) {
     t->rows.n_rows = n_rows;
+    t->rows.row_kind = row_kind;
     t->rows.sequential = n_rows < 0;
     t->rows.total_bytes = (uint64_t)t->n_tokens * (t->ids_elem_bytes + (t->mask_pos ? 1 : 0));
 }

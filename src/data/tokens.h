@@ -17,7 +17,7 @@ typedef struct td_token_kind {
      * be asked for in any order; one behind another is fastest. */
     td_status (*range)(td_tokens *t, int64_t row, int64_t *a, int64_t *b, bool *end, td_error *err);
     /* td_rows_ops.check; NULL: nothing to check. */
-    td_status (*check)(const td_tokens *t, td_error *err);
+    td_status (*check)(const td_tokens *t, td_rows_look *look, td_error *err);
     void (*free_own)(td_tokens *t); /* what the kind holds; t itself is freed after */
 } td_token_kind;
 
@@ -41,8 +41,8 @@ struct td_tokens {
  * by the caller with the kind's own size. Whatever comes of it, td_tokens_close frees it. */
 td_status td_tokens_begin(td_tokens *t, const td_token_kind *kind, const td_config *cfg,
                           td_error *err);
-/* When n_tokens, ids_* and mask_pos are known. n_rows -1: the rows end at an id. */
-void td_tokens_ready(td_tokens *t, int64_t n_rows);
+/* When n_tokens, ids_* and mask_pos are known. n_rows -1: the rows end at an id. row_kind: of td_rows. */
+void td_tokens_ready(td_tokens *t, int64_t n_rows, const char *row_kind);
 void td_tokens_close(td_tokens *t);
 /* Bytes of the file. */
 td_status td_tokens_read_at(td_tokens *t, void *data, size_t n_bytes, uint64_t pos, td_error *err);

@@ -118,8 +118,6 @@ static td_status open_index(raw_tokens *w, uint64_t size, const td_config *cfg, 
                             "%llu bytes; it is damaged or incomplete",
                             w->idx_path, (unsigned long long)n_seq, (unsigned long long)n_doc,
                             (unsigned long long)size);
-    if (n_doc == 1)
-        return td_error_set(err, TD_E_DATA, "%s has no documents: there are no rows", w->idx_path);
     w->n_sequences = (int64_t)n_seq;
     w->n_documents = (int64_t)n_doc - 1;
     w->sizes_pos = sizeof h;
@@ -319,7 +317,7 @@ static td_status find_rows(raw_tokens *w, const td_config *cfg, int32_t n_vocab,
     w->t.n_tokens = (int64_t)(w->t.rows.size_bytes / w->t.ids_elem_bytes);
     if (w->idx_fd >= 0) {
         w->t.kind = &megatron;
-        td_tokens_ready(&w->t, w->n_documents);
+        td_tokens_ready(&w->t, w->n_documents, "the documents of an .idx file");
         return TD_OK;
     }
     if (dtype == TD_TOKEN_AUTO && w->t.ids_kind == TD_INT_U16) {
@@ -333,7 +331,7 @@ static td_status find_rows(raw_tokens *w, const td_config *cfg, int32_t n_vocab,
         w->window = td_calloc(WINDOW_TOKENS, w->t.ids_elem_bytes);
         if (!w->window)
             return td_error_nomem(err, "a tokens dataset", WINDOW_TOKENS);
-        td_tokens_ready(&w->t, -1);
+        td_tokens_ready(&w->t, -1, "rows that end at data.document_eos");
         return TD_OK;
     }
     if (cfg->data.append_eos)
@@ -343,7 +341,8 @@ static td_status find_rows(raw_tokens *w, const td_config *cfg, int32_t n_vocab,
                             "false, or data.document_eos to the id that ends a text",
                             w->t.path);
     w->block_tokens = cfg->data.max_length;
-    td_tokens_ready(&w->t, (w->t.n_tokens + w->block_tokens - 1) / w->block_tokens);
+    td_tokens_ready(&w->t, (w->t.n_tokens + w->block_tokens - 1) / w->block_tokens,
+                    "rows of data.max_length ids (no .idx file)");
     return TD_OK;
 }
 

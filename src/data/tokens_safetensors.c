@@ -4,6 +4,7 @@
  *
  * The header is checked by its reader. Of the offsets a chunk is kept.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
@@ -92,9 +93,6 @@ static td_status take_layout(st_tokens *s, const td_safetensors *st, uint64_t da
                             "input_ids",
                             t->path, mask->dtype_name, (long long)mask->n_elems,
                             (long long)ids->n_elems);
-    if (off->n_elems == 1)
-        return td_error_set(err, TD_E_DATA, "%s: %s has one element: there are no rows", t->path,
-                            off->name);
     s->offsets_name = strcmp(off->name, "offsets") == 0 ? "offsets" : "sample_offsets";
     *n_rows = off->n_elems - 1;
     t->n_tokens = ids->n_elems;
@@ -129,7 +127,7 @@ static td_status read_header(st_tokens *s, td_error *err) {
     else
         rc = take_layout(s, st, s->t.rows.size_bytes - data_bytes, &n_rows, err);
     if (rc == TD_OK)
-        td_tokens_ready(&s->t, n_rows);
+        td_tokens_ready(&s->t, n_rows, "rows of a safetensors file");
 done:
     td_safetensors_close(st);
     return rc;
@@ -137,9 +135,9 @@ done:
 
 /* Refuses a file that says it was made with another tokenizer.json than the model's. Nothing to
  * check when either is absent. */
-static td_status check_tokenizer(const td_tokens *t, td_error *err) {
+static td_status check_tokenizer(const td_tokens *t, td_rows_look *look, td_error *err) {
     const char *said = of_const(t)->tokenizer_hash, *model_dir = t->rows.cfg->model.path;
-    if (!said || !model_dir)
+    if (!said || !model_dir || strcmp(said, look->tokenizer_hash) == 0)
         return TD_OK;
     char *path = td_asprintf("%s/tokenizer.json", model_dir), *text = NULL;
     char have[17], of_bytes[17];
@@ -162,9 +160,11 @@ static td_status check_tokenizer(const td_tokens *t, td_error *err) {
         rc = td_error_set(err, TD_E_DATA,
                           "data.path: %s was made with another tokenizer than the model's: the "
                           "token file says tokenizer_hash %.40s, %s has %s; make it again with "
-                          "tools/prepare --model %s, or set model.path to the teacher that it was "
+                          "tdgen prepare --model %s, or set model.path to the teacher that it was "
                           "made for",
                           t->path, said, path, have, model_dir);
+    else
+        snprintf(look->tokenizer_hash, sizeof look->tokenizer_hash, "%s", said);
 done:
     free(text);
     free(path);
