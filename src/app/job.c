@@ -240,6 +240,7 @@ td_status td_job_identity(td_job *j, td_identity *out, td_error *err) {
     td_status rc = td_source_fingerprint(j->source, &id.dataset_size_bytes, &id.dataset_hash, err);
     if (rc != TD_OK)
         return rc;
+    id.files = td_source_files(j->source, &id.n_files);
     id.format = td_source_format(j->source);
     *out = id;
     return TD_OK;

@@ -128,7 +128,8 @@ static size_t file_of(size_t n, const void *before, bool rows, uint64_t x) {
     size_t lo = 0, hi = n;
     while (hi - lo > 1) {
         size_t mid = (lo + hi) / 2;
-        uint64_t b = rows ? (uint64_t)((const int64_t *)before)[mid] : ((const uint64_t *)before)[mid];
+        uint64_t b =
+            rows ? (uint64_t)((const int64_t *)before)[mid] : ((const uint64_t *)before)[mid];
         if (b <= x)
             lo = mid;
         else

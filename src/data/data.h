@@ -80,8 +80,8 @@ typedef struct td_shard {
     /* xxh3 of the rows' raw (plain) bytes in file order: lines with their line end (a missing last
      * LF counts as there); of tokens: u64 number of ids, ids, mask of each row. Bad rows count. */
     uint64_t source_hash;
-    int32_t n_bad_rows;      /* rows left out under on_bad_sample = skip */
-    int32_t n_overflow_rows; /* rows cut, split or skipped because of max_length */
+    int32_t n_bad_rows;        /* rows left out under on_bad_sample = skip */
+    int32_t n_overflow_rows;   /* rows cut, split or skipped because of max_length */
     int64_t n_overflow_tokens; /* of these, what was cut off or skipped; not in the record */
     /* Samples with n_rows > 0, longest first, packed up to batch_tokens; a longer sample is a
      * micro-batch of its own. Samples without rows are in none: nothing has to be computed. */

@@ -164,8 +164,8 @@ static td_status refuse_folder(const td_config *cfg, const char *dir, const fold
         return td_foreign_to_prepare(&of, "a folder that save_to_disk wrote", err);
     if (d->tables.n && !d->data.n) {
         char what[400];
-        snprintf(what, sizeof what, "a folder of %lld such file%s as %s",
-                 (long long)d->tables.n, d->tables.n == 1 ? "" : "s", listed(&d->tables));
+        snprintf(what, sizeof what, "a folder of %lld such file%s as %s", (long long)d->tables.n,
+                 d->tables.n == 1 ? "" : "s", listed(&d->tables));
         return td_foreign_to_prepare(&of, what, err);
     }
     if (d->model && !d->manifest)
@@ -191,9 +191,11 @@ static td_status refuse_folder(const td_config *cfg, const char *dir, const fold
                                              ".zst)"
                                            : "an extension that belongs to data.format = ",
         cfg->data.format == TD_FORMAT_AUTO ? "" : td_data_format_name(cfg->data.format),
-        d->others.n ? "; it has " : more ? "" : "; it is empty", listed(&d->others),
-        more ? "; subfolders are not looked into: " : "", listed(&d->subfolders), dir,
-        more ? "/SUBFOLDER/" : "/", more ? ".jsonl" : "");
+        d->others.n ? "; it has "
+        : more      ? ""
+                    : "; it is empty",
+        listed(&d->others), more ? "; subfolders are not looked into: " : "",
+        listed(&d->subfolders), dir, more ? "/SUBFOLDER/" : "/", more ? ".jsonl" : "");
 }
 
 static td_status add_folder(const td_config *cfg, const char *dir, found *f, td_error *err) {
@@ -248,16 +250,17 @@ static td_status nothing_matches(const char *pattern, td_error *err) {
     const char *where = slash ? dir : ".";
     td_status rc;
     if (!td_path_exists(where))
-        rc = td_error_set(err, TD_E_DATA,
-                          "data.path: nothing matches %s: there is no folder %s", pattern, where);
+        rc = td_error_set(err, TD_E_DATA, "data.path: nothing matches %s: there is no folder %s",
+                          pattern, where);
     else
-        rc = td_error_set(err, TD_E_DATA,
-                          "data.path: nothing matches %s: %s is there, but no file in it has such a "
-                          "name (* ? and [ ] match within one name%s)",
-                          pattern, where,
-                          strstr(pattern, "**") ? ", and ** is no more than *; write */* for the "
-                                                  "files of subfolders"
-                                                : "");
+        rc =
+            td_error_set(err, TD_E_DATA,
+                         "data.path: nothing matches %s: %s is there, but no file in it has such a "
+                         "name (* ? and [ ] match within one name%s)",
+                         pattern, where,
+                         strstr(pattern, "**") ? ", and ** is no more than *; write */* for the "
+                                                 "files of subfolders"
+                                               : "");
     free(dir);
     return rc;
 }

@@ -143,8 +143,8 @@ void td_foreign_prepare_command(const td_config *cfg, const char *option, td_str
     while (folder && n > 1 && source[n - 1] == '/')
         n--;
     bool here = folder && (strncmp(source, ".", n) == 0 || (n >= 2 && source[n - 1] == '.'));
-    char *made = here ? td_strdup("dataset.safetensors")
-                      : td_asprintf("%.*s.safetensors", (int)n, source);
+    char *made =
+        here ? td_strdup("dataset.safetensors") : td_asprintf("%.*s.safetensors", (int)n, source);
     td_strbuf_puts(out, "tdgen prepare ");
     td_text_shell_quote(source, out);
     td_strbuf_puts(out, " --model ");

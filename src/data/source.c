@@ -27,7 +27,7 @@
 
 enum {
     BAD_ROWS_LISTED = 10,
-    FINGERPRINT_BYTES = 1 << 20,     /* at either end of a dataset that is one file */
+    FINGERPRINT_BYTES = 1 << 20,   /* at either end of a dataset that is one file */
     FINGERPRINT_OF_MANY = 64 << 10 /* and of each of several */
 };
 

@@ -16,7 +16,7 @@ enum {
     FRONT_BYTES = 4 << 20,
     SMALL_PACKED_BYTES = 1 << 20,
     ONE_ROW_BYTES = 2 << 20, /* what count_tokens looks at, about */
-    SAMPLED_FILES = 64 /* of those of which only the beginnings can be looked at */
+    SAMPLED_FILES = 64       /* of those of which only the beginnings can be looked at */
 };
 
 /* How much of a file's beginning is read: until there are so many plain bytes, or so many rows in at
@@ -69,8 +69,8 @@ static td_status count_all(td_source *s, const td_source_limits *lim, td_dataset
 }
 
 static void multiply(td_dataset_stats *st, double f) {
-    int64_t *const counts[] = {&st->n_dataset_rows,  &st->n_samples,         &st->n_tokens,
-                               &st->n_record_rows,   &st->n_overflow_rows,   &st->n_overflow_tokens,
+    int64_t *const counts[] = {&st->n_dataset_rows, &st->n_samples,       &st->n_tokens,
+                               &st->n_record_rows,  &st->n_overflow_rows, &st->n_overflow_tokens,
                                &st->n_bad_rows};
     for (size_t i = 0; i < TD_ARRAY_LEN(counts); i++)
         *counts[i] = llround(f * (double)*counts[i]);
@@ -81,8 +81,8 @@ static void multiply(td_dataset_stats *st, double f) {
 /* The beginning of a file in which no place can be found without all before it, scaled by how far
  * it is into the file; all of it where it is short. Bad rows are left out. */
 static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
-                              const td_source_limits *lim, const front *much,
-                              td_dataset_stats *st, td_error *err) {
+                              const td_source_limits *lim, const front *much, td_dataset_stats *st,
+                              td_error *err) {
     td_config few = *cfg; /* shares its strings, which nobody changes here */
     td_source *s = NULL;
     uint64_t at = 0, total = 1, plain = 0;
@@ -91,7 +91,8 @@ static td_status sample_front(const td_config *cfg, const td_tokenizer *tok,
     td_status rc = td_source_open_for(&few, tok, lim, true, &s, err);
     if (rc != TD_OK)
         return rc;
-    while (plain < much->most_bytes && (st->n_dataset_rows < much->rows || plain < much->rows_bytes)) {
+    while (plain < much->most_bytes &&
+           (st->n_dataset_rows < much->rows || plain < much->rows_bytes)) {
         td_shard *shard;
         rc = td_source_next(s, true, &shard, err);
         if (rc != TD_OK)
@@ -231,8 +232,9 @@ static td_status sample_one_row(const td_config *cfg, td_rows *r, const td_sourc
     return TD_OK;
 }
 
-static td_status stats_of(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
-                          const front *much, td_dataset_stats *out, td_error *err);
+static td_status stats_of(const td_config *cfg, const td_tokenizer *tok,
+                          const td_source_limits *lim, const front *much, td_dataset_stats *out,
+                          td_error *err);
 
 /* Files in which no place can be found without all before it, or which are a row each: some of them,
  * spread over the bytes of the dataset, each as if it were alone; scaled to all. */
@@ -300,8 +302,9 @@ static td_status sample_files(const td_config *cfg, const td_tokenizer *tok,
     return TD_OK;
 }
 
-static td_status stats_of(const td_config *cfg, const td_tokenizer *tok, const td_source_limits *lim,
-                          const front *much, td_dataset_stats *out, td_error *err) {
+static td_status stats_of(const td_config *cfg, const td_tokenizer *tok,
+                          const td_source_limits *lim, const front *much, td_dataset_stats *out,
+                          td_error *err) {
     static const td_source_limits unknown = {.eos_id = -1};
     td_source *s = NULL;
     td_row_maker m = {0};

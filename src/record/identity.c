@@ -15,6 +15,8 @@
 #define CANONICAL (JSON_COMPACT | JSON_SORT_KEYS | JSON_REAL_PRECISION(15) | JSON_ENCODE_ANY)
 #define READABLE (JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15))
 
+enum { FILE_ENTRY_BYTES = 120, FILE_LIST_MAX_BYTES = 512 << 10 }; /* of TD_MANIFEST_MAX_BYTES */
+
 /* A JSON string of bytes that may be no UTF-8 (a path): such bytes become \xNN. null for NULL. */
 static json_t *text_value(const char *s) {
     if (!s)
@@ -67,6 +69,9 @@ static bool build_data_keys(json_t *o, const td_config *cfg, const td_identity *
               put(o, "data.max_length", json_integer(cfg->data.max_length)) &&
               put(o, "data.overflow", json_string(td_overflow_name(cfg->data.overflow))) &&
               put(o, "data.id_field", text_value(cfg->data.id_field));
+    /* As with one file before there could be several. */
+    if (ok && id->n_files > 1)
+        ok = put(o, "data.n_files", json_integer((json_int_t)id->n_files));
     /* Keys that this kind of row does not use are left out: changing them changes nothing. */
     if (ok && id->append_eos)
         ok = put(o, "data.eos_id", json_integer(id->eos_id));
@@ -161,8 +166,9 @@ static const char *key_meaning(const char *key) {
         {"model.config_hash", "the teacher's config.json"},
         {"model.weights_hash", "the teacher's weights"},
         {"tokenizer.hash", "tokenizer.json"},
-        {"data.hash", "the dataset file"},
-        {"data.size_bytes", "the size of the dataset file"},
+        {"data.hash", "the dataset's content"},
+        {"data.size_bytes", "the size of the dataset"},
+        {"data.n_files", "how many files the dataset has"},
         {"schema", "the layout of the record"},
         {TD_IDENTITY_NUMERICS, "which bits this version computes"},
     };
@@ -174,7 +180,9 @@ static const char *key_meaning(const char *key) {
 
 static void show_value(const char *key, const json_t *v, td_strbuf *b) {
     char *text = v ? json_dumps(v, CANONICAL) : NULL;
-    const char *absent = strcmp(key, TD_IDENTITY_NUMERICS) == 0 ? "1" : "not set";
+    const char *absent = strcmp(key, TD_IDENTITY_NUMERICS) == 0 || strcmp(key, "data.n_files") == 0
+                             ? "1"
+                             : "not set";
     td_strbuf_puts(b, !v || json_is_null(v) ? absent : text ? text : "?");
     free(text);
 }
@@ -266,6 +274,95 @@ static json_t *tensor_docs(const td_capture_spec *spec, bool has_ids) {
     return a;
 }
 
+/* The files of a dataset of several, so that a change can be named: no part of the identity, and left
+ * out where the list is long. NULL: out of memory, or none. */
+static json_t *file_list(const td_identity *id, bool *ok) {
+    size_t n_bytes = 0;
+    *ok = true;
+    for (size_t i = 0; i < id->n_files; i++)
+        n_bytes += strlen(id->files[i].path) + FILE_ENTRY_BYTES;
+    if (id->n_files < 2 || n_bytes > FILE_LIST_MAX_BYTES)
+        return NULL;
+    json_t *a = json_array();
+    for (size_t i = 0; a && *ok && i < id->n_files; i++) {
+        json_t *o = json_object();
+        *ok = o && put(o, "path", text_value(id->files[i].path)) &&
+              put(o, "size_bytes", u64_value(id->files[i].size_bytes)) &&
+              put(o, "hash", hash_value(id->files[i].hash)) && json_array_append(a, o) == 0;
+        json_decref(o);
+    }
+    *ok = *ok && a;
+    return a;
+}
+
+/* Bytes of `a` up to and with the last slash that both paths share: of a sorted list's first and last,
+ * what all of its paths share. */
+static size_t common_folder(const char *a, const char *b) {
+    size_t slash = 0;
+    for (size_t i = 0; a[i] && a[i] == b[i]; i++)
+        if (a[i] == '/')
+            slash = i + 1;
+    return slash;
+}
+
+static const char *listed_path(const json_t *list, size_t i) {
+    const char *s = json_string_value(json_object_get(json_array_get(list, i), "path"));
+    return s ? s : "";
+}
+
+typedef struct change_note {
+    const char *what;
+    int64_t n;
+    td_strbuf first;
+} change_note;
+
+static void note_change(change_note *c, const char *path) {
+    if (c->n++ == 0)
+        td_strbuf_puts(&c->first, path);
+}
+
+/* Paths are compared behind the folder that each list shares: a dataset may have been moved. */
+void td_manifest_file_changes(const td_manifest *m, const td_identity *id, td_strbuf *out) {
+    const json_t *list = json_object_get(m->root, "data_files");
+    size_t n = json_array_size(list), k = id->n_files, i = 0, j = 0;
+    if (n < 2 || k < 2)
+        return;
+    size_t skip_old = common_folder(listed_path(list, 0), listed_path(list, n - 1));
+    size_t skip_new = common_folder(id->files[0].path, id->files[k - 1].path);
+    change_note notes[] = {{"was added", 0, {0}}, {"is gone", 0, {0}}, {"changed", 0, {0}}};
+    while (i < n || j < k) {
+        const char *old = i < n ? listed_path(list, i) : NULL;
+        const char *now = j < k ? id->files[j].path : NULL;
+        int d = !old ? 1 : !now ? -1 : strcmp(old + TD_MIN(skip_old, strlen(old)), now + skip_new);
+        if (d > 0) {
+            note_change(&notes[0], id->files[j++].path);
+        } else if (d < 0) {
+            note_change(&notes[1], listed_path(list, i++));
+        } else {
+            json_t *hash = hash_value(id->files[j].hash),
+                   *size = u64_value(id->files[j].size_bytes);
+            const json_t *o = json_array_get(list, i);
+            if (!json_equal(hash, json_object_get(o, "hash")) ||
+                !json_equal(size, json_object_get(o, "size_bytes")))
+                note_change(&notes[2], id->files[j].path);
+            json_decref(hash);
+            json_decref(size);
+            i++;
+            j++;
+        }
+    }
+    const char *sep = "; of its files ";
+    for (size_t c = 0; c < TD_ARRAY_LEN(notes); c++) {
+        if (notes[c].n && !notes[c].first.oom) {
+            td_strbuf_printf(out, "%s%s %s", sep, notes[c].first.data, notes[c].what);
+            if (notes[c].n > 1)
+                td_strbuf_printf(out, " (and %lld more)", (long long)notes[c].n - 1);
+            sep = ", ";
+        }
+        td_strbuf_free(&notes[c].first);
+    }
+}
+
 static td_status manifest_hash(const json_t *root, uint64_t *out, td_error *err) {
     json_t *rest = json_copy((json_t *)root);
     if (!rest)
@@ -311,8 +408,11 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
     char *model_path = cfg->model.path ? realpath(cfg->model.path, NULL) : NULL;
     char *data_path = cfg->data.path ? realpath(cfg->data.path, NULL) : NULL;
     json_t *root = json_object();
+    bool listed;
+    json_t *files = file_list(id, &listed);
     bool ok =
-        root && put(root, "schema", json_integer(TD_RECORD_SCHEMA)) &&
+        root && listed && (!files || json_object_set(root, "data_files", files) == 0) &&
+        put(root, "schema", json_integer(TD_RECORD_SCHEMA)) &&
         put(root, "tdgen", json_string(TDGEN_VERSION)) &&
         put(root, "fingerprint", hash_value(fingerprint)) &&
         json_object_set(root, "identity", (json_t *)identity) == 0 &&
@@ -330,6 +430,7 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, td_capture_is_ragged(spec->mode) ? "bytes_per_row_at_most" : "bytes_per_row",
             json_real(td_record_bytes_per_row(spec))) &&
         put(root, "bytes_per_token", json_real(td_record_bytes_per_token()));
+    json_decref(files);
     free(model_path);
     free(data_path);
     rc = ok ? print_manifest(root, text, err) : td_error_nomem(err, "the manifest", 0);

@@ -55,6 +55,9 @@ typedef struct td_manifest {
 } td_manifest;
 /* Reads DIR/manifest.json and checks its hash, schema and fingerprint. `code` is what failures
  * report. A missing file is `code` too. */
+/* Appends which files of a dataset of several were added, are gone or changed since the manifest was
+ * written; nothing where it does not list them. */
+void td_manifest_file_changes(const td_manifest *m, const td_identity *id, td_strbuf *out);
 td_status td_manifest_load(const char *dir, td_status code, td_manifest *out, td_error *err);
 void td_manifest_free(td_manifest *m);
 

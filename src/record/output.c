@@ -180,6 +180,20 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
     return rc;
 }
 
+/* Of a dataset of several files, also which are others. */
+static td_status compare_identity(td_output *o, const td_manifest *m, td_error *err) {
+    td_status rc = td_identity_compare(m->identity, o->identity, true, o->dir, err);
+    if (rc == TD_OK || !err)
+        return rc;
+    td_strbuf b = {0};
+    td_manifest_file_changes(m, &o->id, &b);
+    size_t n = strlen(err->text);
+    if (b.len && !b.oom)
+        snprintf(err->text + n, sizeof err->text - n, "%s", b.data);
+    td_strbuf_free(&b);
+    return rc;
+}
+
 static td_status load_folder(td_output *o, td_error *err) {
     int64_t *numbers = NULL;
     size_t n = 0;
@@ -202,7 +216,7 @@ static td_status load_folder(td_output *o, td_error *err) {
     }
     rc = td_manifest_load(o->dir, TD_E_OUTPUT, &m, err);
     if (rc == TD_OK)
-        rc = td_identity_compare(m.identity, o->identity, true, o->dir, err);
+        rc = compare_identity(o, &m, err);
     if (rc == TD_OK)
         rc = refuse_both_forms(o, numbers, n, err);
     if (rc != TD_OK)

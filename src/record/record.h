@@ -49,6 +49,9 @@ typedef struct td_identity {
     uint64_t tokenizer_hash;
     int32_t tokenizer_n_vocab;
     uint64_t dataset_size_bytes, dataset_hash;
+    const td_dataset_file
+        *files;            /* [n_files] of the dataset; borrowed until the output is closed */
+    size_t n_files;        /* one leaves no trace in the manifest */
     td_data_format format; /* resolved */
     bool append_eos;       /* resolved */
     int32_t eos_id;        /* what append_eos appends; only compared when it does */
