@@ -11,6 +11,7 @@
 #include "app/outdir.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/strbuf.h"
 
 static td_status show_assignment(td_job *j, td_error *err) {
     (void)err;
@@ -23,6 +24,30 @@ static td_status show_warnings(td_job *j, td_error *err) {
     (void)err;
     for (int32_t i = 0; i < j->plan.n_warnings; i++)
         td_log_warn("%s", j->plan.warnings[i]);
+    return TD_OK;
+}
+
+/* A run that records nothing is no success, however smooth it goes. */
+static void warn_of_nothing(const td_config *cfg, const char *what, const td_data_counts *n) {
+    td_strbuf why = {0};
+    td_data_why_nothing(cfg, n, &why);
+    td_log_warn("%s: %s", what, why.oom ? "no sample has a position to record" : why.data);
+    td_strbuf_free(&why);
+}
+
+/* Do the statistics say so? They may be estimated. */
+static bool foresees_nothing(const td_job *j) {
+    return j->stats.n_dataset_rows > 0 && j->stats.n_record_rows == 0;
+}
+
+static td_status warn_early(td_job *j, td_error *err) {
+    const td_dataset_stats *st = &j->stats;
+    const td_data_counts n = {st->n_samples, st->n_tokens, st->n_bad_rows, st->n_overflow_rows};
+    (void)err;
+    if (foresees_nothing(j))
+        warn_of_nothing(
+            j->cfg, st->estimated ? "Perhaps nothing will be recorded" : "Nothing will be recorded",
+            &n);
     return TD_OK;
 }
 
@@ -73,9 +98,10 @@ static td_status show_details(td_job *j, td_error *err) {
 }
 
 int td_cmd_dry_run(const td_run_options *opt) {
-    static const td_job_step steps[] = {td_job_plan, show_assignment, show_details};
+    static const td_job_step steps[] = {td_job_plan, show_assignment, show_details, warn_early};
     td_job j;
     td_error err = {0};
+    bool nothing = false;
     td_run_catch_signals();
     td_status rc =
         td_job_configure(&j, true, opt->config_path, opt->overrides, opt->n_overrides, &err);
@@ -83,10 +109,11 @@ int td_cmd_dry_run(const td_run_options *opt) {
         rc = td_job_take(&j, steps, TD_ARRAY_LEN(steps), &err);
         if (rc == TD_OK && opt->restart)
             puts("With --restart what is in the output folder would be moved aside first");
+        nothing = rc == TD_OK && foresees_nothing(&j) && !j.stats.estimated;
         td_job_close(&j);
     }
     report_error(&err);
-    return td_status_exit_code(rc);
+    return nothing ? TD_EXIT_PARTIAL : td_status_exit_code(rc);
 }
 
 /* --- the run ---------------------------------------------------------------------------------- */
@@ -117,6 +144,13 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, FILE
     if (summary->n_bad_samples || summary->n_failures || summary->n_retired || totals.n_skipped ||
         faults->n_lost)
         code = TD_EXIT_PARTIAL;
+    /* A worker without a shard of its own has nothing to record, and that is all right. */
+    if (totals.n_rows == 0 && totals.n_shards > 0) {
+        const td_data_counts n = {totals.n_samples, totals.n_tokens, totals.n_skipped,
+                                  summary->n_overflow_rows};
+        warn_of_nothing(j->cfg, "Nothing was recorded", &n);
+        code = TD_EXIT_PARTIAL;
+    }
     td_faults_remove(j->cfg->output.dir);
     if (summary->n_shards_written == 0)
         fprintf(out, "%s was complete already: nothing was computed\n", j->cfg->output.dir);
@@ -167,7 +201,7 @@ static td_status say_nothing(td_job *j, td_error *err) {
 int td_cmd_run(const td_run_options *opt) {
     static const td_job_step look_steps[] = {td_job_recover, td_job_plan};
     const td_job_step steps[] = {td_job_measure_gpus, opt->quiet ? say_nothing : show_assignment,
-                                 show_warnings, td_job_open};
+                                 show_warnings, warn_early, td_job_open};
     td_job j;
     td_error err = {0};
     td_run_catch_signals();

@@ -49,6 +49,7 @@
 #include <stdint.h>
 #include "config/config.h"
 #include "base/status.h"
+#include "base/strbuf.h"
 #include "tokenizer/tokenizer.h"
 
 typedef struct td_sample {
@@ -215,5 +216,14 @@ typedef struct td_dataset_stats {
 td_status td_dataset_stats_sample(const td_config *cfg, const td_tokenizer *tok,
                                   const td_source_limits *lim, td_dataset_stats *out,
                                   td_error *err);
+
+/* Of a dataset, or a finished folder, without any position to record. */
+typedef struct td_data_counts {
+    int64_t n_samples, n_tokens;
+    int64_t n_bad;           /* rows left out as bad, and samples that could not be computed */
+    int64_t n_overflow_rows; /* 0 also where it is not known */
+} td_data_counts;
+/* Appends why that is so, and what to do. */
+void td_data_why_nothing(const td_config *cfg, const td_data_counts *n, td_strbuf *out);
 
 #endif

@@ -314,7 +314,10 @@ static void predict(td_planner *pl, const td_plan_record_cost *record) {
 }
 
 td_status td_plan_make(const td_plan_input *in, td_plan *out, td_error *err) {
-    td_plan plan = {.stats = *in->stats, .capture = *in->capture};
+    td_plan plan = {.stats = *in->stats,
+                    .max_length = in->cfg->data.max_length,
+                    .overflow = in->cfg->data.overflow,
+                    .capture = *in->capture};
     td_planner pl = {.cfg = in->cfg,
                      .asked_compute = in->compute,
                      .model = in->model,

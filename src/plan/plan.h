@@ -167,6 +167,8 @@ typedef struct td_plan {
     td_capture_spec capture;  /* what every session of the run captures */
     td_session_limits limits; /* n_slots: of the group with most stages */
     td_dataset_stats stats;   /* of the whole dataset */
+    int32_t max_length;       /* data.max_length, data.overflow: what stats count by */
+    td_overflow overflow;
     td_cost_model cost;       /* see td_cost_flops */
     td_work_size micro_batch; /* what the mean one consists of: predictions are for such ones */
     int32_t worker_id, total_workers;

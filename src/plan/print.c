@@ -254,6 +254,56 @@ static const char *speed_source(const td_plan *p) {
     return p->inventory.is_cpu ? "measured just now" : "estimated from clocks; a run measures once";
 }
 
+/* How the counts came about. */
+static void print_basis(const td_dataset_stats *st, FILE *out) {
+    char x[3][24];
+    td_human_count((double)st->n_rows_read, x[0], sizeof x[0]);
+    td_human_bytes(st->bytes_read, x[1], sizeof x[1]);
+    td_human_bytes(st->bytes_total, x[2], sizeof x[2]);
+    if (st->bytes_total == 0)
+        return; /* a job that is only stated */
+    fputs("                 (", out);
+    if (!st->estimated)
+        fprintf(out, "counted: all %s rows were read", x[0]);
+    else if (st->basis == TD_STATS_SPREAD)
+        fprintf(out, "estimated from %s rows, %s, spread evenly over %s", x[0], x[1], x[2]);
+    else if (st->basis == TD_STATS_FRONT && st->n_files == 1)
+        fprintf(out, "estimated from %s rows, the first %s of %s", x[0], x[1], x[2]);
+    else if (st->basis == TD_STATS_FRONT)
+        fprintf(out, "estimated from %s rows, %s at the beginnings of %lld files, of %s", x[0],
+                x[1], (long long)st->n_files_read, x[2]);
+    else
+        fprintf(out, "estimated from pieces of %lld row%s, %s of %s", (long long)st->n_files_read,
+                st->n_files_read == 1 ? "" : "s", x[1], x[2]);
+    if (st->n_files > 1)
+        fprintf(out, " in %lld files", (long long)st->n_files);
+    fputs(")\n", out);
+}
+
+/* What max_length does to the rows. */
+static void print_overflow(const td_plan *p, FILE *out) {
+    static const char *const verbs[] = {"cut", "split", "skipped"};
+    const td_dataset_stats *st = &p->stats;
+    char x[2][24];
+    if (st->n_overflow_rows) {
+        fprintf(out,
+                "Too long:        %s%s rows have more than data.max_length = %d tokens and are %s",
+                st->estimated ? "about " : "",
+                td_human_count((double)st->n_overflow_rows, x[0], sizeof x[0]), p->max_length,
+                verbs[p->overflow]);
+        if (p->overflow == TD_OVERFLOW_SPLIT)
+            fputs(", which loses no token\n", out);
+        else
+            fprintf(out, ", which loses %s tokens (%.1f%%)\n",
+                    td_human_count((double)st->n_overflow_tokens, x[1], sizeof x[1]),
+                    100 * (double)st->n_overflow_tokens /
+                        fmax((double)(st->n_tokens + st->n_overflow_tokens), 1));
+    }
+    if (st->n_bad_rows)
+        fprintf(out, "Bad rows:        %s are left out (run.on_bad_sample = skip)\n",
+                td_human_count((double)st->n_bad_rows, x[0], sizeof x[0]));
+}
+
 static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
     const td_dataset_stats *st = &p->stats;
     char x[4][24];
@@ -275,6 +325,8 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("                 (token counts are guessed at 4 bytes a token: there is no "
               "tokenizer)\n",
               out);
+    print_basis(st, out);
+    print_overflow(p, out);
     if (p->total_workers > 1)
         fprintf(out, "This process:    worker %d of %d, about 1/%d of it\n", p->worker_id,
                 p->total_workers, p->total_workers);

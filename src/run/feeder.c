@@ -218,6 +218,7 @@ void *td_feeder_main(void *arg) {
         f.n_rows = o->shard->row_end;
         atomic_fetch_add(&run->counters.n_bad, o->shard->n_bad_rows);
         atomic_fetch_add(&run->counters.n_overflow_rows, o->shard->n_overflow_rows);
+        atomic_fetch_add(&run->counters.n_overflow_tokens, o->shard->n_overflow_tokens);
         count_idle(run, o->shard);
         rc = open_and_publish(run, &f, o, &err);
         if (rc != TD_OK)

@@ -214,6 +214,7 @@ static void summarise(td_run_state *run, bool ask_devices, td_run_summary *out) 
                             .n_shards_kept = atomic_load(&run->counters.n_shards_kept),
                             .n_bad_samples = atomic_load(&run->counters.n_bad),
                             .n_overflow_rows = atomic_load(&run->counters.n_overflow_rows),
+                            .n_overflow_tokens = atomic_load(&run->counters.n_overflow_tokens),
                             .n_groups = run->n_groups,
                             .n_retired = td_verdict_n_retired(run->verdict),
                             .n_hung = td_verdict_n_hung(run->verdict),

@@ -185,12 +185,12 @@ typedef struct td_run_summary {
     double wall_s;
     int64_t n_tokens, n_samples, n_rows; /* computed in this run */
     int64_t n_shards_written, n_shards_kept;
-    int64_t n_bad_samples; /* skipped in this run: samples and rows */
-    int64_t n_overflow_rows;
-    int32_t n_groups, n_retired, n_hung; /* those that hung are retired, too */
-    int32_t n_failures;                  /* of all groups, also where they worked again */
-    td_group_summary *groups;            /* freed by td_run_summary_free */
-    td_device_summary *devices;          /* [n_devices] those with sensors; freed likewise */
+    int64_t n_bad_samples;                      /* skipped in this run: samples and rows */
+    int64_t n_overflow_rows, n_overflow_tokens; /* tokens that were cut off or skipped with them */
+    int32_t n_groups, n_retired, n_hung;        /* those that hung are retired, too */
+    int32_t n_failures;                         /* of all groups, also where they worked again */
+    td_group_summary *groups;                   /* freed by td_run_summary_free */
+    td_device_summary *devices;                 /* [n_devices] those with sensors; freed likewise */
     int32_t n_devices;
     bool stopped;   /* by a signal */
     td_fault fault; /* with TD_E_DEVICE_LOST: what failed, and what was in flight there */

@@ -113,10 +113,11 @@ static inline void td_group_assert_own(const td_group *g) {
 }
 
 typedef struct td_run_counters {
-    _Atomic int64_t n_shards_written;              /* writer */
-    _Atomic int64_t n_shards_kept;                 /* feeder */
-    _Atomic int64_t n_bad;                         /* feeder and groups */
-    _Atomic int64_t n_overflow_rows;               /* feeder, and so on below */
+    _Atomic int64_t n_shards_written; /* writer */
+    _Atomic int64_t n_shards_kept;    /* feeder */
+    _Atomic int64_t n_bad;            /* feeder and groups */
+    _Atomic int64_t n_overflow_rows;  /* feeder, and so on below */
+    _Atomic int64_t n_overflow_tokens;
     _Atomic int64_t n_tokens_idle, n_samples_idle; /* without a target: nothing to compute */
     _Atomic int64_t n_data_shards; /* of the dataset, all workers'; -1 until its end was met */
     _Atomic int64_t n_tokens_kept, n_samples_kept; /* in shards that were finished before */

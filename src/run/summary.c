@@ -104,7 +104,14 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
     td_output_coverage_get(output, &coverage);
     td_coverage_print(&coverage, out);
     if (s->n_overflow_rows)
-        fprintf(out, "Rows longer than data.max_length: %lld\n", (long long)s->n_overflow_rows);
+        fprintf(out, "Rows longer than data.max_length = %d: %lld %s\n", plan->max_length,
+                (long long)s->n_overflow_rows,
+                plan->overflow == TD_OVERFLOW_SPLIT  ? "were split"
+                : plan->overflow == TD_OVERFLOW_SKIP ? "were skipped"
+                                                     : "were cut");
+    if (s->n_overflow_tokens)
+        fprintf(out, "Tokens lost by that: %s\n",
+                td_human_count((double)s->n_overflow_tokens, a, sizeof a));
     if (t.n_skipped || s->n_bad_samples)
         fprintf(out, "Skipped samples: %lld in this run, %lld in the folder\n",
                 (long long)s->n_bad_samples, (long long)t.n_skipped);
