@@ -49,7 +49,8 @@ enum {
     TD_EXIT_DATA = 4,
     TD_EXIT_DEVICE = 5,
     TD_EXIT_OUTPUT = 6,
-    TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples, retired or lost devices */
+    TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples, retired or lost devices, or nothing
+                            recorded */
     TD_EXIT_VERIFY = 8,
     TD_EXIT_HUNG = 9,        /* a device hung; everything committed is saved, run again */
     TD_EXIT_UNFINISHED = 10, /* what is there is sound, but the run is not finished */

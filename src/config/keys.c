@@ -54,9 +54,9 @@ const td_config_key td_config_keys[] = {
      "Arithmetic of the forward pass. auto: what the checkpoint was saved in where the devices compute it fast, else f32."},
 
     {"data", "path", TD_KEY_STRING, FIELD(data.path), 0, 0, NULL, NULL, "required",
-     "The dataset, one file."},
+     "The dataset: a file, a folder, a glob such as data/*.jsonl, or several of these with commas between them (in double quotes a path is taken as it stands). One dataset of all files, sorted by their paths' bytes, all of one format. A folder stands for its own files with an extension of a format."},
     {"data", "format", TD_KEY_CHOICE, FIELD(data.format), 0, 0, format_choices, "auto", NULL,
-     "jsonl: one JSON object per line. text: plain text. Both also as .gz and .zst. tokens: a safetensors file with input_ids and sample_offsets, such as a shard of tdgen or what tools/prepare makes; or raw ids (.bin). auto: by extension and first bytes."},
+     "jsonl: one JSON object per line. text: plain text. Both also as .gz and .zst. tokens: a safetensors file with input_ids and sample_offsets, such as a shard of tdgen or what tdgen prepare makes; or raw ids (.bin). auto: by extension and first bytes."},
     {"data", "text_unit", TD_KEY_CHOICE, FIELD(data.text_unit), 0, 0, text_unit_choices, "line", NULL,
      "For format = text: a row is a line, or the whole file is one row."},
     {"data", "text_field", TD_KEY_STRING, FIELD(data.text_field), 0, 0, NULL, "text", NULL,

@@ -180,22 +180,33 @@ static td_status refuse_folder(const td_config *cfg, const char *dir, const fold
                             dir, listed(&d->data), listed(&d->tables), dir);
     if (d->data.n)
         return TD_OK;
-    bool more = d->subfolders.n > 0;
-    return td_error_set(
-        err, TD_E_DATA,
-        "data.path: the folder %s has no file of %s%s%s%s%s%s; name the files that are meant, such "
-        "as %s%s*%s",
-        dir,
-        cfg->data.format == TD_FORMAT_AUTO ? "a known kind (.jsonl, .ndjson, .json, .txt, .text, "
-                                             ".safetensors, .bin; the first five also with .gz or "
-                                             ".zst)"
-                                           : "an extension that belongs to data.format = ",
-        cfg->data.format == TD_FORMAT_AUTO ? "" : td_data_format_name(cfg->data.format),
-        d->others.n ? "; it has "
-        : more      ? ""
-                    : "; it is empty",
-        listed(&d->others), more ? "; subfolders are not looked into: " : "",
-        listed(&d->subfolders), dir, more ? "/SUBFOLDER/" : "/", more ? ".jsonl" : "");
+    td_strbuf b = {0};
+    if (d->subfolders.n)
+        td_strbuf_printf(&b, "; subfolders are not looked into (%s), name one, or %s/*/*.jsonl",
+                         listed(&d->subfolders), dir);
+    else if (d->others.n)
+        td_strbuf_printf(&b,
+                         "; it has %s: name the files that are meant, such as %s/*, and set "
+                         "data.format",
+                         listed(&d->others), dir);
+    else
+        td_strbuf_puts(&b, "; it is empty");
+    const char *rest = b.oom ? "" : b.data;
+    td_status rc =
+        cfg->data.format == TD_FORMAT_AUTO
+            ? td_error_set(
+                  err, TD_E_DATA,
+                  "data.path: the folder %s has no file of a known kind (.jsonl, .ndjson, "
+                  ".json, .txt, .text, .safetensors, .bin; the first five also with .gz or "
+                  ".zst)%s",
+                  dir, rest)
+            : td_error_set(
+                  err, TD_E_DATA,
+                  "data.path: the folder %s has no file with an extension of data.format = "
+                  "%s%s",
+                  dir, td_data_format_name(cfg->data.format), rest);
+    td_strbuf_free(&b);
+    return rc;
 }
 
 static td_status add_folder(const td_config *cfg, const char *dir, found *f, td_error *err) {

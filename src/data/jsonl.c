@@ -195,9 +195,11 @@ static td_status add_hint(const td_config *cfg, const char *hint, td_status rc, 
 }
 
 /* What helps where a text is expected. */
-static const char *no_text_hint(const json_t *v) {
+static const char *no_text_hint(const td_config *cfg, const json_t *v) {
     if (json_is_null(v))
-        return "; a row without text can be left out: run.on_bad_sample = skip";
+        return cfg->run.on_bad_sample == TD_BAD_SKIP
+                   ? ""
+                   : "; a row without text can be left out: run.on_bad_sample = skip";
     if (json_is_object(v))
         return "; a nested text must be brought to the top, such as with jq -c '{text: .a.b}'";
     if (json_is_array(v))
@@ -224,7 +226,7 @@ static td_status get_field(const td_config *cfg, const json_t *obj, const char *
     if (!ok)
         return td_error_set(err, TD_E_DATA, "%s: \"%.100s\" (data.%s) must be %s, but is %s%s",
                             where, field, config_key, expected[w], td_json_type_name(v),
-                            w == WANT_STRING ? no_text_hint(v) : "");
+                            w == WANT_STRING ? no_text_hint(cfg, v) : "");
     *out = v;
     return TD_OK;
 }
@@ -237,6 +239,8 @@ static const char *no_object_hint(const json_t *row) {
     if (json_is_integer(first))
         return "; make objects of such rows: jq -c '{input_ids: .}' FILE, and set data.ids_field = "
                "input_ids";
+    if (json_is_string(first))
+        return "; make objects of such rows, joined or one by one: jq -c '.[] | {text: .}' FILE";
     if (is_conversation(row))
         return "; make objects of such rows: jq -c '{messages: .}' FILE, which tdgen prepare reads";
     return "";

@@ -88,6 +88,9 @@ static td_status check(const td_rows *r, td_rows_look *look, td_error *err) {
     }
     look->none = n == 0;
     rc = n ? first.code : TD_OK;
+    if (n && want > 1)
+        td_error_prefix(&first, "none of the first %d row%s is good (run.on_bad_sample = skip)", n,
+                        n == 1 ? "" : "s");
     if (n && err)
         *err = first;
 done:

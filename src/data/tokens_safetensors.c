@@ -1,6 +1,6 @@
 /* tokens_safetensors.c - rows of a safetensors file: row i = elements [sample_offsets[i],
  * sample_offsets[i+1]) of input_ids, the same of loss_mask where it is there. Shards that tdgen wrote
- * and what tools/prepare makes are such files.
+ * and what tdgen prepare makes are such files.
  *
  * The header is checked by its reader. Of the offsets a chunk is kept.
  */

@@ -80,7 +80,7 @@ runs 'data.max_samples=0 model.compute=bf16' \
 runs 'model.compute=f16 model.compute=f32' \
     distillation.teacher.dtype=float16 distillation.teacher.dtype=float32
 refuses 'run.batch_tokens counts tokens' 1 0 distillation.dataset.batch_size=4
-refuses 'data.path=FILE takes a local' distillation.dataset.name=wikitext
+refuses 'data.path=PATH takes local' distillation.dataset.name=wikitext
 refuses "unknown override 'distillation.loss=kl'" distillation.loss=kl
 refuses 'gpu_list' CUDA_VISIBLE_DEVICES=0
 
