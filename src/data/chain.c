@@ -143,9 +143,7 @@ static td_status pick_in(chain *c, size_t file, double place, bool *none, td_err
     return rc == TD_OK ? c->cur->ops->pick(c->cur, place, none, err) : rc;
 }
 
-/* Where rows are counted, one of those that max_samples leaves. Else by bytes: behind the last row of
- * a file comes the first of the next one, behind the last of all the first of all, so that every row
- * has its turn. */
+/* Where rows are counted, one of those that max_samples leaves. */
 static td_status pick(td_rows *r, double place, bool *none, td_error *err) {
     chain *c = of(r);
     size_t n = c->files->n;
@@ -159,10 +157,7 @@ static td_status pick(td_rows *r, double place, bool *none, td_error *err) {
     double x = place * (double)r->size_bytes;
     size_t i = file_of(n, c->bytes_before, false, (uint64_t)x);
     double in = (x - (double)c->bytes_before[i]) / (double)c->files->file[i].size_bytes;
-    td_status rc = pick_in(c, i, in < 1 ? in : 0, none, err);
-    for (size_t k = 1; rc == TD_OK && *none && k <= n; k++)
-        rc = pick_in(c, (i + k) % n, 0, none, err);
-    return rc;
+    return pick_in(c, i, in < 1 ? in : 0, none, err);
 }
 
 static td_status extent(td_rows *r, double *n_bytes, td_error *err) {

@@ -281,7 +281,7 @@ static td_status add_pattern(const char *pattern, found *f, td_error *err) {
     size_t n_folders = 0;
     int e = glob(pattern, GLOB_ERR | GLOB_NOSORT, NULL, &g);
     td_status rc = TD_OK;
-    if (e == GLOB_NOMATCH)
+    if (e == GLOB_NOMATCH || (e == GLOB_ABORTED && (errno == ENOENT || errno == ENOTDIR)))
         rc = nothing_matches(pattern, err);
     else if (e == GLOB_NOSPACE)
         rc = td_error_nomem(err, "the list of dataset files", 0);

@@ -63,9 +63,9 @@ typedef struct td_rows_ops {
     uint64_t (*plain_bytes)(const td_rows *r);
 
     /* For statistics of a file that is not sequential, which is only closed afterwards. `pick` takes
-     * in hand the row at `place` (from 0 to below 1) of the file, *none where no row starts behind
-     * it; `extent` then gives its bytes up to where the next row begins, and the row is no longer
-     * in hand. */
+     * in hand the row at `place`, from 0 to below 1, of the rows where their number is known, else of
+     * the bytes; *none where no row has them. `extent` then gives the bytes that it was picked by, and
+     * the row is no longer in hand. */
     td_status (*pick)(td_rows *r, double place, bool *none, td_error *err);
     td_status (*extent)(td_rows *r, double *n_bytes, td_error *err);
     /* Of a file that is one_row, else NULL: its number of tokens, estimated from pieces. */

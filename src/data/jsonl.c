@@ -213,7 +213,7 @@ typedef enum { WANT_STRING, WANT_ARRAY, WANT_ID } wanted;
 static td_status get_field(const td_config *cfg, const json_t *obj, const char *field,
                            const char *config_key, wanted w, const char *where, const json_t **out,
                            td_error *err) {
-    static const char *const expected[] = {"a string", "an array of token ids",
+    static const char *const expected[] = {"a string", "an array of integers",
                                            "a string or an integer"};
     const json_t *v = json_object_get(obj, field);
     if (!v)

@@ -9,7 +9,11 @@
 #include <string.h>
 #include "base/memory.h"
 
-enum { FIRST_ROWS = 100, SEEK_READ_BYTES = 16 << 10 };
+enum {
+    FIRST_ROWS = 100,
+    SEEK_READ_BYTES = 16 << 10,
+    NO_ROWS_PASSED = 1000 /* lines that are no rows, before a pick is given up */
+};
 
 typedef struct line_rows {
     td_rows rows;
@@ -146,26 +150,30 @@ static uint64_t plain_bytes(const td_rows *r) {
     return td_lines_offset(&of_const(r)->lines);
 }
 
-/* The first row that begins behind a byte of the file: the longer the line before a row, the likelier
- * it is met. */
+/* The row that the byte at `place` lies in, lines that are no rows being part of the row before them: a
+ * row's chance is its extent. */
 static td_status pick(td_rows *r, double place, bool *none, td_error *err) {
     line_rows *t = of(r);
     td_lines *l = &t->lines;
+    uint64_t at = l->start + (uint64_t)(place * (double)(l->size_bytes - l->start));
     l->read_bytes = SEEK_READ_BYTES;
-    td_status rc =
-        td_lines_seek(l, l->start + (uint64_t)(place * (double)(l->size_bytes - l->start)), err);
-    if (rc != TD_OK)
-        return rc;
-    do {
-        t->pick_begin = td_lines_offset(l);
-        rc = td_lines_next(l, &t->line, &t->n_bytes, err);
-    } while (rc == TD_OK && t->line && t->kind->is_row && !t->kind->is_row(t->line, t->n_bytes));
-    *none = rc == TD_OK && !t->line;
-    return rc;
+    *none = true;
+    for (int i = 0; i < NO_ROWS_PASSED; i++) {
+        td_status rc = td_lines_start_of(l, at, &t->pick_begin, err);
+        if (rc == TD_OK)
+            rc = td_lines_seek(l, t->pick_begin, err);
+        if (rc == TD_OK)
+            rc = td_lines_next(l, &t->line, &t->n_bytes, err);
+        if (rc != TD_OK || !t->line)
+            return rc;
+        *none = t->kind->is_row && !t->kind->is_row(t->line, t->n_bytes);
+        if (!*none || t->pick_begin <= l->start)
+            return TD_OK;
+        at = t->pick_begin - 1;
+    }
+    return TD_OK;
 }
 
-/* Lines that are no rows count with the row before them: then the chance of a row to be met depends
- * on its predecessor's bytes alone, and the mean is unbiased. */
 static td_status extent(td_rows *r, double *n_bytes, td_error *err) {
     line_rows *t = of(r);
     uint64_t end = td_lines_offset(&t->lines);

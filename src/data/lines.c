@@ -11,6 +11,8 @@
 #include "base/file.h"
 #include "base/memory.h"
 
+enum { BACK_BYTES = 16 << 10 };
+
 static const char BOM[3] = {'\xef', '\xbb', '\xbf'};
 
 static td_status fill(td_lines *l, td_error *err);
@@ -170,6 +172,31 @@ td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err) {
     const char *line;
     size_t n;
     return td_lines_next(l, &line, &n, err);
+}
+
+td_status td_lines_start_of(const td_lines *l, uint64_t offset, uint64_t *start, td_error *err) {
+    char *buf = NULL;
+    size_t cap = 0, n = BACK_BYTES;
+    td_status rc = TD_OK;
+    uint64_t end = TD_MIN(offset, l->size_bytes); /* the search is in front of it */
+    *start = l->start;
+    while (rc == TD_OK && end > l->start) {
+        n = (size_t)TD_MIN((uint64_t)n, end - l->start);
+        if (!td_grow((void **)&buf, &cap, n, 1)) {
+            rc = td_error_nomem(err, "a piece of the dataset", n);
+            break;
+        }
+        rc = td_dataset_pread(l->fd, buf, n, end - n, l->path, err);
+        const char *lf = rc == TD_OK ? memrchr(buf, '\n', n) : NULL;
+        if (lf) {
+            *start = end - n + (size_t)(lf + 1 - buf);
+            break;
+        }
+        end -= n;
+        n = TD_MIN(2 * cap, TD_LINES_BUF_BYTES);
+    }
+    free(buf);
+    return rc;
 }
 
 uint64_t td_lines_offset(const td_lines *l) {

@@ -50,6 +50,9 @@ td_status td_lines_next(td_lines *l, const char **line, size_t *n_bytes, td_erro
  */
 td_status td_lines_seek(td_lines *l, uint64_t offset, td_error *err);
 
+/* Where the line begins that byte `offset` of a plain file lies in; looks back as far as it takes. */
+td_status td_lines_start_of(const td_lines *l, uint64_t offset, uint64_t *start, td_error *err);
+
 /* File offset of the first byte after the line last returned. */
 uint64_t td_lines_offset(const td_lines *l);
 /* The same in bytes of the file, estimated where it is compressed: from 0 to size_bytes. */

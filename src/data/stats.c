@@ -120,26 +120,6 @@ done:
     return rc;
 }
 
-/* What `seen` rows gave, scaled to n_rows. */
-static void scale(td_dataset_stats *st, const td_source_limits *lim, const td_shard *sampled,
-                  int64_t seen, double n_rows) {
-    double f = seen ? n_rows / (double)seen : 0;
-    st->estimated = true;
-    st->n_dataset_rows = llround(n_rows);
-    st->n_samples = llround(f * sampled->n_samples);
-    st->n_tokens = llround(f * (double)sampled->n_tokens);
-    st->n_record_rows = llround(f * (double)sampled->n_rows);
-    st->n_overflow_rows = llround(f * sampled->n_overflow_rows);
-    st->n_overflow_tokens = llround(f * (double)sampled->n_overflow_tokens);
-    st->basis = TD_STATS_SPREAD;
-    st->n_rows_read = seen;
-    st->n_files_read = st->n_files;
-    for (int32_t i = 0; i < sampled->n_samples; i++) {
-        st->max_tokens = TD_MAX(st->max_tokens, sampled->samples[i].n_tokens);
-        add_pairs(st, sampled->samples[i].n_tokens, f, lim);
-    }
-}
-
 static double cut_rows(const td_config *cfg, double n_rows) {
     return cfg->data.max_samples ? fmin(n_rows, (double)cfg->data.max_samples) : n_rows;
 }
@@ -151,21 +131,59 @@ static td_status take(td_shard_builder *b, td_row_maker *m, td_status made, td_e
     return made == TD_E_DATA ? TD_OK : made;
 }
 
-/* Rows at places spread over the file, scaled to all of it. */
+/* Sums over rows, each as often as it stands for others. */
+typedef struct weighed {
+    double rows, samples, tokens, record_rows, overflow_rows, overflow_tokens, pairs, pairs_window;
+} weighed;
+
+/* What the shard's samples from `from` on and the counts since `before` are, `times` times. */
+static void weigh(weighed *w, const td_shard *now, const td_shard *before, double times,
+                  const td_source_limits *lim, td_dataset_stats *st) {
+    w->rows += times;
+    w->samples += times * (now->n_samples - before->n_samples);
+    w->tokens += times * (double)(now->n_tokens - before->n_tokens);
+    w->record_rows += times * (double)(now->n_rows - before->n_rows);
+    w->overflow_rows += times * (now->n_overflow_rows - before->n_overflow_rows);
+    w->overflow_tokens += times * (double)(now->n_overflow_tokens - before->n_overflow_tokens);
+    for (int32_t i = before->n_samples; i < now->n_samples; i++) {
+        td_work_size size = {0};
+        td_work_size_add(&size, now->samples[i].n_tokens, 0, lim ? lim->window : 0);
+        w->pairs += times * size.n_pairs;
+        w->pairs_window += times * size.n_pairs_window;
+        st->max_tokens = TD_MAX(st->max_tokens, now->samples[i].n_tokens);
+    }
+}
+
+static void set_weighed(td_dataset_stats *st, const weighed *w, double f, double n_rows) {
+    st->n_dataset_rows = TD_MAX(llround(n_rows), 1);
+    st->n_samples = llround(f * w->samples);
+    st->n_tokens = llround(f * w->tokens);
+    st->n_record_rows = llround(f * w->record_rows);
+    st->n_overflow_rows = llround(f * w->overflow_rows);
+    st->n_overflow_tokens = llround(f * w->overflow_tokens);
+    st->n_pairs = f * w->pairs;
+    st->n_pairs_window = f * w->pairs_window;
+}
+
+/* Rows at places spread over the dataset, scaled to all of it. Where rows are picked by the bytes that
+ * they lie in, a row of e bytes stands for 1/e as many rows as one of 1 byte: so the sums are right
+ * however the lengths of neighbours go together. */
 static td_status sample_rows(const td_config *cfg, td_rows *r, const td_source_limits *lim,
                              td_row_maker *m, td_shard_builder *b, td_dataset_stats *st,
                              td_error *err) {
-    double bytes = 0, n_rows;
-    int64_t seen = 0;
-    for (int i = 0; i < SAMPLED_ROWS && bytes < SAMPLED_BYTES; i++) {
+    bool by_bytes = r->n_rows < 0;
+    double bytes = 0;
+    int64_t n_picks = 0;
+    weighed w = {0};
+    for (; n_picks < SAMPLED_ROWS && bytes < SAMPLED_BYTES; n_picks++) {
         bool none;
-        td_status rc = r->ops->pick(r, td_rows_spread(i), &none, err);
+        td_status rc = r->ops->pick(r, td_rows_spread((int)n_picks), &none, err);
         if (rc != TD_OK)
             return rc;
         if (none)
-            continue; /* behind the start of the last row */
-        seen++;
+            continue; /* bytes of no row */
         td_error e;
+        td_shard before = *b->shard;
         rc = take(b, m, r->ops->make(r, m, cfg->data.path, &e), &e);
         if (rc != TD_OK) {
             if (err)
@@ -177,26 +195,18 @@ static td_status sample_rows(const td_config *cfg, td_rows *r, const td_source_l
         if (rc != TD_OK)
             return rc;
         bytes += n_bytes;
+        st->n_rows_read++;
+        weigh(&w, b->shard, &before, by_bytes ? 1 / n_bytes : 1, lim, st);
     }
-    if (seen) {
-        n_rows = r->n_rows >= 0
-                     ? (double)r->n_rows
-                     : (double)(r->total_bytes - r->begin_bytes) / (bytes / (double)seen);
-        scale(st, lim, b->shard, seen, cut_rows(cfg, n_rows));
-        st->bytes_read = (uint64_t)bytes;
-        return TD_OK;
-    }
-    /* No row's start was met but the first: a few giant rows. */
-    double n_tokens = (double)r->total_bytes / 4;
-    *st = (td_dataset_stats){.n_dataset_rows = 1,
-                             .n_samples = 1,
-                             .n_tokens = llround(fmin(n_tokens, cfg->data.max_length)),
-                             .max_tokens = cfg->data.max_length,
-                             .tokens_from_bytes = true,
-                             .basis = TD_STATS_PIECES,
-                             .estimated = true};
-    st->n_record_rows = TD_MAX(st->n_tokens - 1, 0);
-    add_pairs(st, (int32_t)st->n_tokens, 1, lim);
+    double all = by_bytes ? (double)(r->total_bytes - r->begin_bytes) : (double)r->n_rows;
+    double f = all / (double)n_picks, n_rows = by_bytes ? f * w.rows : all;
+    if (n_rows > 0)
+        f *= cut_rows(cfg, n_rows) / n_rows;
+    st->estimated = true;
+    st->basis = TD_STATS_SPREAD;
+    st->bytes_read = (uint64_t)bytes;
+    st->n_files_read = st->n_files;
+    set_weighed(st, &w, f, cut_rows(cfg, n_rows));
     return TD_OK;
 }
 
@@ -236,69 +246,84 @@ static td_status stats_of(const td_config *cfg, const td_tokenizer *tok,
                           const td_source_limits *lim, const front *much, td_dataset_stats *out,
                           td_error *err);
 
-/* Files in which no place can be found without all before it, or which are a row each: some of them,
- * spread over the bytes of the dataset, each as if it were alone; scaled to all. */
+static void add_weighed(td_dataset_stats *to, const td_dataset_stats *s, double times, weighed *w) {
+    w->rows += times * (double)s->n_dataset_rows;
+    w->samples += times * (double)s->n_samples;
+    w->tokens += times * (double)s->n_tokens;
+    w->record_rows += times * (double)s->n_record_rows;
+    w->overflow_rows += times * (double)s->n_overflow_rows;
+    w->overflow_tokens += times * (double)s->n_overflow_tokens;
+    w->pairs += times * s->n_pairs;
+    w->pairs_window += times * s->n_pairs_window;
+    to->max_tokens = TD_MAX(to->max_tokens, s->max_tokens);
+    to->tokens_from_bytes |= s->tokens_from_bytes;
+}
+
+/* A file that was picked, and what it gave. */
+typedef struct picked_file {
+    size_t file;
+    td_dataset_stats stats;
+} picked_file;
+
+/* Files in which no place can be found without all before it, or which are a row each: all of them where
+ * they are few and their beginnings do, else some picked by the bytes of the dataset, where a file of e
+ * bytes stands for 1/e as many as one of 1 byte. Each is looked at as if it were alone. */
 static td_status sample_files(const td_config *cfg, const td_tokenizer *tok,
                               const td_source_limits *lim, const td_dataset_files *files,
                               bool one_row, td_dataset_stats *st, td_error *err) {
-    bool *seen = td_calloc(files->n, sizeof *seen);
+    size_t want = TD_MIN(files->n, (size_t)SAMPLED_FILES), n_seen = 0, n_picks = 0;
+    bool all = !one_row && want == files->n, exact = all;
+    picked_file *seen = td_calloc(SAMPLED_FILES, sizeof *seen);
     if (!seen)
-        return td_error_nomem(err, "the dataset", files->n);
-    size_t want = TD_MIN(files->n, (size_t)SAMPLED_FILES), n = 0;
+        return td_error_nomem(err, "the dataset", SAMPLED_FILES * sizeof *seen);
     const front much = {.most_bytes = SAMPLED_BYTES / want,
                         .rows_bytes = FRONT_BYTES / want,
                         .rows = SAMPLED_ROWS / (int64_t)want + 1};
-    uint64_t size = 0, looked_at = 0;
-    bool exact = true;
+    weighed w = {0};
+    td_error e = {0};
     td_status rc = TD_OK;
-    /* The same file may be met again: then the next one that was not. */
-    for (int i = 0; rc == TD_OK && n < want && looked_at < SAMPLED_BYTES; i++) {
-        uint64_t x = (uint64_t)(td_rows_spread(i) * (double)files->size_bytes);
-        size_t k = 0;
-        while (k + 1 < files->n && x >= files->file[k].size_bytes)
+    for (; rc == TD_OK && n_picks < (all ? want : SAMPLED_FILES) && st->bytes_read < SAMPLED_BYTES;
+         n_picks++) {
+        uint64_t x = (uint64_t)(td_rows_spread((int)n_picks) * (double)files->size_bytes);
+        size_t k = all ? n_picks : 0, i = 0;
+        while (!all && k + 1 < files->n && x >= files->file[k].size_bytes)
             x -= files->file[k++].size_bytes;
-        while (seen[k])
-            k = (k + 1) % files->n;
-        seen[k] = true;
-        td_config one = td_dataset_one(cfg, files->file[k].path);
-        one.data.max_samples = 0;
-        td_dataset_stats s = {0};
-        td_error e = {0};
-        rc = stats_of(&one, tok, lim, &much, &s, &e);
-        if (rc != TD_OK && err)
-            *err = e;
-        n++;
-        /* One without a good row: the dataset's opening saw that others have some. */
-        if (rc == TD_E_DATA && n < want)
-            rc = TD_OK;
-        size += files->file[k].size_bytes;
-        looked_at += s.bytes_read;
-        exact = exact && !s.estimated;
-        st->n_dataset_rows += s.n_dataset_rows;
-        st->n_samples += s.n_samples;
-        st->n_tokens += s.n_tokens;
-        st->n_record_rows += s.n_record_rows;
-        st->n_overflow_rows += s.n_overflow_rows;
-        st->n_overflow_tokens += s.n_overflow_tokens;
-        st->n_rows_read += s.n_rows_read;
-        st->n_pairs += s.n_pairs;
-        st->n_pairs_window += s.n_pairs_window;
-        st->max_tokens = TD_MAX(st->max_tokens, s.max_tokens);
-        st->tokens_from_bytes |= s.tokens_from_bytes;
+        while (i < n_seen && seen[i].file != k)
+            i++;
+        if (i == n_seen) {
+            td_config one = td_dataset_one(cfg, files->file[k].path);
+            one.data.max_samples = 0;
+            seen[n_seen++].file = k;
+            rc = stats_of(&one, tok, lim, &much, &seen[i].stats, &e);
+            /* One without a good row: the dataset's opening saw that others have some. */
+            if (rc == TD_E_DATA)
+                rc = TD_OK;
+            st->bytes_read += seen[i].stats.bytes_read;
+            st->n_rows_read += seen[i].stats.n_rows_read;
+            exact = exact && !seen[i].stats.estimated;
+        }
+        double times = all ? 1 : (double)files->size_bytes / (double)files->file[k].size_bytes;
+        add_weighed(st, &seen[i].stats, times, &w);
     }
     free(seen);
-    if (rc != TD_OK)
+    /* Where the bytes ran out before all files were met. */
+    bool rest = all && n_picks < want;
+    if (rc == TD_OK && w.rows <= 0)
+        rc = e.code != TD_OK
+                 ? e.code
+                 : td_error_set(&e, TD_E_DATA, "data.path: no row was met in %zu of %zu files",
+                                n_seen, files->n);
+    if (rc != TD_OK) {
+        if (err)
+            *err = e;
         return rc;
-    st->bytes_read = looked_at;
-    st->n_files_read = (int64_t)n;
-    multiply(st, (double)files->size_bytes / (double)size);
-    int64_t max = cfg->data.max_samples;
-    if (one_row && st->n_dataset_rows)
-        multiply(st, (double)files->n / (double)st->n_dataset_rows);
-    if (max && max < st->n_dataset_rows)
-        multiply(st, (double)max / (double)st->n_dataset_rows);
-    st->estimated = !exact || n < files->n || max;
+    }
+    double f = all ? (double)want / (double)n_picks : 1 / (double)n_picks;
+    double n_rows = one_row ? (double)files->n : f * w.rows;
+    st->n_files_read = (int64_t)n_seen;
+    st->estimated = !exact || rest || cfg->data.max_samples;
     st->basis = !st->estimated ? TD_STATS_ALL_ROWS : one_row ? TD_STATS_PIECES : TD_STATS_FRONT;
+    set_weighed(st, &w, f * cut_rows(cfg, n_rows) / n_rows, cut_rows(cfg, n_rows));
     return TD_OK;
 }
 

@@ -16,6 +16,8 @@
 #include "base/format.h"
 #include "base/mapped.h"
 #include "base/memory.h"
+#include "base/path_list.h"
+#include "base/text.h"
 
 Test(dtype, f16_round_trips_every_value) {
     for (uint32_t h = 0; h < 0x10000; h++) {
@@ -202,4 +204,48 @@ Test(util, integers_of_the_command_line) {
     static const char *const bad[] = {"", "x", "3x", "17", "0", "99999999999999999999", "1.5"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         cr_expect(!td_parse_int(bad[i], 1, 16, &v) && v == 16, "%s", bad[i]);
+}
+
+Test(util, lists_of_paths) {
+    td_path_item *items;
+    size_t n;
+    td_error e;
+    cr_assert_eq(
+        td_path_list_split(" a b.jsonl ,d/*.txt,\"x, \\\"y\\\" \\\\.z\" , c", &items, &n, &e),
+        TD_OK);
+    static const char *const want[] = {"a b.jsonl", "d/*.txt", "x, \"y\" \\.z", "c"};
+    cr_assert_eq(n, 4);
+    td_strbuf again = {0};
+    for (size_t i = 0; i < n; i++) {
+        cr_expect_str_eq(items[i].text, want[i]);
+        cr_expect_eq(items[i].quoted, i == 2);
+        cr_assert(td_path_list_join(&items[i], &again));
+    }
+    cr_expect_str_eq(again.data, "a b.jsonl, d/*.txt, \"x, \\\"y\\\" \\\\.z\", c");
+    td_path_list_free(items, n);
+    static const char *const bad[][2] = {{"a,,b", "is empty"},
+                                         {"a,", "is empty"},
+                                         {"", "is empty"},
+                                         {"\"a", "not closed"},
+                                         {"\"a\" b", "expected a comma"},
+                                         {"\"\"", "is empty"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        cr_expect_eq(td_path_list_split(bad[i][0], &items, &n, &e), TD_E_CONFIG, "%s", bad[i][0]);
+        cr_expect(strstr(e.text, bad[i][1]), "%s: %s", bad[i][0], e.text);
+    }
+    td_strbuf_free(&again);
+}
+
+Test(text, words_of_a_shell) {
+    static const char *const cases[][2] = {{"a/b-1.jsonl", "a/b-1.jsonl"},
+                                           {"my data", "'my data'"},
+                                           {"it's", "'it'\\''s'"},
+                                           {"$(x)`y`;*", "'$(x)`y`;*'"},
+                                           {"", "''"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        td_strbuf b = {0};
+        cr_assert(td_text_shell_quote(cases[i][0], &b));
+        cr_expect_str_eq(b.data, cases[i][1]);
+        td_strbuf_free(&b);
+    }
 }

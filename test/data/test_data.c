@@ -492,15 +492,15 @@ Test(data, unusable_files_are_refused_by_name) {
         {"a.zst", "x", 1, "does not begin as a zstd file"},
         {"a.jsonl", "\x1f\x8b\x08\0\0\0", 6, "truncated: the file ends at byte 6"},
         {"b.txt", "\x28\xb5\x2f\xfd\0", 5, "truncated: the file ends at byte 5"},
-        {"b.jsonl.xz", "x", 1, ".xz files are not read"},
-        {"b.parquet", "x", 1, "tools/prepare"},
+        {"b.jsonl.xz", "x", 1, "is xz-compressed, which is not read"},
+        {"b.parquet", "x", 1, "tdgen prepare "},
         {"b.idx", "x", 1, "name the .bin file"},
         {"b.jsonl", "PAR1\0\0", 6, "Parquet"},
         {"c.jsonl", "", 0, "is empty"},
         {"d.jsonl", "\n \n", 3, "has no rows"},
         {"e.txt", "\xef\xbb\xbf", 3, "has no rows"},
         {"blob", "ab\0cd", 5, "data.format"},
-        {"f.json", "[\n{\"text\":\"x\"}]", 15, "jq -c '.[]'"},
+        {"f.json", "[\n{\"text\":\"x\"}]", 15, "one JSON array"},
         {"g.json", "{\n\"text\":\"x\"}", 13, "jq -c ."},
     };
     td_error err;
@@ -514,7 +514,7 @@ Test(data, unusable_files_are_refused_by_name) {
     }
     strcpy(F.path, F.dir);
     cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_E_DATA);
-    cr_assert(strstr(err.text, "is a folder"), "%s", err.text);
+    cr_assert(strstr(err.text, "looks like the folder of a model"), "%s", err.text);
     strcat(F.path, "/nothing");
     cr_assert_eq(td_source_open(&F.cfg, F.tok, &F.lim, &s, &err), TD_E_DATA);
     cr_assert(strstr(err.text, "No such file"), "%s", err.text);

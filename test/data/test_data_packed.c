@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
 #include <zstd.h>
 
 #include "data/lines.h"
@@ -13,22 +12,6 @@
 #include "base/strbuf.h"
 
 TestSuite(data_packed, .init = data_setup, .fini = data_teardown);
-
-/* Appends `data` as one member or frame. */
-static void put_gzip(td_strbuf *out, const char *data, size_t n) {
-    z_stream z = {0};
-    cr_assert_eq(deflateInit2(&z, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY), Z_OK);
-    size_t cap = deflateBound(&z, n);
-    char *buf = malloc(cap);
-    z.next_in = (Bytef *)(uintptr_t)data;
-    z.avail_in = (uInt)n;
-    z.next_out = (Bytef *)buf;
-    z.avail_out = (uInt)cap;
-    cr_assert_eq(deflate(&z, Z_FINISH), Z_STREAM_END);
-    td_strbuf_append(out, buf, cap - z.avail_out);
-    deflateEnd(&z);
-    free(buf);
-}
 
 static void put_zstd(td_strbuf *out, const char *data, size_t n) {
     ZSTD_CCtx *c = ZSTD_createCCtx();

@@ -289,7 +289,7 @@ Test(data_raw, damaged_indices) {
     x = GOOD;
     x.n_doc = 1;
     write_index(&x);
-    refused(TD_E_DATA, "no documents");
+    refused(TD_E_DATA, "has no rows");
     x = GOOD;
     x.documents[2] = 5;
     write_index(&x);

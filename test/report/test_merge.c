@@ -178,7 +178,7 @@ Test(merge, another_run_is_refused_with_both_sides) {
     expect_other(&f, "the teacher's config.json", "0000000000001234", "0000000000004321");
     f.id.config_hash = 0x1234;
     f.id.dataset_hash = 100;
-    expect_other(&f, "the dataset file", "0000000000000063", "0000000000000064");
+    expect_other(&f, "the dataset's content", "0000000000000063", "0000000000000064");
     f.id.dataset_hash = 99;
     f.cfg.capture.top_k = 4;
     expect_other(&f, "capture.top_k", "is 8 in", "and 4 in");
