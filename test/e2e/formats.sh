@@ -150,10 +150,10 @@ expect 0 'pass|LORD|God' "$TDGEN" inspect "$TMP/x"
 
 # Rows that predict nothing still are there.
 printf '{"text":""}\n{"text":"a"}\n' >"$TMP/short.jsonl"
-run 0 'Done in' data.path="$TMP/short.jsonl" data.add_special_tokens=false output.dir="$TMP/short"
+run 7 'Nothing was recorded' data.path="$TMP/short.jsonl" data.add_special_tokens=false output.dir="$TMP/short"
 expect 0 '' "$TDGEN" verify "$TMP/short"
 for _ in $(seq 500); do printf '{"text":""}\n'; done >"$TMP/none.jsonl"
-run 0 'Done in.* 500 samples' data.path="$TMP/none.jsonl" output.dir="$TMP/none" output.shard_samples=2
+run 7 'Done in.* 500 samples' data.path="$TMP/none.jsonl" output.dir="$TMP/none" output.shard_samples=2
 expect 0 '' "$TDGEN" verify "$TMP/none"
 
 # A padded vocabulary: the demo's teacher with 64 more rows of embedding. Masked, the padding changes
