@@ -55,6 +55,24 @@ class DistillationDataset(_Base):
             "temperature": self.temperature,
         }
 
+    def to_hf(self) -> Any:
+        """The same as a datasets.Dataset, for trainers that take no other (TRL's): one column, `sample`, whose rows become
+        the items when they are read. Nothing is copied."""
+        import datasets
+
+        return datasets.Dataset.from_dict({"sample": list(range(len(self)))}).with_transform(_Items(self))
+
+
+class _Items:
+    """The transform of to_hf: it goes to the processes that load data, so it is no closure."""
+
+    def __init__(self, data: DistillationDataset) -> None:
+        self.data = data
+
+    def __call__(self, rows: dict[str, list[int]]) -> dict[str, list[Any]]:
+        items = [self.data[i] for i in rows["sample"]]
+        return {key: [item[key] for item in items] for key in items[0]}
+
 
 def torch_dataset(run: Run | str | os.PathLike[str], temperature: float = 1.0, tail: str = "bucket", verify: bool = True,
                   partial: bool = False, **options: Any) -> DistillationDataset:

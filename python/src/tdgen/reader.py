@@ -130,6 +130,19 @@ class Run(Sequence[Record]):
     vocab_size, top_k, always_ids, fingerprint, complete, shards (lines of shards.jsonl).
     """
 
+    path: str
+    manifest: dict[str, Any]
+    capture: dict[str, Any]
+    mode: str
+    temperatures: tuple[float, ...]
+    vocab_size: int
+    top_k: int
+    always_ids: np.ndarray
+    fingerprint: str
+    extent: Extent | None
+    complete: bool | None
+    shards: list[dict[str, Any]]
+
     def __init__(self, path: str | os.PathLike[str], verify: bool = True, partial: bool = False,
                  tokenizer: str | os.PathLike[str] | None = None) -> None:
         self.path, self.verify = os.fspath(path), verify
@@ -138,7 +151,7 @@ class Run(Sequence[Record]):
         name = os.path.join(self.path, "manifest.json")
         if not os.path.lexists(name):
             raise RecordError(_no_run(self.path))
-        self.manifest: dict[str, Any] = parse_json(read_bounded(name, _MAX_MANIFEST, self.path), name)
+        self.manifest = parse_json(read_bounded(name, _MAX_MANIFEST, self.path), name)
         try:
             self._read_manifest(name)
         except RecordError:
@@ -147,7 +160,7 @@ class Run(Sequence[Record]):
             raise RecordError(f"{name}: {e}") from None
         self._open: OrderedDict[int, Shard] = OrderedDict()
         self._proven: dict[int, Any] = {}  # what was read whole and agreed: it need not be read again
-        self.shards: list[dict[str, Any]] = self._read_index(partial)
+        self.shards = self._read_index(partial)
         self.complete = self._check_extent(partial)
         self._first = [0]  # index of each shard's first sample
         for k, entry in enumerate(self.shards):

@@ -21,8 +21,8 @@ class KDMixin:
 
         KDTrainer(model, args, train_dataset=run.torch_dataset(temperature=2.0), hard_weight=0.1).train()
 
-    Datasets are those of run.torch_dataset(), which decide temperature and tail; the collator is Collator, unless
-    another is given. hard_weight: the part of the loss, 0 to 1, that is cross entropy with the data's own tokens.
+    Datasets are those of run.torch_dataset(), which decide temperature and tail, for SFTTrainer their to_hf() with
+    dataset_kwargs={"skip_prepare_dataset": True}; the collator is Collator, unless another is given. hard_weight: the part of the loss, 0 to 1, that is cross entropy with the data's own tokens.
     remove_unused_columns is switched off: the record is what a Trainer takes for unused columns.
     """
 
@@ -39,7 +39,7 @@ class KDMixin:
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
                      num_items_in_batch: Any = None, **_: Any) -> Any:
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         z = outputs.logits[inputs["row_sample"], inputs["position"]]
         # The recorded positions are the labels that Trainer counts over its accumulation steps.
         how = "mean" if num_items_in_batch is None else "sum"
