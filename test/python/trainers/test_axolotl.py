@@ -4,10 +4,16 @@
 The student is the teacher: its states and lm_head give the teacher's logits at every position. Then the
 loss is 0 if, and only if, every target row stands where the loss looks for it; a student whose states are
 moved by one position shows that it is not 0 by itself.
+
+Axolotl as a whole does not install beside the rest (it pins PyTorch and needs GPU packages). So its kd plugin's trainer
+runs over transformers' Trainer instead of Axolotl's own base class: a small student learns from an export of a run,
+with what python/examples/axolotl.yaml says. ($TDGEN or build/release/src/tdgen.)
 """
 
+import dataclasses
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 sys.path[:0] = [os.path.join(ROOT, "python", "src"), os.path.join(ROOT, "test", "python")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models: more threads wait for each other
 import _synth  # noqa: E402
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
@@ -61,6 +68,53 @@ def states_of(teacher, chosen, length):
     return out
 
 
+def train(tmp):
+    """The plugin's trainer class, collator, arguments and loss, over the example's settings."""
+    import yaml
+    from axolotl.integrations.kd.args import KDArgs, KDTrainingArgsMixin
+
+    base = types.ModuleType("axolotl.core.trainers.base")
+    base.AxolotlTrainer = transformers.Trainer
+    sys.modules.update({"axolotl.core.trainers": types.ModuleType("axolotl.core.trainers"), "axolotl.core.trainers.base": base})
+    from axolotl.integrations.kd.trainer import AxolotlKDTrainer
+
+    program = os.path.abspath(os.environ.get("TDGEN") or ROOT + "/build/release/src/tdgen")
+    teacher = ROOT + "/demo/teacher"
+    subprocess.run([program, "-c", ROOT + "/conf/demo.ini", f"output.dir={tmp}/run", f"model.path={teacher}",
+                    f"data.path={ROOT}/demo/demo.jsonl", "data.max_samples=80"], check=True, capture_output=True)
+    with open(ROOT + "/python/examples/axolotl.yaml", encoding="utf-8") as f:
+        text = f.read()
+    config = yaml.safe_load(text)
+    command = re.search(r"tdgen-export (axolotl .*)", text)[1].replace("out/run", tmp + "/run").replace("STUDENT_DIR", teacher)
+    subprocess.run([sys.executable, ROOT + "/tools/tdgen_export", *command.replace("axolotl-data", tmp + "/data").split()],
+                   check=True, capture_output=True)
+    assert config["plugins"] == ["axolotl.integrations.kd.KDPlugin"] and config["kd_trainer"] is True
+    known = {k: v for k, v in config.items() if k.startswith("kd_")}
+    assert set(known) <= set(KDArgs.model_fields), known
+    KDArgs(**known)
+
+    @dataclasses.dataclass
+    class Arguments(KDTrainingArgsMixin, transformers.TrainingArguments):
+        pass
+
+    del known["kd_trainer"]
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(teacher)
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.pad_token or tokenizer.eos_token, "right"
+    args = Arguments(tmp + "/out", per_device_train_batch_size=config["micro_batch_size"], num_train_epochs=2, learning_rate=3e-3,
+                     gradient_accumulation_steps=config["gradient_accumulation_steps"], logging_steps=5, report_to="none",
+                     save_strategy="no", seed=0, disable_tqdm=True, **known)
+    data = datasets.load_from_disk(tmp + "/data")
+    trainer = AxolotlKDTrainer(model, args, train_dataset=data, data_collator=DataCollatorForKD(tokenizer))
+    trainer.train()
+    losses = [x["loss"] for x in trainer.state.log_history if "loss" in x]
+    print(f"   its kd trainer over axolotl.yaml's settings: loss {losses[0]:.2f} to {losses[-1]:.2f}")
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
 def main():
     teacher = _synth.Teacher(vocab=61, n=12)
     head = torch.from_numpy(teacher.head)
@@ -101,6 +155,7 @@ def main():
             print(f"   {mode}, {tail}, T = {temperature}: loss per position {right / rows:.1e}, packed {together / rows:.1e}, "
                   f"moved by one position {moved / rows:.2f}")
             assert abs(right) / rows < 1e-5 and abs(together) / rows < 1e-5 and moved / rows > 0.5
+        train(tmp)
     print("OK")
 
 
