@@ -50,7 +50,7 @@ same_shards "$TMP/folder" "$TMP/merged"
 # A folder of tdgen is a token dataset; moved, a dataset is what it was.
 run 0 'Done in' data.path="$TMP/folder" output.dir="$TMP/again"
 cp -r "$TMP/set" "$TMP/moved"
-run 0 '0 written, 5 already there' data.path="$TMP/moved" output.dir="$TMP/folder"
+run 0 'is already complete' data.path="$TMP/moved" output.dir="$TMP/folder"
 
 # A file more, changed, less: another dataset, and the message says which.
 echo '{"text": "more of it"}' >"$TMP/moved/z.jsonl"
@@ -78,7 +78,7 @@ run 0 'estimated from [0-9.k]+ rows, the first .* of ' data.path="$TMP/large.jso
 # --- nothing recorded is no success
 printf '{"text":""}\n{"text":""}\n' >"$TMP/void.jsonl"
 run 7 'Nothing was recorded: the samples are empty' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
-run 7 'Nothing was recorded: the samples are empty' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
+run 7 'ended with exit code 7, and so does this one' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
 expect 0 '' "$TDGEN" verify "$TMP/n1"
 run 7 'Nothing will be recorded: every row is longer' data.path="$TMP/one.jsonl" data.max_length=3 data.overflow=skip \
     output.dir="$TMP/n2" --dry-run
