@@ -16,7 +16,7 @@
 static const char HELP[] =
     "tdgen " TDGEN_VERSION ": teacher logits for knowledge distillation\n"
     "\n"
-    "usage: tdgen -c run.ini [section.key=value ...] [--dry-run] [--quiet | --verbose]\n"
+    "usage: tdgen [-c] run.ini [section.key=value ...] [--dry-run] [--quiet | --verbose]\n"
     "       tdgen COMMAND [...]\n"
     "\n"
     "Runs a Hugging Face checkpoint over a dataset, teacher-forced, on every device of the "
@@ -26,7 +26,8 @@ static const char HELP[] =
     "killed continues with the same command.\n"
     "\n"
     "options of a run\n"
-    "  -c FILE             the configuration; conf/run.ini documents every key\n"
+    "  -c FILE             the configuration; conf/run.ini documents every key. - reads it from\n"
+    "                      standard input; a name that ends in .ini needs no -c\n"
     "  section.key=value   replaces a setting of the file; may be repeated, the last one wins\n"
     "  --dry-run           prints the plan (groups, layers per device, memory, output size) and\n"
     "                      stops; needs config.json and no GPU\n"
@@ -86,6 +87,11 @@ static int usage_error(const char *fmt, const char *arg, const char *nearest) {
     return TD_EXIT_CONFIG;
 }
 
+static bool is_config(const char *arg) {
+    const char *dot = strrchr(arg, '.');
+    return arg[0] != '-' && dot && (strcmp(dot, ".ini") == 0 || strcmp(dot, ".cfg") == 0);
+}
+
 static int run_main(int argc, char **argv) {
     static const char *const options[] = {"-c",         "--dry-run", "--quiet", "--verbose",
                                           "--version",  "--help",    "--keys",  "--simulate",
@@ -130,6 +136,8 @@ static int run_main(int argc, char **argv) {
             verbose = true;
         } else if (a[0] != '-' && strchr(a, '=')) {
             overrides[opt.n_overrides++] = a;
+        } else if (is_config(a) && !opt.config_path) {
+            opt.config_path = a;
         } else {
             code = usage_error("unknown argument \"%s\" (settings are given as section.key=value)",
                                a, td_nearest_name(a, options, TD_ARRAY_LEN(options)));
@@ -180,7 +188,8 @@ static int dispatch(int argc, char **argv) {
             return COMMANDS[i].run(argc - 1, argv + 1);
         names[i] = COMMANDS[i].name;
     }
-    if (first[0] != '-' && !strchr(first, '='))
+    /* `tdgen run.ini` means -c run.ini; no command looks like a path of a configuration. */
+    if (first[0] != '-' && !strchr(first, '=') && !is_config(first))
         return usage_error("unknown command \"%s\"", first,
                            td_nearest_name(first, names, TD_ARRAY_LEN(names)));
     return run_main(argc, argv);

@@ -113,6 +113,27 @@ static json_t *text_of(const char *s) {
     return v ? v : json_string("(not UTF-8)");
 }
 
+/* OUT/run.ini: what this run is, for who comes back later. Written where it says something new. */
+static void write_effective(const td_config *cfg) {
+    char *path = td_asprintf("%s/run.ini", cfg->output.dir);
+    char *text =
+        td_asprintf("; The effective configuration of the run in this folder, from %s and the\n"
+                    "; command line; tdgen -c with this file continues it.\n\n%s",
+                    cfg->file, cfg->effective);
+    char *have = NULL;
+    size_t n = 0;
+    td_error err;
+    const bool same = path && text && td_path_exists(path) &&
+                      td_file_read(path, MAX_BYTES, TD_E_OUTPUT, &have, &n, &err) == TD_OK &&
+                      strcmp(have, text) == 0;
+    if (path && text && !same &&
+        td_file_write_atomic(path, text, strlen(text), false, &err) != TD_OK)
+        td_log_debug("%s", err.text);
+    free(have);
+    free(text);
+    free(path);
+}
+
 void td_history_begin(td_job *j, char *const *argv) {
     const td_process self = td_process_self();
     json_t *history = td_history_load(j->cfg->output.dir), *command = json_array();
@@ -125,6 +146,7 @@ void td_history_begin(td_job *j, char *const *argv) {
                           text_of(cwd ? cwd : "?"), "tdgen", TDGEN_VERSION, "host", self.host,
                           "pid", (json_int_t)self.pid, "started", now());
     free(cwd);
+    write_effective(j->cfg);
     while (json_array_size(list) >= TD_HISTORY_MAX)
         json_array_remove(list, 0);
     if (e && json_array_append_new(list, e) == 0)

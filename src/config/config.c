@@ -65,6 +65,8 @@ static td_status apply_override(td_config_load_state *st, char *copy, int32_t nu
         trim(&value);
     td_status rc = td_config_set_value(&st->cfg, &td_config_keys[k], value, err);
     if (rc == TD_OK)
+        rc = td_config_keep(st, k, value, err);
+    if (rc == TD_OK)
         st->origin[k].override = number + 1;
     return rc;
 }
@@ -97,6 +99,11 @@ static td_status refuse(const td_config_load_state *st, int k, const char *text,
 static void note(const td_config_load_state *st, int k, const char *text) {
     char where[400];
     td_log_warn("%s %s", place(st, k, where, sizeof where), text);
+}
+
+void td_config_say_where(const td_config_load_state *st, int k, td_error *err) {
+    char where[400];
+    td_error_prefix(err, "%s", place(st, k, where, sizeof where));
 }
 
 #define KEY(section, name) td_config_key_index(section, name)
@@ -343,7 +350,7 @@ td_status td_config_load(const char *path, const char *const *overrides, size_t 
         err = &local;
 
     td_status rc = TD_OK;
-    st.cfg.file = td_strdup(path ? path : "(no file)");
+    st.cfg.file = td_strdup(!path ? "(no file)" : strcmp(path, "-") ? path : "(standard input)");
     if (!st.cfg.file)
         rc = td_error_nomem(err, "a path", path ? strlen(path) : 16);
     if (rc == TD_OK)
@@ -359,7 +366,13 @@ td_status td_config_load(const char *path, const char *const *overrides, size_t 
             td_error_prefix(err, "command line '%.120s'", overrides[i]);
     }
     if (rc == TD_OK)
+        rc = td_config_place_paths(&st, err);
+    if (rc == TD_OK)
         rc = check(&st, err);
+    if (rc == TD_OK)
+        rc = td_config_write_effective(&st, err);
+    for (int k = 0; k < td_config_n_keys; k++)
+        free(st.given[k]);
     if (rc != TD_OK) {
         td_config_free(&st.cfg);
         return rc;
@@ -372,6 +385,7 @@ void td_config_free(td_config *cfg) {
     if (!cfg)
         return;
     char *const strings[] = {cfg->file,
+                             cfg->effective,
                              cfg->model.path,
                              cfg->data.path,
                              cfg->data.text_field,
@@ -382,7 +396,8 @@ void td_config_free(td_config *cfg) {
                              cfg->data.mask_field,
                              cfg->data.id_field,
                              cfg->devices.inventory,
-                             cfg->output.dir};
+                             cfg->output.dir,
+                             cfg->run.metrics};
     for (size_t i = 0; i < TD_ARRAY_LEN(strings); i++)
         free(strings[i]);
     free(cfg->devices.gpus);

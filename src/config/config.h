@@ -67,6 +67,8 @@ typedef enum td_gpus_kind { TD_GPUS_AUTO, TD_GPUS_LIST, TD_GPUS_CPU } td_gpus_ki
 
 typedef struct td_config {
     char *file; /* path of the INI file, as given */
+    /* An INI file that says the same: every key that was given, paths absolute. */
+    char *effective;
 
     struct {
         char *path;         /* HF folder, required */
@@ -74,7 +76,8 @@ typedef struct td_config {
     } model;
 
     struct {
-        char *path; /* dataset: a file, a folder, a glob, or a list of these (data/files.h); required */
+        char *
+            path; /* dataset: a file, a folder, a glob, or a list of these (data/files.h); required */
         /* data/'s own copies, whose path is one file: the setting that the file is of. Else NULL. */
         const char *whole;
         td_data_format format;

@@ -9,10 +9,14 @@
 #include "config/keys.h"
 
 #include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <ini.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/file.h"
@@ -125,8 +129,11 @@ static td_status take_value(reader *r, const char *section, const char *name, co
         return td_error_set(r->err, TD_E_CONFIG,
                             "[%s] %s is given twice, first in line %d; keep one of them", section,
                             name, (int)st->origin[k].line);
+    rc = td_config_keep(st, k, value, r->err);
+    if (rc != TD_OK)
+        return rc;
     st->origin[k].line = r->line;
-    if (td_config_keys[k].type == TD_KEY_STRING && strstr(value, " #"))
+    if (td_config_keys[k].type <= TD_KEY_OUTPUT && strstr(value, " #"))
         td_log_warn("%s:%d: [%s] %s is '%s', with the '#': a comment behind a value starts with "
                     "' ;'",
                     r->path, (int)r->line, section, name, value);
@@ -143,10 +150,50 @@ static int on_value(void *user, const char *section, const char *name, const cha
     return rc == TD_OK;
 }
 
+/* A configuration may come through a pipe: "-", /dev/stdin, bash's <(...). */
+static td_status read_text(const char *path, char **data, size_t *n, td_error *err) {
+    struct stat st;
+    const bool from_stdin = !strcmp(path, "-");
+    if (!from_stdin && (stat(path, &st) != 0 || (!S_ISFIFO(st.st_mode) && !S_ISCHR(st.st_mode))))
+        return td_file_read(path, MAX_FILE_BYTES, TD_E_CONFIG, data, n, err);
+    const int fd = from_stdin ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return td_error_errno(err, TD_E_CONFIG, errno, "cannot open %s", path);
+    char *text = malloc(MAX_FILE_BYTES + 1);
+    size_t at = 0;
+    ssize_t got = 1;
+    td_status rc = text ? TD_OK : td_error_nomem(err, path, MAX_FILE_BYTES);
+    while (rc == TD_OK && got > 0 && at <= MAX_FILE_BYTES) {
+        got = read(fd, text + at, MAX_FILE_BYTES + 1 - at);
+        if (got < 0 && errno == EINTR)
+            got = 1;
+        else if (got < 0)
+            rc = td_error_errno(err, TD_E_CONFIG, errno, "cannot read %s", path);
+        else
+            at += (size_t)got;
+    }
+    if (rc == TD_OK && at > MAX_FILE_BYTES)
+        rc = td_error_set(err, TD_E_CONFIG, "%s has more than %d bytes: this is no configuration",
+                          path, MAX_FILE_BYTES);
+    else if (rc == TD_OK && at == 0)
+        rc = td_error_set(err, TD_E_CONFIG, "nothing came from %s",
+                          from_stdin ? "standard input" : path);
+    if (!from_stdin)
+        close(fd);
+    if (rc != TD_OK) {
+        free(text);
+        return rc;
+    }
+    text[at] = '\0';
+    *data = text;
+    *n = at;
+    return TD_OK;
+}
+
 td_status td_config_read_file(td_config_load_state *st, const char *path, td_error *err) {
     char *data = NULL;
     size_t n = 0;
-    td_status rc = td_file_read(path, MAX_FILE_BYTES, TD_E_CONFIG, &data, &n, err);
+    td_status rc = read_text(path, &data, &n, err);
     if (rc != TD_OK)
         return td_error_prefix(err, "configuration");
 

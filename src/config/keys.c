@@ -48,12 +48,12 @@ const char *const td_config_sections[7] = {"model",  "data", "devices", "capture
 
 /* clang-format off */
 const td_config_key td_config_keys[] = {
-    {"model", "path", TD_KEY_STRING, FIELD(model.path), 0, 0, NULL, NULL, "required",
+    {"model", "path", TD_KEY_INPUT, FIELD(model.path), 0, 0, NULL, NULL, "required",
      "Folder of the teacher as Hugging Face lays it out: config.json, the safetensors file(s), tokenizer.json."},
     {"model", "compute", TD_KEY_CHOICE, FIELD(model.compute), 0, 0, compute_choices, "auto", NULL,
      "Arithmetic of the forward pass. auto: what the checkpoint was saved in where the devices compute it fast, else f32."},
 
-    {"data", "path", TD_KEY_STRING, FIELD(data.path), 0, 0, NULL, NULL, "required",
+    {"data", "path", TD_KEY_INPUTS, FIELD(data.path), 0, 0, NULL, NULL, "required",
      "The dataset: a file, a folder, a glob such as data/*.jsonl, or several of these with commas between them (in double quotes a path is taken as it stands). One dataset of all files, sorted by their paths' bytes, all of one format. A folder stands for its own files with an extension of a format."},
     {"data", "format", TD_KEY_CHOICE, FIELD(data.format), 0, 0, format_choices, "auto", NULL,
      "jsonl: one JSON object per line. text: plain text. Both also as .gz and .zst. tokens: a safetensors file with input_ids and sample_offsets, such as a shard of tdgen or what tdgen prepare makes; or raw ids (.bin). auto: by extension and first bytes."},
@@ -98,7 +98,7 @@ const td_config_key td_config_keys[] = {
      "With cpu*N, for experiments with unlike devices: the share of its own speed at which each of the N works, 1 being all of it. It rests after each operation, which changes no result."},
     {"devices", "cpu_threads", TD_KEY_CPU_THREADS, 0, 0, 0, NULL, NULL, "not set",
      "With cpu*N: the threads of each of the N devices, instead of an even share of the cores. Changes no result."},
-    {"devices", "inventory", TD_KEY_STRING, FIELD(devices.inventory), 0, 0, NULL, NULL, "not set",
+    {"devices", "inventory", TD_KEY_INPUT, FIELD(devices.inventory), 0, 0, NULL, NULL, "not set",
      "With --dry-run and --simulate: plan for the machine that this file describes (conf/inventory), not this one."},
 
     {"capture", "mode", TD_KEY_CHOICE, FIELD(capture.mode), 0, 0, mode_choices, "topk", NULL,
@@ -126,7 +126,7 @@ const td_config_key td_config_keys[] = {
     {"capture", "mask_padded_vocab", TD_KEY_BOOL, FIELD(capture.mask_padded_vocab), 0, 0, NULL, "false", NULL,
      "Where the model's vocabulary is padded beyond the tokenizer's: true gives the padding no probability; false is Hugging Face's own softmax."},
 
-    {"output", "dir", TD_KEY_STRING, FIELD(output.dir), 0, 0, NULL, NULL, "required",
+    {"output", "dir", TD_KEY_OUTPUT, FIELD(output.dir), 0, 0, NULL, NULL, "required",
      "Folder of the record, created when absent. The same command again resumes what is there."},
     {"output", "shard_samples", TD_KEY_INT64, FIELD(output.shard_samples), 1, 1 << 24, NULL, "1024", NULL,
      "Dataset rows per shard file, the unit of commit and resume."},
@@ -145,7 +145,7 @@ const td_config_key td_config_keys[] = {
      "Processes, on any machines, that share the dataset. One process uses all its GPUs by itself."},
     {"run", "progress_s", TD_KEY_INT32, FIELD(run.progress_s), 0, 86400, NULL, "30", NULL,
      "Seconds between lines of progress in tdgen.log, and on a stderr that is no terminal (a batch job's log). 0: none."},
-    {"run", "metrics", TD_KEY_STRING, FIELD(run.metrics), 0, 0, NULL, NULL, "not set",
+    {"run", "metrics", TD_KEY_OUTPUT, FIELD(run.metrics), 0, 0, NULL, NULL, "not set",
      "File for Prometheus (node_exporter's textfile collector takes *.prom): progress, speed and failures, written anew every 10 seconds."},
 
     {"simulate", "lengths", TD_KEY_LENGTHS, 0, 0, 0, NULL, NULL, "those of the dataset",
@@ -173,6 +173,11 @@ int td_config_key_index(const char *section, const char *name) {
 
 const char *td_config_key_expected(const td_config_key *key, char *buf, size_t buf_size) {
     switch (key->type) {
+    case TD_KEY_INPUT:
+    case TD_KEY_INPUTS:
+    case TD_KEY_OUTPUT:
+        snprintf(buf, buf_size, "a path that is not empty");
+        break;
     case TD_KEY_STRING:
         snprintf(buf, buf_size, "a text that is not empty");
         break;
@@ -271,7 +276,7 @@ void td_config_print_keys(FILE *out) {
         fprintf(out, "  %s.%s (default: %s)\n", section, key->name,
                 key->def ? key->def : key->def_text);
         print_wrapped(out, key->doc, 6, 88);
-        if (key->type != TD_KEY_STRING)
+        if (key->type > TD_KEY_OUTPUT)
             fprintf(out, "      Value: %s.\n", expected);
     }
 }

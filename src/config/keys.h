@@ -14,6 +14,9 @@
 
 typedef enum td_key_type {
     TD_KEY_STRING,       /* char *, never empty */
+    TD_KEY_INPUT,        /* the same: a path (paths.c) that is read */
+    TD_KEY_INPUTS,       /* the same: a list of such (base/path_list.h) */
+    TD_KEY_OUTPUT,       /* the same: a path that is written */
     TD_KEY_ESCAPED,      /* char *, "quotes" taken off and \n \t \r \\ \" decoded; may be empty */
     TD_KEY_INT32,        /* int32_t in min..max */
     TD_KEY_INT32_AUTO,   /* the same, or `auto`, stored as 0 */
@@ -77,7 +80,17 @@ typedef struct td_config_load_state {
     td_config cfg;
     td_config_origin origin[TD_CONFIG_MAX_KEYS];
     const char *const *overrides;
+    char *given[TD_CONFIG_MAX_KEYS]; /* the value as it was written; NULL: the default */
 } td_config_load_state;
+
+/* Expands and places the paths that were given. Once, before anybody uses them. */
+td_status td_config_place_paths(td_config_load_state *st, td_error *err);
+/* cfg->effective: every key that was given, paths absolute, as an INI file. */
+td_status td_config_write_effective(td_config_load_state *st, td_error *err);
+/* Notes the text of a value. */
+td_status td_config_keep(td_config_load_state *st, int k, const char *value, td_error *err);
+/* Puts the place of key k in front of the error: "run.ini:12: [data] path". */
+void td_config_say_where(const td_config_load_state *st, int k, td_error *err);
 
 /* Reads the INI file into *st. */
 td_status td_config_read_file(td_config_load_state *st, const char *path, td_error *err);

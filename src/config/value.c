@@ -461,6 +461,9 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
     }
     switch (key->type) {
     case TD_KEY_STRING:
+    case TD_KEY_INPUT:
+    case TD_KEY_INPUTS:
+    case TD_KEY_OUTPUT:
         return replace_string(field, td_strdup(value), err);
     case TD_KEY_ESCAPED:
         return set_escaped(field, key, value, err);
