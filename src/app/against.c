@@ -59,7 +59,13 @@ static td_status find_devices(against *a, const td_against_options *opt, td_erro
 static td_status check_teacher(against *a, td_error *err) {
     td_job *j = &a->job;
     td_recheck_teacher_hashes have = {.config = &j->model.config_hash};
-    td_status rc = td_model_config_load(j->cfg->model.path, &j->model, err);
+    char *dir = NULL;
+    td_status rc = td_model_locate(j->cfg->model.path, &dir, err);
+    if (rc != TD_OK)
+        return rc;
+    free(j->own_cfg.model.path);
+    j->own_cfg.model.path = dir;
+    rc = td_model_config_load(dir, &j->model, err);
     if (rc == TD_OK)
         rc = td_recheck_teacher(a->recheck, j->cfg->model.path, &have, err);
     if (rc != TD_OK || !td_recheck_needs_tokenizer(a->recheck))

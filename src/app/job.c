@@ -105,8 +105,14 @@ static td_status count_valid_ids(td_job *j, int32_t *n_valid, td_error *err) {
 
 td_status td_job_read_teacher(td_job *j, td_error *err) {
     const td_config *cfg = j->cfg;
-    td_capture_teacher teacher = {.name = cfg->model.path};
-    td_status rc = td_model_config_load(cfg->model.path, &j->model, err);
+    char *dir = NULL;
+    td_status rc = td_model_locate(cfg->model.path, &dir, err);
+    if (rc != TD_OK)
+        return rc;
+    free(j->own_cfg.model.path); /* from here on the folder, whatever it was called */
+    j->own_cfg.model.path = dir;
+    td_capture_teacher teacher = {.name = dir};
+    rc = td_model_config_load(dir, &j->model, err);
     if (rc != TD_OK)
         return rc;
     if (j->model.learned_positions && cfg->data.max_length > j->model.max_positions)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -158,6 +159,23 @@ static const char *in_flight(const td_fault *fault, char *buf, size_t n) {
     return buf;
 }
 
+/* The arguments of the next execution. A configuration that came through a pipe is gone: OUT/run.ini
+ * says the same. */
+static char *const *arguments(const td_loss *loss) {
+    int n = 0;
+    struct stat st;
+    while (loss->argv[n])
+        n++;
+    char **argv = td_calloc((size_t)n + 1, sizeof *argv);
+    for (int i = 0; argv && i < n; i++) {
+        argv[i] = loss->argv[i];
+        if (i > 0 && strcmp(loss->argv[i - 1], "-c") == 0 &&
+            (stat(argv[i], &st) != 0 || !S_ISREG(st.st_mode)))
+            argv[i] = td_asprintf("%s/run.ini", loss->cfg->output.dir);
+    }
+    return argv;
+}
+
 /* Only on failure does it return. */
 static td_status execute_anew(const td_recovery *r, const td_loss *loss, td_error *err) {
     char text[48];
@@ -171,7 +189,8 @@ static td_status execute_anew(const td_recovery *r, const td_loss *loss, td_erro
                               loss->cfg->output.dir);
     fflush(NULL);
     /* The program that runs now, also when its file was replaced meanwhile. */
-    execv("/proc/self/exe", loss->argv);
+    char *const *argv = arguments(loss);
+    execv("/proc/self/exe", argv ? argv : loss->argv);
     return td_error_errno(err, TD_E_INTERNAL, errno, "cannot start the program anew");
 }
 

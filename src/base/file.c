@@ -162,6 +162,18 @@ void td_dir_close(td_dir *d) {
 
 /* --- reading and writing ---------------------------------------------------------------------- */
 
+bool td_file_is_lfs_pointer(const void *head, size_t n) {
+    static const char first[] = "version https://git-lfs";
+    return n >= sizeof first - 1 && memcmp(head, first, sizeof first - 1) == 0;
+}
+
+td_status td_file_lfs_error(const char *path, td_status code, td_error *err) {
+    return td_error_set(err, code,
+                        "%s is a Git LFS pointer, not the file itself: run \"git lfs pull\" in its "
+                        "repository, or download the file",
+                        path);
+}
+
 td_status td_file_read(const char *path, size_t max_bytes, td_status code, char **data,
                        size_t *size_bytes, td_error *err) {
     char *buf = NULL;
@@ -186,6 +198,10 @@ td_status td_file_read(const char *path, size_t max_bytes, td_status code, char 
         rc = code == TD_E_VERIFY ? TD_E_OUTPUT : code; /* it could not be looked at */
         if (err)
             err->code = rc;
+        goto done;
+    }
+    if (td_file_is_lfs_pointer(buf, n)) {
+        rc = td_file_lfs_error(path, code, err);
         goto done;
     }
     buf[n] = '\0';

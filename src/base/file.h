@@ -19,6 +19,11 @@
 td_status td_file_read(const char *path, size_t max_bytes, td_status code, char **data,
                        size_t *size_bytes, td_error *err);
 
+/* A Git LFS pointer, which stands where the file itself was not fetched. Reading one is an error that says
+ * so; those who read a file by parts ask with its first bytes. */
+bool td_file_is_lfs_pointer(const void *head, size_t n);
+td_status td_file_lfs_error(const char *path, td_status code, td_error *err);
+
 /* Opens a regular file for reading; *size_bytes may be NULL. Anything else is `code`, and so is what
  * cannot be opened (TD_E_OUTPUT for TD_E_VERIFY, see status.h). */
 td_status td_file_open(const char *path, td_status code, int *fd, uint64_t *size_bytes,

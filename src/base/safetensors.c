@@ -177,6 +177,8 @@ static td_status parse_header(td_safetensors *st, const uint8_t *head, size_t he
     uint64_t n = 0;
     for (int i = PREFIX_BYTES; i-- > 0;)
         n = n << 8 | head[i];
+    if (td_file_is_lfs_pointer(head, head_bytes))
+        return td_file_lfs_error(st->path, code, err);
     if (n > max_header_bytes)
         return td_error_set(err, code,
                             "%s: a header of %" PRIu64

@@ -32,6 +32,7 @@ static const foreign_kind kinds[] = {
     {"a Parquet file",      0, 4, "PAR1",   SUFFIXES(".parquet", ".pq"), PREPARE, "", true},
     {"an Arrow file",       0, 6, "ARROW1", SUFFIXES(".arrow", ".feather"), PREPARE, "", true},
     {"an Arrow stream",     0, 4, "\xff\xff\xff\xff", SUFFIXES(".arrows"), PREPARE, "", false},
+    {"a Git LFS pointer",   0, 23, "version https://git-lfs", SUFFIXES(".lfs"), UNPACK, "git lfs pull --include", false},
     {"a CSV file",          0, 0, NULL, SUFFIXES(".csv"), PREPARE, "", false},
     {"a file of tab-separated values", 0, 0, NULL, SUFFIXES(".tsv", ".tab"), PREPARE, "", false},
     {"a spreadsheet",       0, 8, "\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", SUFFIXES(".xlsx", ".xls", ".ods"), WRITE, "or save it as CSV, which tdgen prepare reads", false},

@@ -17,6 +17,12 @@
 #include "base/dtype.h"
 #include "base/status.h"
 
+/* The folder of the model that a user calls `asked`: a folder with config.json, or a name of the hub
+ * ("Qwen/Qwen3-0.6B", "ORG/NAME@REVISION") whose snapshot is in the local Hugging Face cache. TD_E_MODEL
+ * for anything else, saying what it is (a cache root, an adapter, a GGUF file, an unfinished download,
+ * ...) and what would work. *dir is the caller's. */
+td_status td_model_locate(const char *asked, char **dir, td_error *err);
+
 /* --- configuration: pure data ----------------------------------------------------------------- */
 
 enum {
