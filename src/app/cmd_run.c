@@ -27,12 +27,17 @@ static td_status show_warnings(td_job *j, td_error *err) {
     return TD_OK;
 }
 
-/* A run that records nothing is no success, however smooth it goes. */
-static void warn_of_nothing(const td_config *cfg, const char *what, const td_data_counts *n) {
-    td_strbuf why = {0};
-    td_data_why_nothing(cfg, n, &why);
-    td_log_warn("%s: %s", what, why.oom ? "no sample has a position to record" : why.data);
-    td_strbuf_free(&why);
+/* A run that records nothing is no success, however smooth it goes. To `out`, else to the log. */
+static void tell_of_nothing(const td_config *cfg, const char *what, const td_data_counts *n,
+                            FILE *out) {
+    td_strbuf b = {0};
+    td_strbuf_printf(&b, "%s: ", what);
+    td_data_why_nothing(cfg, n, &b);
+    if (out)
+        fprintf(out, "%s\n", b.oom ? what : b.data);
+    else
+        td_log_warn("%s", b.oom ? what : b.data);
+    td_strbuf_free(&b);
 }
 
 /* Do the statistics say so? They may be estimated. */
@@ -45,9 +50,9 @@ static td_status warn_early(td_job *j, td_error *err) {
     const td_data_counts n = {st->n_samples, st->n_tokens, st->n_bad_rows, st->n_overflow_rows};
     (void)err;
     if (foresees_nothing(j))
-        warn_of_nothing(
+        tell_of_nothing(
             j->cfg, st->estimated ? "Perhaps nothing will be recorded" : "Nothing will be recorded",
-            &n);
+            &n, NULL);
     return TD_OK;
 }
 
@@ -127,8 +132,8 @@ static int after_loss(td_job *j, const td_fault *fault, char *const *argv, td_er
     return td_recover_after_loss(&j->recovery, &loss, err);
 }
 
-/* What a person reads at the end, and the exit code that says how it went. */
-static int conclude(td_job *j, td_status rc, const td_run_summary *summary, FILE *out) {
+/* What a person reads at the end, and the exit code that says how it went. quiet: only the log is read. */
+static int conclude(td_job *j, td_status rc, const td_run_summary *summary, bool quiet, FILE *out) {
     int code = td_status_exit_code(rc);
     const td_faults *faults = &j->recovery.faults;
     td_output_totals totals;
@@ -148,7 +153,9 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, FILE
     if (totals.n_rows == 0 && totals.n_shards > 0) {
         const td_data_counts n = {totals.n_samples, totals.n_tokens, totals.n_skipped,
                                   summary->n_overflow_rows};
-        warn_of_nothing(j->cfg, "Nothing was recorded", &n);
+        tell_of_nothing(j->cfg, "Nothing was recorded", &n, out);
+        if (quiet)
+            tell_of_nothing(j->cfg, "Nothing was recorded", &n, NULL);
         code = TD_EXIT_PARTIAL;
     }
     td_faults_remove(j->cfg->output.dir);
@@ -171,7 +178,7 @@ static int report(td_job *j, td_status rc, const td_run_summary *summary, bool q
         fflush(out);
         plan_bytes = n;
     }
-    int code = conclude(j, rc, summary, out ? out : stdout);
+    int code = conclude(j, rc, summary, quiet, out ? out : stdout);
     if (out)
         fclose(out);
     if (text && !quiet)

@@ -98,6 +98,10 @@ td_status td_outdir_complete(td_job *j, FILE *out, bool *complete, int *exit_cod
     if (*complete) {
         const int was = td_history_exit_code(history);
         *exit_code = was < 0 ? TD_EXIT_OK : was;
+        td_output_totals t;
+        td_output_totals_get(o, &t);
+        if (t.n_rows == 0 && t.n_shards > 0)
+            *exit_code = TD_EXIT_PARTIAL; /* nothing recorded is no success, whoever made it */
         if (out)
             say_complete(j, o, &state, out);
         if (out && was == TD_EXIT_PARTIAL)

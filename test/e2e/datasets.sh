@@ -50,7 +50,7 @@ same_shards "$TMP/folder" "$TMP/merged"
 # A folder of tdgen is a token dataset; moved, a dataset is what it was.
 run 0 'Done in' data.path="$TMP/folder" output.dir="$TMP/again"
 cp -r "$TMP/set" "$TMP/moved"
-run 0 'is already complete' data.path="$TMP/moved" output.dir="$TMP/folder"
+run 0 'already complete: 100% of 40 dataset rows' data.path="$TMP/moved" output.dir="$TMP/folder"
 
 # A file more, changed, less: another dataset, and the message says which.
 echo '{"text": "more of it"}' >"$TMP/moved/z.jsonl"
@@ -78,7 +78,10 @@ run 0 'estimated from [0-9.k]+ rows, the first .* of ' data.path="$TMP/large.jso
 # --- nothing recorded is no success
 printf '{"text":""}\n{"text":""}\n' >"$TMP/void.jsonl"
 run 7 'Nothing was recorded: the samples are empty' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
-run 7 'ended with exit code 7, and so does this one' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
+run 7 'ended with exit code 7' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1"
+check "the report in run.json does not say why" grep -q 'Nothing was recorded: the samples are empty' "$TMP/n1/run.json"
+rm "$TMP/n1/run.json"
+run 7 'Nothing was recorded: the samples are empty' data.path="$TMP/void.jsonl" data.add_special_tokens=false output.dir="$TMP/n1" --quiet
 expect 0 '' "$TDGEN" verify "$TMP/n1"
 run 7 'Nothing will be recorded: every row is longer' data.path="$TMP/one.jsonl" data.max_length=3 data.overflow=skip \
     output.dir="$TMP/n2" --dry-run
