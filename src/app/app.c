@@ -47,6 +47,13 @@ static const char HELP[] =
     "  verify DIR          re-reads and checks every byte of an output folder\n"
     "  merge OUT DIR...    makes one folder of those that several workers wrote\n"
     "  tokenize            text on stdin to token ids on stdout\n"
+    "\n"
+    "commands of the Python package (pip install tdgen)\n"
+    "  prepare             chat and other datasets (Parquet, CSV, messages, ...) to token files\n"
+    "  export              a folder as the files that trainers read\n"
+    "  logits              full logits of a folder that recorded hidden states\n"
+    "  plot                mass covered, entropy and speed as pictures\n"
+    "\n"
     "  COMMAND --help      more about one of them\n"
     "  --help, --version\n"
     "\n"
@@ -77,6 +84,8 @@ typedef struct command {
 static const command COMMANDS[] = {
     {"devices", td_cmd_devices}, {"inspect", td_cmd_inspect}, {"verify", td_cmd_verify},
     {"merge", td_cmd_merge},     {"status", td_cmd_status},   {"tokenize", td_cmd_tokenize},
+    {"prepare", td_cmd_prepare}, {"export", td_cmd_export},   {"logits", td_cmd_logits},
+    {"plot", td_cmd_plot},
 };
 
 static int usage_error(const char *fmt, const char *arg, const char *nearest) {

@@ -7,6 +7,11 @@
 
 int td_cmd_devices(int argc, char **argv);
 int td_cmd_inspect(int argc, char **argv);
+/* Commands of the Python package; on success they do not return. */
+int td_cmd_prepare(int argc, char **argv);
+int td_cmd_export(int argc, char **argv);
+int td_cmd_logits(int argc, char **argv);
+int td_cmd_plot(int argc, char **argv);
 int td_cmd_merge(int argc, char **argv);
 /* Reads lines from stdin, writes JSON rows {"text":..., "ids":[...]} to stdout. */
 int td_cmd_tokenize(int argc, char **argv);

@@ -132,4 +132,13 @@ else
         run.on_bad_sample=skip
     expect 0 '' "$TDGEN" verify "$TMP/n2"
 fi
+# The commands of the Python package: from the source tree, and by name where there is none of it.
+expect 0 'usage: tdgen-prepare' "$TDGEN" prepare --help
+expect 2 'unrecognized arguments: --nonsense' "$TDGEN" export hf "$TMP" "$TMP/x" --nonsense
+mkdir "$TMP/bin"
+cp "$TDGEN" "$TMP/bin/tdgen"
+expect 2 'pip install "tdgen\[plot\]"' "$TMP/bin/tdgen" plot x
+printf '#!/bin/sh\necho "prepared $*"\nexit 5\n' >"$TMP/bin/tdgen-prepare"
+chmod +x "$TMP/bin/tdgen-prepare"
+expect 5 '^prepared a  b --out c$' "$TMP/bin/tdgen" prepare 'a  b' --out c
 finish
