@@ -329,7 +329,9 @@ def hostile(tmp):
                  lambda p: open(p + "/config.json", "w").write('{"architectures": 3}'),
                  lambda p: (open(p + "/config.json", "w").write("{}"),
                             open(p + "/model.safetensors.index.json", "w").write(
-                                '{"weight_map": {"lm_head.weight": "../x.safetensors"}}'))):
+                                '{"weight_map": {"lm_head.weight": "../x.safetensors"}}')),
+                 lambda p: (open(p + "/config.json", "w").write("{}"), os.mkfifo(p + "/model.safetensors")),
+                 lambda p: (open(p + "/config.json", "w").write("{}"), open(p + "/model.safetensors", "wb").write(b"\x10"))):
         shutil.rmtree(model, ignore_errors=True)
         os.mkdir(model)
         make(model)

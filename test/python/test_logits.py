@@ -92,6 +92,7 @@ def known(tmp):
             got = rd.to_targets(record, T, "ignore", dense=True)
             assert np.allclose(got, np.exp(z / T - _synth.lse(z / T)[:, None]), atol=1e-5)
     # What is not this model's is refused.
+    assert "positions" in run._repr_html_() and "mode" in run._repr_html_() and repr(run).startswith("<tdgen run ")
     raises(lambda: tdgen_logits.LmHead(tmp), "config.json")
     _synth.write_run(tmp + "/topk", teacher, "topk")
     raises(lambda: tdgen_logits.FullRun(tmp + "/topk", tmp + "/plain"), "mode topk")

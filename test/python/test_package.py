@@ -22,6 +22,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "python", "src"))
 import _synth  # noqa: E402
+import test_damage  # noqa: E402
 import tdgen  # noqa: E402
 from tdgen.cli import export, logits, plot as plot_command  # noqa: E402
 
@@ -148,6 +149,17 @@ def unfinished(tmp, _):
     refused(lambda: tdgen.open(path, partial=True), "damaged or was edited")
     for bad in ({"n_rows": -1}, {"n_rows": 2.5}, {"shard_samples": 0}, {"worker_id": 1}, {"total_workers": "2"}, {"n_rows": True}):
         refused(lambda: tdgen.open(folder(**bad), partial=True), "manifest.json")  # noqa: B023
+    for key in (None, *extent):  # whatever stands there: refused by name, or read
+        for odd in test_damage.ODD:
+            if odd == "\ud800" or isinstance(odd, float) or (isinstance(odd, int) and abs(odd) > 2**64):
+                continue  # what the hash here does not write as tdgen does
+            manifest["extent"] = odd if key is None else {**extent, key: odd}
+            _synth.write_manifest(path, manifest)
+            for partial in (False, True):
+                try:
+                    tdgen.open(path, partial=partial)
+                except tdgen.RecordError as e:
+                    assert path in str(e) and "hash" not in str(e), e
 
 
 def sequence(tmp, path):

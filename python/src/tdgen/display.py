@@ -104,7 +104,7 @@ def html(run: Run) -> str:
 
 def _positions(run: Run) -> str:
     found = next((k for k, entry in enumerate(run.shards) if entry["rows"]), None)
-    if found is None or run.mode == "hidden":
+    if found is None or "target_logprob" not in run.shard(found):  # states say nothing of probabilities by themselves
         return ""
     i = run.first_sample(found) + int(np.flatnonzero(np.diff(run.shard(found)["row_offsets"]))[0])
     record = run.sample(i, dense=False)

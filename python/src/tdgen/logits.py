@@ -22,11 +22,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import safe_open
 
 from .reader import Run
-from .shard import Shard
 from .targets import log_softmax
-from .trust import RecordError, hash_hex, number, parse_json, read_bounded
+from .trust import RecordError, hash_hex, number, open_regular, parse_json, read_bounded
 
 __all__ = ["FullRun", "LmHead"]
 
@@ -42,6 +42,15 @@ _TABLES = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _TYPES = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
+def _opened(path):
+    """A safetensors file of a checkpoint, mapped."""
+    os.close(open_regular(path))
+    try:
+        return safe_open(path, "np")
+    except Exception as e:  # SafetensorError, and others by the package's version
+        raise RecordError(f"{path}: this is no safetensors file that can be read: {e}") from None
+
+
 class LmHead:
     """Callable: float32 states [n, C] to float32 logits [n, V].
 
@@ -52,6 +61,7 @@ class LmHead:
 
     def __init__(self, path: str | os.PathLike[str], compute: str = "bf16", n_valid: int | None = None) -> None:
         self.path, self.compute, self.n_valid = os.fspath(path), compute, n_valid
+        self._slice = None
         where = os.path.join(self.path, "config.json")
         self.config_bytes = read_bounded(where, _MAX_JSON)
         config = parse_json(self.config_bytes, where)
@@ -63,13 +73,14 @@ class LmHead:
             tied = config.get("tie_word_embeddings", architecture in _TIED)
         except (ValueError, TypeError, KeyError) as e:
             raise RecordError(f"{where}: {e}") from None
-        shard, name = self._find(_TABLES if tied else _HEADS)
-        if shard.dtypes[name] not in ("F32", "F16", "BF16"):
-            raise RecordError(f"{shard.path}: {name} is {shard.dtypes[name]}, which is not read here")
-        self.weight = shard[name]
-        if self.weight.ndim != 2 or 0 in self.weight.shape:
-            raise RecordError(f"{shard.path}: {name} has shape {list(self.weight.shape)}, expected [V, C]")
-        self.n_vocab, self.n_hidden = self.weight.shape
+        where, name = self._find(_TABLES if tied else _HEADS)
+        self._where = where, name
+        kind, shape = self._weight().get_dtype(), self._weight().get_shape()
+        if kind not in ("F32", "F16", "BF16"):
+            raise RecordError(f"{where}: {name} is {kind}, which is not read here")
+        if len(shape) != 2 or 0 in shape:
+            raise RecordError(f"{where}: {name} has shape {shape}, expected [V, C]")
+        self.n_vocab, self.n_hidden = shape
         self._kept = None
 
     def _find(self, names):
@@ -83,20 +94,29 @@ class LmHead:
         for file in sorted(files):
             if os.path.basename(file) != file or file in ("", ".", "..") or "\0" in file:
                 raise RecordError(f"{index} names a file outside of its folder: {file}")
-            shard = Shard(os.path.join(self.path, file), partly=True)
-            for name in shard.dtypes:
+            where = os.path.join(self.path, file)
+            for name in _opened(where).keys():
                 if name.endswith(names):
-                    return shard, name
+                    return where, name
         raise RecordError(f"{self.path}: there is no tensor {' or '.join(names)}")
 
+    def _weight(self):
+        where, name = self._where
+        if self._slice is None:
+            self._slice = _opened(where).get_slice(name)
+        return self._slice
+
+    def __getstate__(self):
+        return {**self.__dict__, "_slice": None}  # a process that loads data maps the file for itself
+
     def _block(self, begin, end):
-        return self.weight[begin:end].astype(np.float32).astype(_TYPES.get(self.compute, np.float32)).astype(np.float32)
+        return self._weight()[begin:end].astype(np.float32).astype(_TYPES.get(self.compute, np.float32)).astype(np.float32)
 
     def __call__(self, states: Any) -> np.ndarray:
         states = np.ascontiguousarray(states, np.float32)
         if states.ndim != 2 or states.shape[1] != self.n_hidden:
             raise ValueError(f"states {states.shape}, lm_head reads [n, {self.n_hidden}]")
-        if self._kept is None and self.weight.size * 4 <= _KEEP_BYTES:
+        if self._kept is None and self.n_vocab * self.n_hidden * 4 <= _KEEP_BYTES:
             self._kept = self._block(0, self.n_vocab)
         out = np.empty((len(states), self.n_vocab), np.float32)
         if self._kept is not None:

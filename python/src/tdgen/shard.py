@@ -2,7 +2,8 @@
 
 What it says is believed only after it was checked. Sizes are bounded before memory is taken; tensors have the
 types and shapes that the run's capture settings and the counts give; and the hashes agree: `header_hash` and
-`data_hash` of its own header. Whatever is wrong is a RecordError that names the file (tdgen.trust).
+`data_hash` of its own header. Whatever is wrong is a RecordError that names the file (tdgen.trust). The safetensors
+package would give neither the header's bytes, which the hashes are of, nor a compressed file's tensors.
 """
 
 import math
@@ -16,8 +17,7 @@ import numpy as np
 
 from .trust import RecordError, hash_hex, open_regular, parse_json, whole
 
-_MAX_HEADER = 100_000_000  # the safetensors format's own limit: another's checkpoint
-_MAX_SHARD_HEADER = 16 << 20  # of a shard, which has at most some forty tensors
+_MAX_HEADER = 16 << 20  # of a shard, which has at most some forty tensors
 _MAX_RATIO = 1024  # of a compressed shard whose content is more than
 _FREE_BYTES = 64 << 20
 _MAX_WINDOW = 1 << 27  # what a zstd decoder may keep: the format's recommended limit
@@ -77,38 +77,32 @@ class Shard:
     Arrays are views of the mapped file (read-only); BF16 is ml_dtypes.bfloat16. `metadata` is the header's __metadata__, `dtypes` names each tensor's stored type.
     """
 
-    def __init__(self, path, partly=False, verify=True, within=None, proven=None):
-        """partly=True is for another's checkpoint: it passes by tensors of types that a record never has, and has
-        no hashes. verify=False leaves a shard's hashes unchecked, and so does `proven`, the `identity` of a Shard
+    def __init__(self, path, verify=True, within=None, proven=None):
+        """verify=False leaves a shard's hashes unchecked, and so does `proven`, the `identity` of a Shard
         whose file was found good and has not changed since. within: see open_regular."""
         self.path = path
-        limit = _MAX_HEADER if partly else _MAX_SHARD_HEADER
         with os.fdopen(open_regular(path, within), "rb") as f:
             at = os.fstat(f.fileno())
             self.identity, self.size_bytes = (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns), at.st_size
             if path.endswith(".zst"):
-                buffer = _unpack(f, path, at.st_size, limit)
+                buffer = _unpack(f, path, at.st_size, _MAX_HEADER)
             elif at.st_size < 8:
                 raise RecordError(f"{path}: {at.st_size} bytes are no safetensors file")
             else:
                 buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        n = _header_size(bytes(buffer[:8]), path, min(limit, len(buffer) - 8))
+        n = _header_size(bytes(buffer[:8]), path, min(_MAX_HEADER, len(buffer) - 8))
         header = bytes(buffer[8 : 8 + n])
-        self.metadata, tensors, used = _read_header(header, path, partly)
-        if not partly and used != len(buffer) - 8 - n:
+        self.metadata, tensors, used = _read_header(header, path)
+        if used != len(buffer) - 8 - n:
             raise RecordError(f"{path}: its header speaks of {used} bytes of data, the file has {len(buffer) - 8 - n}")
         self.dtypes, self._arrays = {}, {}
         for name, (dtype, shape, begin, end) in tensors.items():
             self.dtypes[name] = dtype
-            if dtype not in _DTYPES:
-                continue
-            if end > len(buffer) - 8 - n:
-                raise RecordError(f"{path} ends within its tensor {name}")
             try:
                 self._arrays[name] = np.frombuffer(buffer, _DTYPES[dtype], math.prod(shape), 8 + n + begin).reshape(shape)
             except (ValueError, OverflowError) as e:
                 raise RecordError(f"{path}: tensor {name} of shape {list(shape)}: {e}") from None
-        if verify and not partly and self.identity != proven:
+        if verify and self.identity != proven:
             self._prove(header, memoryview(buffer)[8 + n :], tensors)
 
     def _prove(self, header, data, tensors):
@@ -174,7 +168,7 @@ def _header_size(word, path, most):
     return n
 
 
-def _read_header(header, path, partly):
+def _read_header(header, path):
     """(metadata, {name: (dtype, shape, begin, end)}, bytes of data that they take)"""
     found = parse_json(header, f"{path}, its header")
     metadata = found.pop("__metadata__", {})
@@ -187,10 +181,10 @@ def _read_header(header, path, partly):
             begin, end = (whole(x) for x in entry["data_offsets"])
             if not isinstance(dtype, str) or len(shape) > 8 or begin > end:
                 raise ValueError("type, shape or place")
-            if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-                raise ValueError("its place has another size than its shape")
-            if dtype not in _DTYPES and not partly:
+            if dtype not in _DTYPES:
                 raise ValueError("a type that no record has")
+            if end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+                raise ValueError("its place has another size than its shape")
         except (ValueError, KeyError, TypeError) as e:
             raise RecordError(f"{path}: its header cannot be read: {name[:80]!r} is {str(entry)[:200]}: {e}") from None
         tensors[name] = (dtype, shape, begin, end)
@@ -241,7 +235,7 @@ def _unpack(f, path, packed_bytes, max_header):
         word = _exactly(reader, min(8, size))
         n = _header_size(bytes(word), path, min(max_header, size - 8))
         header = _exactly(reader, n)
-        used = _read_header(bytes(header), path, False)[2]
+        used = _read_header(bytes(header), path)[2]
         if 8 + n + used != size:
             raise RecordError(f"{path}: its header speaks of {8 + n + used:,} bytes, the frame of {size:,}")
         out = bytearray(size)

@@ -36,7 +36,7 @@ def work(a):
     try:
         from .. import export, logits
     except ImportError as e:
-        print(f"tdgen-logits: {e}; it needs: pip install numpy ml_dtypes xxhash tqdm", file=sys.stderr)
+        print(f"tdgen-logits: {e}; it needs: pip install numpy ml_dtypes safetensors xxhash tqdm", file=sys.stderr)
         return 2
     try:
         run = logits.FullRun(a.run, a.model, a.valid_vocab, not a.no_verify, a.partial)
