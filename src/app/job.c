@@ -248,6 +248,8 @@ td_status td_job_identity(td_job *j, td_identity *out, td_error *err) {
         return rc;
     id.files = td_source_files(j->source, &id.n_files);
     id.format = td_source_format(j->source);
+    snprintf(id.data_tokenizer_hash, sizeof id.data_tokenizer_hash, "%s",
+             td_source_tokenizer_hash(j->source));
     *out = id;
     return TD_OK;
 }

@@ -17,6 +17,7 @@ typedef struct chain {
     int64_t *rows_before;   /* [n + 1] their rows, where known */
     td_rows *cur;           /* file `at`, or NULL */
     size_t at;
+    char tokenizer_hash[64]; /* what its files name */
 } chain;
 
 static chain *of(td_rows *r) {
@@ -58,9 +59,9 @@ static td_status open_file(chain *c, size_t at, td_error *err) {
 
 /* Each file was checked when the chain was opened. */
 static td_status check(const td_rows *r, td_rows_look *look, td_error *err) {
-    (void)r;
     (void)err;
     look->none = false;
+    memcpy(look->tokenizer_hash, of_const(r)->tokenizer_hash, sizeof look->tokenizer_hash);
     return TD_OK;
 }
 
@@ -250,6 +251,7 @@ td_status td_chain_open(const td_config *cfg, const td_dataset_files *files, int
         rc = td_error_set(err, TD_E_DATA, "data.path: none of its %zu files has rows (%s, ...)",
                           files->n, files->file[0].path);
     }
+    memcpy(c->tokenizer_hash, look.tokenizer_hash, sizeof c->tokenizer_hash);
     if (rc == TD_OK)
         rc = open_file(c, 0, err);
     if (rc != TD_OK) {

@@ -146,6 +146,9 @@ void td_source_set_batch_tokens(td_source *s, int32_t n);
 int32_t td_source_batch_tokens(const td_source *s);
 /* The resolved format, never TD_FORMAT_AUTO. */
 td_data_format td_source_format(const td_source *s);
+/* The hash of the tokenizer that its token files name, which was found to be the model's; "": they name none,
+ * or the rows are text. */
+const char *td_source_tokenizer_hash(const td_source *s);
 
 /* Does this configuration need a tokenizer (text), or does it bring ids? The format is resolved. */
 td_status td_source_needs_tokenizer(const td_config *cfg, bool *out, td_error *err);

@@ -38,6 +38,7 @@ struct td_source {
     td_data_format format;
     bool silent, at_end, failed;
     td_rows *rows;
+    char tokenizer_hash[64]; /* td_rows_look */
     td_row_maker maker;
     XXH3_state_t *hash;
     char *where; /* of the row in hand, for messages */
@@ -254,6 +255,10 @@ static td_status fingerprint_many(td_dataset_files *files, char *buf, uint64_t *
     return rc;
 }
 
+const char *td_source_tokenizer_hash(const td_source *s) {
+    return s->tokenizer_hash;
+}
+
 td_status td_source_fingerprint(td_source *s, uint64_t *size_bytes, uint64_t *hash, td_error *err) {
     td_dataset_files *files = &s->files;
     char *buf = malloc(2 * FINGERPRINT_BYTES);
@@ -357,6 +362,7 @@ td_status td_source_open_for(const td_config *cfg, const td_tokenizer *tok,
         rc = td_error_set(err, TD_E_DATA, "data.path: %s has no rows", files.file[0].path);
     if (rc != TD_OK)
         goto fail;
+    snprintf(s->tokenizer_hash, sizeof s->tokenizer_hash, "%s", look.tokenizer_hash);
     s->bytes_total = s->rows->total_bytes;
     *out = s;
     return TD_OK;

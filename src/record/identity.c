@@ -423,6 +423,8 @@ td_status td_manifest_text(const td_config *cfg, const td_identity *id, const js
         put(root, "logarithm", json_string(TD_TEXT_LOGARITHM)) &&
         put(root, "tokenisation",
             json_string(id->has_tokenizer ? TD_TEXT_TOKENISATION : "rows came as token ids")) &&
+        (!id->data_tokenizer_hash[0] ||
+         put(root, "data_tokenizer_hash", json_string(id->data_tokenizer_hash))) &&
         put(root, "shapes", json_string(TD_TEXT_SHAPES)) &&
         put(root, "capture", td_spec_json(spec)) &&
         put(root, "logprob_error", json_string(td_spec_logprob_error(spec))) &&

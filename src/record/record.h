@@ -46,6 +46,9 @@ typedef struct td_identity {
     td_dtype compute;
     int32_t numerics_revision; /* TD_NUMERICS_REVISION */
     bool has_tokenizer;
+    /* "": none. Rows that came as ids: the tokenizer that their files name, found to be the model's.
+     * In the manifest, for those who ask later; no part of what makes two runs the same. */
+    char data_tokenizer_hash[17];
     uint64_t tokenizer_hash;
     int32_t tokenizer_n_vocab;
     uint64_t dataset_size_bytes, dataset_hash;

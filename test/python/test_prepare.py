@@ -64,7 +64,7 @@ def prepare(*args, expect=0, says=""):
     """tools/prepare within this process: loading the libraries takes seconds."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        code = PREPARE.main(["--quiet", *map(str, args)])
+        code = PREPARE.main(["--quiet", *([] if "--no-overwrite" in args else ["--overwrite"]), *(str(a) for a in args if a != "--no-overwrite")])
     text = out.getvalue()
     assert code == expect, f"{args}: exit {code}, expected {expect}\n{text}"
     assert says in text, f"{args}: no {says!r} in\n{text}"
@@ -292,12 +292,72 @@ def check_real_templates(d):
     assert n > 3, n
 
 
+def jsonl(path, rows):
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def check_trl(d):
+    """TRL's formats: a completion is the target, whether texts or turns; null is null in each; nothing is replaced unasked."""
+    plain = write(f"{d}/trl.jinja", "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+                  "{% if add_generation_prompt %}assistant: {% endif %}")
+    common = ("--model", TEACHER, "--out", f"{d}/trl.safetensors")
+    decode = decoder(TEACHER)
+
+    def made(rows, *args, **kw):
+        said = prepare(*common, *args, jsonl(f"{d}/trl.jsonl", rows), **kw)
+        return said, load_file(f"{d}/trl.safetensors") if not kw.get("expect") else None
+
+    _, t = made([{"prompt": "In the beginning", "completion": " God created"}])
+    assert targets(t, 0, decode) == [" God created"], targets(t, 0, decode)
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Adam."},
+             {"role": "user", "content": "And who?"}]
+    rest = [{"role": "assistant", "content": "Eve."}]
+    chat = ("--chat-template", plain)
+    _, t = made([{"prompt": turns, "completion": rest}], *chat)
+    _, whole = made([{"messages": turns + rest}], *chat)
+    assert t["input_ids"].tolist() == whole["input_ids"].tolist()
+    assert targets(t, 0, decode) == [" Eve.\n"], targets(t, 0, decode)
+    assert targets(whole, 0, decode) == [" Adam.\n", " Eve.\n"], targets(whole, 0, decode)
+    for turn in ({"role": "user", "content": None}, {"from": "human", "value": None}):
+        said, _ = made([{"messages": [turn, {"role": "assistant", "content": "Yes."}]}],
+                       "--chat-template", write(f"{d}/none.jinja", "{% for m in messages %}{{ m['role'] }}: {{ m.get('content') or "
+                                                "'nothing' }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"))
+        assert "1 rows" in said, said
+    made([{"chosen": "a", "rejected": "b"}], expect=4, says="preferences (chosen, rejected)")
+    made([{"prompt": "a"}], expect=4, says="prompts without completions")
+    said, _ = made([{"messages": turns[:1]}], *chat)
+    assert "1 of 1 rows have not a single target (the first is row 0)" in said, said
+    prepare("--no-overwrite", *common, jsonl(f"{d}/trl.jsonl", [{"text": "x"}]), expect=4, says="--overwrite replaces it")
+
+
+def check_bos(d):
+    """A BOS twice, or not at all, is said once."""
+    folder = f"{d}/bos"
+    shutil.copytree(TEACHER, folder)
+    with open(f"{folder}/tokenizer.json", encoding="utf-8") as f:
+        tokenizer = json.load(f)
+    name, bos = next((t["content"], t["id"]) for t in tokenizer["added_tokens"])
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}}}
+    write(f"{folder}/tokenizer.json", json.dumps(tokenizer))
+    common = ("--model", folder, "--out", f"{d}/bos.safetensors")
+    said = prepare(*common, jsonl(f"{d}/b.jsonl", [{"text": "one"}, {"text": name + "two"}, {"text": name + "three"}]))
+    assert said.count(f"row 1 begins with two BOS tokens (id {bos})") == 1 and "row 2" not in said, said
+    chat = write(f"{d}/nobos.jinja", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    said = prepare(*common, "--chat-template", chat, jsonl(f"{d}/b.jsonl", [{"messages": [{"role": "assistant", "content": "So."}]}]))
+    assert f"row 0 does not begin with the BOS token (id {bos})" in said, said
+
+
 def main():
     with tempfile.TemporaryDirectory() as d:
         os.environ["HF_HOME"] = f"{d}/cache"
         tokens = check_sources(d)
         check_texts(d)
         check_refusals(d)
+        check_trl(d)
+        check_bos(d)
         check_tdgen(d, tokens)
         check_real_templates(d)
     print("OK")

@@ -41,7 +41,7 @@ def load_tokenizer(run: Run, path: str | None) -> Any:
     if not given and not os.path.exists(file):
         raise RecordError(f"{run.path} was made with the tokenizer in {printable(folder)!r}, which is not here: {say}")
     data = read_bounded(file, _MAX_TOKENIZER)
-    want = run.manifest["identity"].get("tokenizer.hash")
+    want = run.manifest["identity"].get("tokenizer.hash") or run.manifest.get("data_tokenizer_hash")
     have, plain = content_hash(data), hash_hex(data)  # the plain one is what versions before wrote
     if want not in (have, plain) and not (given and want is None):
         raise RecordError(f"the ids of {run.path} were not made with this tokenizer:\n  {file}: {have}\n"

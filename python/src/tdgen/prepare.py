@@ -95,7 +95,8 @@ def _open_source(path, split):
         lines = json_lines(path)
         if lines is not None:
             return lines, None
-    rows = datasets.load_dataset(kind, data_files=path, split="train", streaming=True)
+    tabs = {"sep": "\t"} if re.search(r"\.(tsv|tab)(\.\w+)?$", path.lower()) else {}
+    rows = datasets.load_dataset(kind, data_files=path, split="train", streaming=True, **tabs)
     n_rows = None
     if kind == "parquet":
         import pyarrow.parquet
@@ -163,7 +164,7 @@ def _file_kind(path):
     for packed in (".gz", ".zst", ".bz2", ".xz"):
         name = name.removesuffix(packed)
     kinds = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json",
-             ".ndjson": "json", ".csv": "csv", ".txt": "text"}
+             ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".txt": "text"}
     for suffix, kind in kinds.items():
         if name.endswith(suffix):
             return kind
@@ -194,7 +195,8 @@ def to_messages(value):
                     f"message {i}: from = {m['from']!r} is none of {', '.join(sorted(ROLES))}"
                 )
             m["role"] = role
-            m["content"] = m.pop("value", m.get("content"))
+            if "value" in m:
+                m["content"] = m.pop("value")
             del m["from"]
         if "role" not in m:
             raise PrepareError(f"message {i} has neither role nor from: {sorted(m)}")
@@ -323,15 +325,19 @@ class Chats:
         return self._render(lambda: self.tok.apply_chat_template(
             messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt, **self.extras))
 
-    def convert(self, messages, extras=None):
-        """(ids, mask) of one conversation; extras as extras_of() has them."""
+    def convert(self, messages, extras=None, first=0):
+        """(ids, mask) of one conversation; extras as extras_of() has them. Turns before message `first` are no targets."""
         self._use(extras or {})
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         if self.marked:
             text, spans = self._marked_spans(messages)
+            if first and len(spans) != len(turns):
+                raise PrepareError("the template marks another number of turns than the assistant has: which of them the "
+                                   "completion is cannot be told")
+            spans = [span for i, span in zip(turns, spans) if i >= first] if first else spans
         else:
             text = self.render(messages)
-            spans = [self._span(messages, i, text) for i, m in enumerate(messages)
-                     if m["role"] == "assistant"]
+            spans = [self._span(messages, i, text) for i in turns if i >= first]
         ids, offsets = self.encoder.encode_with_offsets(text)
         return ids, self._mask(text, offsets, spans)
 
@@ -453,6 +459,13 @@ def _too_slow(*_):
     raise TimeoutError(f"not done within {RENDER_SECONDS} s")
 
 
+def added_bos(model_dir, auto=None):
+    """The one token that the tokenizer puts in front of every text by itself, or None."""
+    ids = Encoder(model_dir, special=True, auto=auto).encode("a")
+    plain = Encoder(model_dir, special=False, auto=auto).encode("a")
+    return ids[0] if len(ids) > len(plain) and ids[1 : 1 + len(plain)] == plain else None
+
+
 class Encoder:
     """tokenizer.json as it stands, or with `auto`, a tokenizer of transformers', as that has it."""
 
@@ -509,9 +522,11 @@ class Encoder:
 class TokenFile:
     """Writes rows as they come; memory does not grow. The file is there when close() returned."""
 
-    def __init__(self, path):
+    def __init__(self, path, overwrite=False):
         import numpy
 
+        if os.path.lexists(path) and not overwrite:
+            raise PrepareError(f"{path} is there already: --overwrite replaces it")
         self.np = numpy
         self.path = path
         self.n_rows = self.n_tokens = self.n_targets = 0

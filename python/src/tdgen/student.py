@@ -106,9 +106,13 @@ def check_tokenizer(run, folder):
     try:
         data = read_bounded(path, _MAX_TOKENIZER)
     except RecordError as e:
-        raise ExportError(f"--tokenizer: {e}") from None
+        raise ExportError(f"--student: {e}") from None
     have, plain = content_hash(data), hash_hex(data)
-    want = run.manifest["identity"].get("tokenizer.hash")
+    # Rows that came as ids carry what their token file says of itself.
+    want = run.manifest["identity"].get("tokenizer.hash") or run.manifest.get("data_tokenizer_hash")
+    if want is None:
+        raise ExportError(f"{run.path}: its rows came as token ids, and nothing says which tokenizer made them: with "
+                          "--vocab-size N only the ids are checked")
     if want not in (have, plain):  # the plain one is what versions before wrote
         raise ExportError(f"the ids were not made with this tokenizer:\n  {path}: {have}\n  {run.path}: {want}")
 

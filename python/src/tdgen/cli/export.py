@@ -49,10 +49,10 @@ def arguments(argv):
     common.add_argument("--samples", type=positive, metavar="N", help="the first N samples (all)")
     common.add_argument("--partial", action="store_true",
                         help="a folder that holds only some shards, or a run that is not finished")
-    common.add_argument("--tokenizer", metavar="DIR",
+    common.add_argument("--student", "--tokenizer", dest="tokenizer", metavar="DIR",
                         help="the student's folder or tokenizer.json: refused if its hash is not the teacher's, or if the "
                              "teacher has probability on ids that the student has not (vocab_size of its config.json)")
-    common.add_argument("--student-vocab", type=positive, metavar="N", help="the same of a student of N ids")
+    common.add_argument("--vocab-size", "--student-vocab", dest="student_vocab", type=positive, metavar="N", help="the same of a student of N ids")
     common.add_argument("--cut-vocab", action="store_true",
                         help="leave out ids that the student has not, and say what probability goes with them")
     common.add_argument("--no-verify", action="store_true", help="leave hashes of the run's files unchecked")

@@ -5,7 +5,8 @@ save_to_disk wrote, or a dataset of the hub as it was downloaded). A row is one 
   messages   a list of {role, content}, or ShareGPT's {from, value}: rendered with the tokenizer's own
              chat template; the targets are what the assistant says, its end-of-turn token included.
              Columns tools, documents and chat_template_kwargs go to the template as well
-  prompt     --prompt-field and --completion-field, tokenised apart; the completion is the target
+  prompt     columns prompt and completion (or --prompt-field and --completion-field), texts, tokenised apart,
+             or lists of messages, rendered as one conversation; the completion is the target
   text       a text, every token a target
 Rows are streamed, memory does not grow with the dataset. The result is read by tdgen as it is:
   tdgen -c run.ini data.path=OUT
@@ -50,6 +51,7 @@ def arguments(argv):
     p.add_argument("--max-rows", type=int, default=0, metavar="N", help="the first N rows (all)")
     p.add_argument("--on-bad-row", choices=("fail", "skip"), default="fail",
                    help="a row that cannot be converted stops, or is counted and left out (fail)")
+    p.add_argument("--overwrite", action="store_true", help="replace a token file that is there already")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     a = p.parse_args(argv)
     if (a.prompt_field is None) != (a.completion_field is None):
@@ -74,6 +76,15 @@ def choose_fields(a, row):
                                                        ("messages", "conversation"), ("text", "text"))
                        if name in row), None)
     columns = ", ".join(map(str, row))
+    if wanted is None and "prompt" in row and "completion" in row:
+        a.prompt_field, a.completion_field = "prompt", "completion"
+        wanted = ("prompt", None)
+    if wanted is None and "chosen" in row and "rejected" in row:
+        raise prep.PrepareError("these are preferences (chosen, rejected): say which of the two the teacher is to read, with "
+                                "--messages-field or --text-field")
+    if wanted is None and "prompt" in row:
+        raise prep.PrepareError("these are prompts without completions: there is no target for a student; --text-field prompt "
+                                "makes every token of them one")
     if wanted is None:
         raise prep.PrepareError(
             f"which column is it? There are: {columns}. Say --messages-field, --text-field, or "
@@ -97,23 +108,26 @@ class Converter:
         self.eos = None
         self.said = set()
         self.exact = os.path.isfile(a.source) and prep.json_lines(a.source) is not None
-        if kind == "messages" and (a.append_eos or a.no_special_tokens):
+        self.no_target, self.first_no_target = 0, None
+        self.chat = kind in ("messages", "chat")
+        if self.chat and (a.append_eos or a.no_special_tokens):
             raise prep.PrepareError("--append-eos and --no-special-tokens are for text and prompt rows: "
                                     "a chat template writes its special tokens itself")
-        if kind != "messages" and a.chat_template:
+        if not self.chat and a.chat_template:
             raise prep.PrepareError("--chat-template is for messages")
         auto = None
         try:
             auto = prep.load_auto(a.model)
         except prep.PrepareError as e:
-            if kind == "messages" or a.tokenizer_from == "auto":
+            if self.chat or a.tokenizer_from == "auto":
                 raise
             note(f"{e}; whether it would build the tokenizer that tokenizer.json says is not known")
         own = auto if a.tokenizer_from == "auto" else None
-        self.encoder = prep.Encoder(a.model, special=kind != "messages" and not a.no_special_tokens, auto=own)
+        self.encoder = prep.Encoder(a.model, special=not self.chat and not a.no_special_tokens, auto=own)
         if auto is not None:
             self.compare(auto)
-        if kind == "messages":
+        self.bos = prep.added_bos(a.model, own)
+        if self.chat:
             self.chats = prep.Chats(a.model, a.chat_template, self.encoder, auto)
             self.template_hash = self.chats.hash
             return
@@ -155,11 +169,29 @@ class Converter:
             self.once("null", "column tools, documents or chat_template_kwargs: a null within an object is rendered as null. "
                               "Where Arrow filled it in, as rows differ in shape, keep the column as JSON text")
 
-    def __call__(self, row):
+    def __call__(self, row, number):
+        ids, mask = self.convert(row)
+        if self.bos is not None and ids[:2] == [self.bos] * 2:
+            self.once("bos", f"row {number} begins with two BOS tokens (id {self.bos}): its text has the one that the "
+                             "tokenizer adds" + ("" if self.chat else " (--no-special-tokens leaves that out)"))
+        if self.chat and self.bos is not None and ids[:1] != [self.bos]:
+            self.once("nobos", f"row {number} does not begin with the BOS token (id {self.bos}) that the tokenizer adds to "
+                               f"texts: {self.chats.where} does not write it. If the model was trained so, all is well")
+        if not any(mask[1:]):
+            self.no_target += 1
+            self.first_no_target = number if self.first_no_target is None else self.first_no_target
+        return ids, mask
+
+    def convert(self, row):
         if self.kind == "messages":
             extras = prep.extras_of(row)
             self.look(row, extras)
             return self.chats.convert(prep.to_messages(row.get(self.name)), extras)
+        if self.kind == "chat":
+            extras = prep.extras_of(row)
+            self.look(row, extras)
+            prompt, rest = (prep.to_messages(row.get(name)) for name in (self.a.prompt_field, self.a.completion_field))
+            return self.chats.convert(prompt + rest, extras, first=len(prompt))
         names = [self.name] if self.kind == "text" else [self.a.prompt_field, self.a.completion_field]
         for name in names:
             if not isinstance(row.get(name), str):
@@ -187,9 +219,11 @@ def convert_all(a, rows, n_rows, out):
                 break
             if convert is None:
                 kind, name = choose_fields(a, row)
+                if kind == "prompt" and isinstance(row[a.prompt_field], (list, tuple)):
+                    kind = "chat"
                 convert = Converter(a, kind, name)
             try:
-                ids, mask = convert(row)
+                ids, mask = convert(row, i)
             except prep.PrepareError as e:
                 if a.on_bad_row == "fail":
                     raise prep.PrepareError(f"row {i}: {e} (--on-bad-row skip leaves such rows out)") from e
@@ -203,6 +237,9 @@ def convert_all(a, rows, n_rows, out):
                 bar.set_postfix_str(f"{out.n_tokens / 1e6:.1f}M tokens", refresh=False)
     if out.n_rows == 0:
         raise prep.PrepareError(f"{a.source}: " + (f"all {n_bad} rows were left out" if n_bad else "there are no rows"))
+    if convert.no_target:
+        note(f"{convert.no_target} of {out.n_rows} rows have not a single target (the first is row "
+             f"{convert.first_no_target}): nothing will be recorded of them")
     return convert, kind, n_bad
 
 
@@ -224,7 +261,7 @@ def main(argv=None):
     out = None
     try:
         rows, n_rows = prep.open_source(a.source, a.split)
-        out = prep.TokenFile(a.out)
+        out = prep.TokenFile(a.out, a.overwrite)
         convert, kind, n_bad = convert_all(a, rows, n_rows, out)
         out.close({
             "format": "tdgen-tokens/1",
