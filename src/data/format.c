@@ -193,6 +193,19 @@ static td_status check_keys(const td_config *cfg, const td_row_format *f, td_err
     return TD_OK;
 }
 
+/* A token file is binary: its first bytes are a length, or ids, and may look like anything. */
+static bool is_token_file(const char *path, const td_row_format *f, const td_file_head *h) {
+    if (!f)
+        f = by_suffix(path, h->packing);
+    if (f)
+        return f->format == TD_FORMAT_TOKENS;
+    for (size_t i = 0; i < TD_ARRAY_LEN(formats); i++)
+        if (formats[i]->format == TD_FORMAT_TOKENS && formats[i]->sniff &&
+            formats[i]->sniff(h) != TD_SNIFF_NO)
+            return true;
+    return false;
+}
+
 td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_strbuf *notes,
                             td_error *err) {
     const char *path = cfg->data.path;
@@ -208,9 +221,10 @@ td_status td_format_resolve(const td_config *cfg, const td_row_format **out, td_
             f = formats[i];
     bool chosen = f != NULL;
     td_status rc = read_head(path, claimed, &h, err);
-    if (rc == TD_OK && !claimed)
+    const bool text = rc == TD_OK && !claimed && !is_token_file(path, f, &h);
+    if (text)
         rc = td_foreign_refuse_bytes(cfg, &h, err);
-    if (rc == TD_OK && !claimed && !(chosen && f->format == TD_FORMAT_TOKENS))
+    if (rc == TD_OK && text)
         rc = td_foreign_refuse_wide(cfg, &h, err);
     if (rc == TD_OK && !f)
         rc = detect(cfg, &h, &f, err);

@@ -109,4 +109,20 @@ printf '\377\377\377\377\020\000\000\000' >"$TMP/saved/data-00000-of-00001.arrow
 run 4 "save_to_disk .*tdgen prepare $TMP/saved --model demo/teacher --out $TMP/saved.safetensors" data.path="$TMP/saved" \
     output.dir="$TMP/x3"
 check "a refused run left its output folder" [ ! -e "$TMP/x3" ]
+# A token file's first bytes are the length of its header, which may look like anything: a pickle, UTF-16.
+python3 - "$TMP" <<'P'
+import json, struct, sys
+for name, want in (("pickle", 0x0280), ("pickle5", 0x0580), ("wide", 0x0100)):
+    t = {"sample_offsets": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
+         "input_ids": {"dtype": "I32", "shape": [4], "data_offsets": [16, 32]}}
+    text = json.dumps(t).encode()
+    for suffix in (".safetensors", ""):
+        with open(f"{sys.argv[1]}/{name}{suffix}", "wb") as f:
+            f.write(struct.pack("<Q", want) + text + b" " * (want - len(text)) + struct.pack("<2q4i", 0, 4, 5, 6, 7, 8))
+P
+for name in pickle pickle5 wide; do
+    for suffix in .safetensors ''; do
+        run 0 'Done in' data.path="$TMP/$name$suffix" output.dir="$TMP/first-$name$suffix"
+    done
+done
 finish
