@@ -13,6 +13,8 @@ if ! python3 -m venv --help >/dev/null 2>&1 || ! python3 -c 'import ensurepip' 2
 fi
 python3 -m venv /opt/tdgen
 /opt/tdgen/bin/pip install --no-cache-dir --disable-pip-version-check "$wheel${extras:+[$extras]}"
+# A wheel of the same version replaces what is there, too.
+/opt/tdgen/bin/pip install --no-cache-dir --disable-pip-version-check -q --force-reinstall --no-deps "$wheel"
 for command in /opt/tdgen/bin/tdgen*; do
     ln -sf "$command" /usr/local/bin/
 done

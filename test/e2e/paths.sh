@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Paths as people write them, configurations from anywhere, and models that are not what they were taken for.
+# shellcheck disable=SC2016 # the dollars are tdgen's
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 root=$PWD
