@@ -14,7 +14,8 @@ typedef struct backend {
     td_status (*enumerate)(int32_t n_cpu_devices, td_device_info **out, int32_t *n_out,
                            td_error *err);
     td_status (*open)(const td_device_info *info, td_device **out, td_error *err);
-    const char *(*version)(void); /* as --version prints it */
+    const char *(*version)(void);   /* as --version prints it */
+    const char *(*numbering)(void); /* td_device_numbering; NULL: nothing to say */
 } backend;
 
 static const char *cpu_version(void) {
@@ -40,11 +41,11 @@ static td_status enumerate_gpus(int32_t n_cpu_devices, td_device_info **out, int
 #endif
 
 static const backend BACKENDS[] = {
-    {"cpu", td_cpu_enumerate, td_cpu_open, cpu_version},
+    {"cpu", td_cpu_enumerate, td_cpu_open, cpu_version, NULL},
 #ifdef TDGEN_CUDA
-    {"cuda", enumerate_gpus, td_gpu_open, td_gpu_backend_version},
+    {"cuda", enumerate_gpus, td_gpu_open, td_gpu_backend_version, td_gpu_numbering},
 #else
-    {"cuda", enumerate_gpus, NULL, NULL},
+    {"cuda", enumerate_gpus, NULL, NULL, NULL},
 #endif
 };
 enum { N_BACKENDS = sizeof BACKENDS / sizeof BACKENDS[0] };
@@ -60,6 +61,13 @@ const char *td_device_backends(void) {
     if (strcmp(made, text) != 0)
         memcpy(text, made, sizeof text);
     return text;
+}
+
+const char *td_device_numbering(const char *name) {
+    for (int i = 0; i < N_BACKENDS; i++)
+        if (strcmp(name, BACKENDS[i].name) == 0 && BACKENDS[i].numbering)
+            return BACKENDS[i].numbering();
+    return "";
 }
 
 td_status td_device_enumerate(const char *name, int32_t n_cpu_devices, td_device_info **out,

@@ -20,13 +20,17 @@ static const char HELP[] =
     "has\n"
     "the UUID, the PCI id and the other GPUs whose memory is reached without the host.\n"
     "\n"
-    "  devices.gpus = 1,3     these GPUs and no others, as CUDA numbers them\n"
-    "  devices.gpus = cpu     one CPU device with all cores\n"
-    "  devices.gpus = cpu*4   four CPU devices that split the cores\n"
+    "  devices.gpus = 1,3         these GPUs and no others, as nvidia-smi numbers them (PCI order)\n"
+    "  devices.gpus = GPU-8f2e    by UUID, or the beginning of one; MIG-... for a slice of a GPU\n"
+    "  devices.gpus = 65:00.0     by PCI id, also 0000:65:00.0\n"
+    "  devices.gpus = cpu         one CPU device with all cores, cpu:0\n"
+    "  devices.gpus = cpu*4       four CPU devices that split the cores, cpu:0 to cpu:3\n"
     "\n"
-    "  --measure              measures the speed of each GPU anew and remembers it for plans, as "
-    "a\n"
-    "                         run does with a GPU that it meets for the first time\n"
+    "CUDA_VISIBLE_DEVICES is honoured: the GPUs that it leaves are numbered from 0 in its order.\n"
+    "CUDA_DEVICE_ORDER too, where it is set; unset, it is taken to be PCI_BUS_ID.\n"
+    "\n"
+    "  --measure   measures the speed of each GPU anew and remembers it for plans, as a run does\n"
+    "              with a GPU that it meets for the first time\n"
     "\n"
     "exit codes: 0 done, 2 usage, 5 a device could not be asked\n";
 
@@ -119,6 +123,8 @@ int td_cmd_devices(int argc, char **argv) {
             return td_status_exit_code(err.code);
         }
     }
+    if (td_device_numbering("cuda")[0])
+        printf("\n%s\n", td_device_numbering("cuda"));
     printf("\nThis build computes on: %s\n", td_device_backends());
     return TD_EXIT_OK;
 }

@@ -3,16 +3,65 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "app/speeds.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/strbuf.h"
+
+/* GPUs by name, on a machine that has none: each is the first number that is not taken. */
+typedef struct assumed_names {
+    const td_config *cfg;
+    char *const *names;
+    int32_t *number; /* [n_names] of each, -1 = none yet */
+} assumed_names;
+
+static bool is_taken(const assumed_names *a, int32_t number) {
+    const td_config *cfg = a->cfg;
+    for (int32_t i = 0; i < cfg->devices.n_gpus; i++)
+        if (cfg->devices.gpus[i] == number)
+            return true;
+    for (int32_t i = 0; i < cfg->devices.n_group_entries; i++)
+        if (cfg->devices.group_device[i] == number)
+            return true;
+    return false;
+}
+
+static td_status assume_number(const void *machine, const char *name, int32_t *out, td_error *err) {
+    const assumed_names *a = machine;
+    (void)err;
+    int32_t i = 0;
+    while (strcmp(a->names[i], name) != 0)
+        i++;
+    for (int32_t n = 0; a->number[i] < 0; n++)
+        if (!is_taken(a, n))
+            a->number[i] = n;
+    *out = a->number[i];
+    return TD_OK;
+}
+
+static td_status assume_names(td_config *cfg, td_error *err) {
+    size_t n = (size_t)cfg->devices.n_names;
+    assumed_names a = {.cfg = cfg, .names = cfg->devices.names};
+    a.number = td_calloc(n + 1, sizeof *a.number);
+    if (!a.number)
+        return td_error_nomem(err, "the device list", n * sizeof *a.number);
+    for (size_t i = 0; i < n; i++)
+        a.number[i] = -1;
+    td_status rc = td_config_resolve_devices(cfg, assume_number, &a, err);
+    free(a.number);
+    return rc;
+}
 
 /* GPU numbers on a machine without GPUs: enough for a dry run, which then knows neither their
  * memory nor their speed. */
 static td_status assume_gpus(td_job *j, td_error *err) {
     int32_t n = 0;
+    td_status rc = assume_names(&j->own_cfg, err);
+    if (rc != TD_OK)
+        return rc;
     for (int32_t i = 0; i < j->cfg->devices.n_gpus; i++)
         n = TD_MAX(n, j->cfg->devices.gpus[i] + 1);
     j->info = td_calloc((size_t)n, sizeof *j->info);
@@ -111,6 +160,49 @@ static bool is_chosen(const td_config *cfg, int32_t index) {
     return chosen;
 }
 
+/* A card that was lost may not be there any more; the run began with it, under its UUID. */
+static td_status find_gpu(const void *machine, const char *name, int32_t *out, td_error *err) {
+    const td_job *j = machine;
+    const td_faults *f = &j->recovery.faults;
+    if (!j->recovery.reexecuted || f->n_machine == 0)
+        return td_device_find(j->info, j->n_info, name, out, err);
+    td_device_info *began = td_calloc((size_t)f->n_machine, sizeof *began);
+    if (!began)
+        return td_error_nomem(err, "the device list", (size_t)f->n_machine * sizeof *began);
+    for (int32_t k = 0; k < f->n_machine; k++) {
+        for (int32_t i = 0; i < j->n_info; i++)
+            if (strcmp(td_device_key(&j->info[i]), f->machine[k]) == 0)
+                began[k] = j->info[i];
+        snprintf(began[k].uuid, sizeof began[k].uuid, "%.47s", f->machine[k]);
+        began[k].index = k;
+    }
+    td_status rc = td_device_find(began, f->n_machine, name, out, err);
+    free(began);
+    return rc;
+}
+
+static td_status no_names_here(const void *machine, const char *name, int32_t *out, td_error *err) {
+    (void)out;
+    return td_error_set(err, TD_E_CONFIG,
+                        "names GPU %s, but %s: name its GPUs by their numbers there", name,
+                        (const char *)machine);
+}
+
+/* CUDA shows slices of a GPU to a process that asks for them by name, and to no other. */
+static void ask_for_slices(const td_config *cfg) {
+    td_strbuf b = {0};
+    bool only = cfg->devices.n_gpus > 0;
+    for (int32_t i = 0; only && i < cfg->devices.n_gpus; i++) {
+        const int32_t number = cfg->devices.gpus[i];
+        const char *name = number < 0 ? cfg->devices.names[-1 - number] : "";
+        only = strncmp(name, "MIG-", 4) == 0;
+        td_strbuf_printf(&b, "%s%s", i ? "," : "", name);
+    }
+    if (only && !b.oom)
+        setenv("CUDA_VISIBLE_DEVICES", b.data, 0);
+    td_strbuf_free(&b);
+}
+
 td_status td_job_find_devices(td_job *j, td_error *err) {
     const td_config *cfg = j->cfg;
     if (cfg->devices.inventory) {
@@ -119,11 +211,22 @@ td_status td_job_find_devices(td_job *j, td_error *err) {
                                 "devices.inventory = %s describes another machine: it goes with "
                                 "--dry-run and --simulate only",
                                 cfg->devices.inventory);
-        return td_inventory_load(cfg->devices.inventory, &j->inventory, err);
+        td_status read = td_inventory_load(cfg->devices.inventory, &j->inventory, err);
+        return read == TD_OK ? td_config_resolve_devices(&j->own_cfg, no_names_here,
+                                                         "devices.inventory knows no UUID and no "
+                                                         "PCI id",
+                                                         err)
+                             : read;
     }
     td_status rc;
+    if (cfg->devices.gpus_kind == TD_GPUS_LIST)
+        ask_for_slices(cfg);
     if (cfg->devices.gpus_kind != TD_GPUS_CPU) {
         rc = td_device_enumerate("cuda", 0, &j->info, &j->n_info, err);
+        if (rc != TD_OK)
+            return rc;
+        if (j->n_info > 0)
+            rc = td_config_resolve_devices(&j->own_cfg, find_gpu, j, err);
         if (rc != TD_OK)
             return rc;
         if (j->n_info > 0)
@@ -133,13 +236,21 @@ td_status td_job_find_devices(td_job *j, td_error *err) {
         if (cfg->devices.gpus_kind == TD_GPUS_LIST) {
             if (j->only_plan)
                 return assume_gpus(j, err);
+            int32_t first = cfg->devices.gpus[0];
+            char number[16];
+            snprintf(number, sizeof number, "%d", first);
             return td_error_set(
                 err, TD_E_DEVICE,
-                "devices.gpus names GPU %d, but there is no GPU that this build can "
+                "devices.gpus names GPU %s, but there is no GPU that this build can "
                 "use (it computes on: %s); use devices.gpus = cpu, or --dry-run to "
                 "see the plan",
-                cfg->devices.gpus[0], td_device_backends());
+                first < 0 ? cfg->devices.names[-1 - first] : number, td_device_backends());
         }
+        if (cfg->devices.groups_name_gpus)
+            return td_error_set(err, TD_E_DEVICE,
+                                "devices.groups names GPUs, but there is none that this build can "
+                                "use (it computes on: %s)",
+                                td_device_backends());
         td_log_info("No GPU found: running on the CPU (devices.gpus = cpu says so explicitly)");
     }
     int32_t n_cpu = cfg->devices.gpus_kind == TD_GPUS_CPU ? cfg->devices.n_gpus : 1;

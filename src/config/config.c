@@ -194,26 +194,9 @@ static td_status check_format(const td_config_load_state *st, td_error *err) {
 
 static td_status check_devices(const td_config_load_state *st, td_error *err) {
     const td_config *c = &st->cfg;
-    int groups = KEY("devices", "groups");
-    for (int32_t i = 0; i < c->devices.n_group_entries; i++) {
-        int32_t device = c->devices.group_device[i];
-        char why[240];
-        bool there = c->devices.gpus_kind == TD_GPUS_AUTO;
-        if (c->devices.gpus_kind == TD_GPUS_CPU) {
-            there = device < c->devices.n_gpus;
-            snprintf(why, sizeof why, "names device %d, but [devices] gpus = cpu*%d has 0 to %d",
-                     (int)device, (int)c->devices.n_gpus, (int)c->devices.n_gpus - 1);
-        } else {
-            snprintf(why, sizeof why,
-                     "names GPU %d, which is not in the list of [devices] gpus; add it there, or "
-                     "set gpus = auto",
-                     (int)device);
-            for (int32_t g = 0; g < c->devices.n_gpus; g++)
-                there = there || c->devices.gpus[g] == device;
-        }
-        if (!there)
-            return refuse(st, groups, why, err);
-    }
+    char misfit[400];
+    if (!td_config_groups_fit(c, misfit, sizeof misfit))
+        return refuse(st, KEY("devices", "groups"), misfit, err);
     const int lists[] = {KEY("devices", "cpu_speeds"), KEY("devices", "cpu_threads")};
     const int32_t n_listed[] = {c->devices.n_cpu_speeds, c->devices.n_cpu_threads};
     for (size_t i = 0; i < TD_ARRAY_LEN(lists); i++) {
@@ -403,6 +386,9 @@ void td_config_free(td_config *cfg) {
     free(cfg->devices.gpus);
     free(cfg->devices.group_of);
     free(cfg->devices.group_device);
+    for (int32_t i = 0; i < cfg->devices.n_names; i++)
+        free(cfg->devices.names[i]);
+    free(cfg->devices.names);
     free(cfg->devices.cpu_speeds);
     free(cfg->devices.cpu_threads);
     memset(cfg, 0, sizeof *cfg);

@@ -102,13 +102,19 @@ typedef struct td_config {
 
     struct {
         td_gpus_kind gpus_kind;
-        int32_t *gpus;           /* TD_GPUS_LIST: indices in the order given */
+        /* Numbers of devices. A negative one stands for a name, names[-1 - number], until
+         * td_config_resolve_devices has put the machine's number in its place. */
+        int32_t *gpus;           /* TD_GPUS_LIST: in the order given */
         int32_t n_gpus;          /* TD_GPUS_LIST: length; TD_GPUS_CPU: N of cpu*N */
         int32_t gpus_per_model;  /* 0 = auto */
         int32_t *group_of;       /* explicit groups: group number of each entry of group_device */
-        int32_t *group_device;   /* device numbers (index into the machine's devices) */
+        int32_t *group_device;   /* devices, as in gpus */
         int32_t n_group_entries; /* 0 = no explicit groups */
         int32_t n_groups;
+        bool groups_name_cpus, groups_name_gpus; /* as "cpu:0", as "cuda:0" or the names below */
+        char *
+            *names; /* GPUs by UUID ("GPU-8f2e", "MIG-...") or PCI id ("0000:65:00.0", "65:00.0") */
+        int32_t n_names;
         /* Of cpu*N, both for experiments: share of its speed that each device works at, in (0, 1],
          * and its threads. 0 entries: full speed, and an even share of the cores. */
         double *cpu_speeds;
@@ -155,6 +161,14 @@ typedef struct td_config {
 td_status td_config_load(const char *path, const char *const *overrides, size_t n_overrides,
                          td_config *out, td_error *err);
 void td_config_free(td_config *cfg); /* {0} and NULL allowed */
+
+/* Puts numbers in the place of names in devices.gpus and devices.groups, asking `find` for each (its
+ * errors are passed on), and checks what could not be checked before: that no device is listed
+ * twice and that the groups' devices are in the list. Once the machine is known. */
+typedef td_status (*td_config_find_device)(const void *machine, const char *name, int32_t *number,
+                                           td_error *err);
+td_status td_config_resolve_devices(td_config *cfg, td_config_find_device find, const void *machine,
+                                    td_error *err);
 
 /* Every section and key with its default, meaning and range, for --help. */
 void td_config_print_keys(FILE *out);

@@ -89,11 +89,11 @@ const td_config_key td_config_keys[] = {
      "Add what the tokenizer adds by itself, such as a beginning-of-sequence token."},
 
     {"devices", "gpus", TD_KEY_GPUS, 0, 0, 0, NULL, "auto", NULL,
-     "auto: every GPU, or the CPU on a machine without one. A list of GPU numbers. cpu, or cpu*N for N devices that split the cores."},
+     "auto: every GPU, or the CPU on a machine without one. A list of GPUs, each by its number in nvidia-smi (PCI order), its UUID or the beginning of it (GPU-8f2e), or its PCI id (65:00.0); MIG-... for a slice of a GPU. cpu, or cpu*N for N devices that split the cores. Any name that tdgen devices prints: cuda:0, cpu:0."},
     {"devices", "gpus_per_model", TD_KEY_INT32_AUTO, FIELD(devices.gpus_per_model), 1, 1024, NULL, "auto", NULL,
-     "Devices that hold one copy of the model. auto: the fewest on which it fits."},
+     "Devices that hold one copy of the model. auto: the groups with the highest estimated rate, of those on which it fits; equal ones where no speed is known, of the fewest devices."},
     {"devices", "groups", TD_KEY_GROUPS, 0, 0, 0, NULL, NULL, "not set",
-     "Explicit groups, one copy of the model each, of any width; wins over gpus_per_model. With cpu*N the numbers are 0 to N-1. A device may be in several groups."},
+     "Explicit groups, one copy of the model each, of any width; wins over gpus_per_model. Devices are named as in gpus; with cpu*N the numbers are 0 to N-1. A device may be in several groups."},
     {"devices", "cpu_speeds", TD_KEY_CPU_SPEEDS, 0, 0, 0, NULL, NULL, "not set",
      "With cpu*N, for experiments with unlike devices: the share of its own speed at which each of the N works, 1 being all of it. It rests after each operation, which changes no result."},
     {"devices", "cpu_threads", TD_KEY_CPU_THREADS, 0, 0, 0, NULL, NULL, "not set",
@@ -220,11 +220,14 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
         break;
     }
     case TD_KEY_GPUS:
-        snprintf(buf, buf_size, "auto, cpu, cpu*N (N from 1 to 256), or GPU numbers such as 0,1,2");
+        snprintf(
+            buf, buf_size,
+            "auto, cpu, cpu*N (N from 1 to %d), or GPUs by number, UUID or PCI id such as 0,1,2",
+            TD_MAX_CPU_DEVICES);
         break;
     case TD_KEY_GROUPS:
         snprintf(buf, buf_size,
-                 "groups of device numbers such as 0 | 1 | 2,3 (commas inside a group, | between)");
+                 "groups of devices such as 0 | 1 | 2,3 (commas inside a group, | between)");
         break;
     case TD_KEY_LENGTHS:
         snprintf(buf, buf_size,

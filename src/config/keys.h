@@ -70,6 +70,23 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
 td_status td_config_set_value(td_config *cfg, const td_config_key *key, const char *value,
                               td_error *err);
 
+/* The one shape of "this value is wrong"; `why` adds what the expectation does not show, or "". */
+td_status td_config_bad_value(const td_config_key *key, const char *value, const char *why,
+                              td_error *err);
+/* Decimal integer over the whole of `s`, blanks around it allowed. False when it is none, or does
+ * not fit. */
+bool td_config_parse_int(const char *s, int64_t *out);
+
+/* devices.c: lists of devices and groups of them. */
+enum { TD_MAX_CPU_DEVICES = 256 };
+td_status td_config_set_gpus(td_config *cfg, const td_config_key *key, const char *value,
+                             td_error *err);
+td_status td_config_set_groups(td_config *cfg, const td_config_key *key, const char *value,
+                               td_error *err);
+/* Do the groups name devices of [devices] gpus only? False: `why` continues "[devices] groups ".
+ * A name that is not resolved yet passes. */
+bool td_config_groups_fit(const td_config *cfg, char *why, size_t why_size);
+
 /* Where each key got its value, for messages about settings that contradict each other. */
 typedef struct td_config_origin {
     int32_t line;     /* of the INI file; 0: not there */

@@ -13,11 +13,8 @@
 
 #include "base/memory.h"
 
-enum { MAX_CPU_DEVICES = 256, MAX_DEVICE_NUMBER = 4095, MAX_DEVICE_ENTRIES = 4096 };
-
-/* The one shape of "this value is wrong"; `why` adds what the expectation does not show, or "". */
-static td_status bad_value(const td_config_key *key, const char *value, const char *why,
-                           td_error *err) {
+td_status td_config_bad_value(const td_config_key *key, const char *value, const char *why,
+                              td_error *err) {
     char expected[200];
     const char *comment = strstr(value, " #");
     return td_error_set(err, TD_E_CONFIG, "expected %s, found '%.120s'%s%s%s",
@@ -26,9 +23,7 @@ static td_status bad_value(const td_config_key *key, const char *value, const ch
                         comment ? " (a comment behind a value starts with ' ;', not ' #')" : "");
 }
 
-/* Decimal integer over the whole of `s`, blanks around it allowed. False when it is none, or does
- * not fit. */
-static bool parse_int(const char *s, int64_t *out) {
+bool td_config_parse_int(const char *s, int64_t *out) {
     while (isspace((unsigned char)*s))
         s++;
     if (!isdigit((unsigned char)s[*s == '-']))
@@ -43,8 +38,8 @@ static bool parse_int(const char *s, int64_t *out) {
 
 static td_status set_int(void *field, const td_config_key *key, const char *value, td_error *err) {
     int64_t v;
-    if (!parse_int(value, &v) || v < key->min || v > key->max)
-        return bad_value(key, value, "", err);
+    if (!td_config_parse_int(value, &v) || v < key->min || v > key->max)
+        return td_config_bad_value(key, value, "", err);
     if (key->type == TD_KEY_INT64)
         *(int64_t *)field = v;
     else
@@ -59,7 +54,7 @@ static td_status set_uint64(uint64_t *field, const td_config_key *key, const cha
     unsigned long long v = strtoull(value, &end, 10);
     /* strtoull accepts a sign and blanks; the first character excludes them. */
     if (!isdigit((unsigned char)*value) || *end || errno == ERANGE)
-        return bad_value(key, value, "", err);
+        return td_config_bad_value(key, value, "", err);
     *field = v;
     return TD_OK;
 }
@@ -75,7 +70,7 @@ static td_status set_bool(bool *field, const td_config_key *key, const char *val
             *field = names[i].value;
             return TD_OK;
         }
-    return bad_value(key, value, "", err);
+    return td_config_bad_value(key, value, "", err);
 }
 
 /* The number that starts at *s, which is moved behind it and the blanks there. False when there is
@@ -97,7 +92,7 @@ static td_status set_double(double *field, const td_config_key *key, const char 
     double v;
     if (!parse_double(&s, &v) || *s || !(v >= (double)key->min / 1000) ||
         !(v <= (double)key->max / 1000))
-        return bad_value(key, value, "", err);
+        return td_config_bad_value(key, value, "", err);
     *field = v;
     return TD_OK;
 }
@@ -110,7 +105,7 @@ static td_status set_choice(void *field, const td_config_key *key, const char *v
             memcpy(field, &c->value, sizeof c->value);
             return TD_OK;
         }
-    return bad_value(key, value, "", err);
+    return td_config_bad_value(key, value, "", err);
 }
 
 static td_status replace_string(char **field, char *fresh, td_error *err) {
@@ -142,7 +137,8 @@ static td_status set_escaped(char **field, const td_config_key *key, const char 
                 e += 2;
             if (!e || !*e) {
                 free(text);
-                return bad_value(key, value, "there is a backslash that starts none of these", err);
+                return td_config_bad_value(key, value,
+                                           "there is a backslash that starts none of these", err);
             }
             c = e[1];
         }
@@ -150,122 +146,6 @@ static td_status set_escaped(char **field, const td_config_key *key, const char 
     }
     text[len] = '\0';
     return replace_string(field, text, err);
-}
-
-/* NULL, or why `word` is no device number. */
-static const char *parse_device(const char *word, int64_t *out) {
-    if (!parse_int(word, out))
-        return "this is not a list of device numbers";
-    if (*out < 0 || *out > MAX_DEVICE_NUMBER)
-        return "a device number is out of range";
-    return NULL;
-}
-
-static td_status set_gpus(td_config *cfg, const td_config_key *key, const char *value,
-                          td_error *err) {
-    td_status rc = TD_OK;
-    td_gpus_kind kind = TD_GPUS_LIST;
-    int32_t *list = NULL, n = 0;
-    size_t cap = 0;
-    char *copy = NULL;
-
-    if (!strcmp(value, "auto")) {
-        kind = TD_GPUS_AUTO;
-    } else if (!strncmp(value, "cpu", 3)) {
-        const char *star = value + 3 + strspn(value + 3, " \t");
-        int64_t count = 1;
-        if (*star && (*star != '*' || !parse_int(star + 1, &count)))
-            return bad_value(key, value, "", err);
-        if (count < 1 || count > MAX_CPU_DEVICES)
-            return bad_value(key, value, "N is out of range", err);
-        kind = TD_GPUS_CPU;
-        n = (int32_t)count;
-    } else {
-        copy = td_strdup(value);
-        if (!copy)
-            return td_error_nomem(err, "a setting", strlen(value));
-        char *rest = copy, *word;
-        while ((word = strsep(&rest, ","))) {
-            int64_t device;
-            const char *why = parse_device(word, &device);
-            for (int32_t i = 0; !why && i < n; i++)
-                if (list[i] == device)
-                    why = "a GPU is named twice";
-            if (!why && n >= MAX_DEVICE_ENTRIES)
-                why = "the list is too long";
-            if (why) {
-                rc = bad_value(key, value, why, err);
-                goto done;
-            }
-            if (!td_grow((void **)&list, &cap, (size_t)n + 1, sizeof *list)) {
-                rc = td_error_nomem(err, "a setting", sizeof *list * ((size_t)n + 1));
-                goto done;
-            }
-            list[n++] = (int32_t)device;
-        }
-    }
-    free(cfg->devices.gpus);
-    cfg->devices.gpus = list;
-    cfg->devices.n_gpus = n;
-    cfg->devices.gpus_kind = kind;
-    list = NULL;
-done:
-    free(list);
-    free(copy);
-    return rc;
-}
-
-static td_status set_groups(td_config *cfg, const td_config_key *key, const char *value,
-                            td_error *err) {
-    td_status rc = TD_OK;
-    int32_t *group_of = NULL, *device_of = NULL, n = 0, n_groups = 0;
-    size_t cap_g = 0, cap_d = 0;
-    char *copy = td_strdup(value), *rest = copy, *group;
-    if (!copy)
-        return td_error_nomem(err, "a setting", strlen(value));
-
-    while ((group = strsep(&rest, "|"))) {
-        char *word;
-        int32_t first = n;
-        if (group[strspn(group, " \t")] == '\0') {
-            rc = bad_value(key, value, "a group is empty", err);
-            goto done;
-        }
-        while ((word = strsep(&group, ","))) {
-            int64_t device;
-            const char *why = parse_device(word, &device);
-            /* Within a group only: `0 | 0` is two copies of the model on one device. */
-            for (int32_t i = first; !why && i < n; i++)
-                if (device_of[i] == device)
-                    why = "a group names a device twice";
-            if (!why && n >= MAX_DEVICE_ENTRIES)
-                why = "there are too many entries";
-            if (why) {
-                rc = bad_value(key, value, why, err);
-                goto done;
-            }
-            if (!td_grow((void **)&group_of, &cap_g, (size_t)n + 1, sizeof *group_of) ||
-                !td_grow((void **)&device_of, &cap_d, (size_t)n + 1, sizeof *device_of)) {
-                rc = td_error_nomem(err, "a setting", sizeof *group_of * ((size_t)n + 1));
-                goto done;
-            }
-            group_of[n] = n_groups;
-            device_of[n++] = (int32_t)device;
-        }
-        n_groups++;
-    }
-    free(cfg->devices.group_of);
-    free(cfg->devices.group_device);
-    cfg->devices.group_of = group_of;
-    cfg->devices.group_device = device_of;
-    cfg->devices.n_group_entries = n;
-    cfg->devices.n_groups = n_groups;
-    group_of = device_of = NULL;
-done:
-    free(group_of);
-    free(device_of);
-    free(copy);
-    return rc;
 }
 
 /* Digits up to `stop` (a character, or the end), 1 .. 2^20. */
@@ -288,23 +168,23 @@ static td_status set_lengths(td_config *cfg, const td_config_key *key, const cha
         int32_t n;
         s += 6;
         if (!parse_tokens(&s, '\0', &n))
-            return bad_value(key, value, "N is 1 to 1048576", err);
+            return td_config_bad_value(key, value, "N is 1 to 1048576", err);
         cfg->simulate.law = TD_LENGTHS_FIXED;
         cfg->simulate.fixed_length = n;
         return TD_OK;
     }
     if (strncmp(s, "lognormal:", 10) != 0)
-        return bad_value(key, value, "", err);
+        return td_config_bad_value(key, value, "", err);
     int32_t median, max;
     double sigma;
     s += 10;
     if (!parse_tokens(&s, ':', &median))
-        return bad_value(key, value, "MEDIAN is a whole number from 1 to 1048576", err);
+        return td_config_bad_value(key, value, "MEDIAN is a whole number from 1 to 1048576", err);
     if (!parse_double(&s, &sigma) || *s != ':' || !(sigma >= 0 && sigma <= 5))
-        return bad_value(key, value, "SIGMA is a number from 0 to 5", err);
+        return td_config_bad_value(key, value, "SIGMA is a number from 0 to 5", err);
     s++;
     if (!parse_tokens(&s, '\0', &max) || max < median)
-        return bad_value(key, value, "MAX is a whole number from MEDIAN to 1048576", err);
+        return td_config_bad_value(key, value, "MAX is a whole number from MEDIAN to 1048576", err);
     cfg->simulate.law = TD_LENGTHS_LOGNORMAL;
     cfg->simulate.median = median;
     cfg->simulate.sigma = sigma;
@@ -325,9 +205,9 @@ static td_status set_cpu_speeds(td_config *cfg, const td_config_key *key, const 
             why = "this is not a list of numbers";
         else if (!(share >= 1e-3 && share <= 1))
             why = "a share lies outside 0.001 to 1";
-        else if (n == MAX_CPU_DEVICES)
+        else if (n == TD_MAX_CPU_DEVICES)
             why = "the list is too long";
-        td_status rc = why ? bad_value(key, value, why, err) : TD_OK;
+        td_status rc = why ? td_config_bad_value(key, value, why, err) : TD_OK;
         if (rc == TD_OK && !td_grow((void **)&list, &cap, (size_t)n + 1, sizeof *list))
             rc = td_error_nomem(err, "a setting", sizeof *list * ((size_t)n + 1));
         if (rc != TD_OK) {
@@ -354,12 +234,12 @@ static td_status set_cpu_threads(td_config *cfg, const td_config_key *key, const
     size_t cap = 0;
     while (rc == TD_OK && (word = strsep(&rest, ","))) {
         int64_t n_threads;
-        if (!parse_int(word, &n_threads))
-            rc = bad_value(key, value, "this is not a list of whole numbers", err);
+        if (!td_config_parse_int(word, &n_threads))
+            rc = td_config_bad_value(key, value, "this is not a list of whole numbers", err);
         else if (n_threads < 1 || n_threads > TD_MAX_CPU_THREADS)
-            rc = bad_value(key, value, "a number of threads is out of range", err);
-        else if (n == MAX_CPU_DEVICES)
-            rc = bad_value(key, value, "the list is too long", err);
+            rc = td_config_bad_value(key, value, "a number of threads is out of range", err);
+        else if (n == TD_MAX_CPU_DEVICES)
+            rc = td_config_bad_value(key, value, "the list is too long", err);
         else if (!td_grow((void **)&list, &cap, (size_t)n + 1, sizeof *list))
             rc = td_error_nomem(err, "a setting", sizeof *list * ((size_t)n + 1));
         else
@@ -394,7 +274,7 @@ static td_status set_temperatures(td_config *cfg, const td_config_key *key, cons
             if (list[i] == t)
                 why = "a temperature is given twice";
         if (why)
-            return bad_value(key, value, why, err);
+            return td_config_bad_value(key, value, why, err);
         list[n++] = t;
         if (!*s++)
             break;
@@ -427,7 +307,7 @@ static td_status set_always_ids(td_config *cfg, const td_config_key *key, const 
         while (rc == TD_OK && (word = strsep(&rest, ","))) {
             int64_t id;
             const char *why = NULL;
-            if (!parse_int(word, &id))
+            if (!td_config_parse_int(word, &id))
                 why = "this is not a list of token ids";
             else if (id < 0 || id > INT32_MAX)
                 why = "a token id is out of range";
@@ -437,7 +317,7 @@ static td_status set_always_ids(td_config *cfg, const td_config_key *key, const 
                 if (list[i] == id)
                     why = "a token id is given twice";
             if (why)
-                rc = bad_value(key, value, why, err);
+                rc = td_config_bad_value(key, value, why, err);
             else
                 list[n++] = (int32_t)id;
         }
@@ -483,9 +363,9 @@ td_status td_config_set_value(td_config *cfg, const td_config_key *key, const ch
     case TD_KEY_CHOICE:
         return set_choice(field, key, value, err);
     case TD_KEY_GPUS:
-        return set_gpus(cfg, key, value, err);
+        return td_config_set_gpus(cfg, key, value, err);
     case TD_KEY_GROUPS:
-        return set_groups(cfg, key, value, err);
+        return td_config_set_groups(cfg, key, value, err);
     case TD_KEY_CPU_SPEEDS:
         return set_cpu_speeds(cfg, key, value, err);
     case TD_KEY_CPU_THREADS:

@@ -422,10 +422,20 @@ struct td_weight {
 /* --- the registry (backends.c, the only file that asks which backends are compiled in) -------- */
 
 /* The machine's devices of a backend. "cpu": `n_cpu_devices` devices that split the cores (0 = 1).
- * "cuda": as CUDA numbers them; none when there is no driver (not an error). Creates no context.
+ * "cuda": in the order of nvidia-smi, that of PCI ids (CUDA_DEVICE_ORDER is set so where the
+ * user has not set it; call before other threads read the environment), from among what
+ * CUDA_VISIBLE_DEVICES leaves; none when there is no driver (not an error). Creates no context.
  * *out is freed by the caller with free(). */
 td_status td_device_enumerate(const char *backend, int32_t n_cpu_devices, td_device_info **out,
                               int32_t *n_out, td_error *err);
+/* The number of the device that goes by this name: a UUID ("GPU-8f2e...", "MIG-...") or the beginning
+ * of one, or a PCI id ("0000:65:00.0", "65:00.0"). Names of two devices are TD_E_CONFIG, of none
+ * TD_E_DEVICE. */
+td_status td_device_find(const td_device_info *info, int32_t n, const char *name, int32_t *out,
+                         td_error *err);
+/* How the backend's devices come to be these in this order, for a person: what of the environment
+ * chose or numbered them. "" when there is nothing to say. */
+const char *td_device_numbering(const char *backend);
 /* Opens the device that an enumeration described. */
 td_status td_device_open(const td_device_info *info, td_device **out, td_error *err);
 void td_device_close(td_device *dev); /* NULL allowed */

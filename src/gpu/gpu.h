@@ -27,8 +27,12 @@
 
 /* --- registry entry points -------------------------------------------------------------------- */
 
-/* All devices of the driver, in its order; none when there is no driver. Creates no context. */
+/* All devices that CUDA_VISIBLE_DEVICES leaves, numbered as nvidia-smi does, by PCI id: the variable
+ * CUDA_DEVICE_ORDER is set so before CUDA is called first, unless the user has set it. None when
+ * there is no driver. Creates no context. */
 td_status td_gpu_enumerate(td_device_info **out, int32_t *n_out, td_error *err);
+/* What of the environment chose or numbered them, in a sentence, or "". */
+const char *td_gpu_numbering(void);
 td_status td_gpu_open(const td_device_info *info, td_device **out, td_error *err);
 /* "cuda-13.0" */
 const char *td_gpu_backend_version(void);
@@ -170,6 +174,8 @@ void td_gpu_hops_close(td_stream *s);
 
 /* --- sensors (gpu_nvml.c) --------------------------------------------------------------------- */
 
+/* CUDA tells the bytes of a UUID alone: "GPU-..." becomes "MIG-..." where they are a slice's. */
+void td_gpu_nvml_uuid(char *uuid);
 /* Free bytes of the card without making a context; false where NVML is absent. */
 bool td_gpu_nvml_memory(const td_device_info *info, uint64_t *free_bytes);
 void td_gpu_nvml_health(td_device *dev, td_device_health *out);

@@ -145,6 +145,7 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
              "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
              u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14],
              u[15]);
+    td_gpu_nvml_uuid(d->uuid);
     snprintf(d->pci, sizeof d->pci, "%04x:%02x:%02x.0", (unsigned)p.pciDomainID & 0xffffu,
              (unsigned)p.pciBusID & 0xffu, (unsigned)p.pciDeviceID & 0xffu);
     d->compute_capability = p.major * 10 + p.minor;
@@ -174,8 +175,45 @@ static td_status describe(int32_t index, int32_t n_devices, td_device_info *d, t
     return TD_OK;
 }
 
+/* CUDA's own order is by speed, which is nobody else's: nvidia-smi, NVML and a scheduler count by
+ * PCI id, and the numbers in CUDA_VISIBLE_DEVICES are meant so. The runtime reads the variable at
+ * its first call. */
+static pthread_once_t order_once = PTHREAD_ONCE_INIT;
+static bool order_is_users; /* the user has asked for another; written once */
+
+static void order_by_pci(void) {
+    const char *set = getenv("CUDA_DEVICE_ORDER");
+    order_is_users = set && strcmp(set, "PCI_BUS_ID") != 0;
+    if (!set)
+        setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 0);
+}
+
+const char *td_gpu_numbering(void) {
+    static char text[512]; /* the same bytes at every call */
+    char made[sizeof text] = "";
+    int n = 0;
+    const char *order = getenv("CUDA_DEVICE_ORDER"), *visible = getenv("CUDA_VISIBLE_DEVICES");
+    pthread_once(&order_once, order_by_pci);
+    if (order_is_users && order)
+        n = snprintf(made, sizeof made,
+                     "CUDA_DEVICE_ORDER=%.60s is set: the numbers of the GPUs need not be those of "
+                     "nvidia-smi. ",
+                     order);
+    if (visible)
+        snprintf(made + n, sizeof made - (size_t)n,
+                 "CUDA_VISIBLE_DEVICES=%.300s is set: the GPUs are numbered from 0 in its order. ",
+                 visible);
+    size_t len = strlen(made);
+    if (len > 0)
+        made[len - 1] = '\0';
+    if (strcmp(made, text) != 0)
+        memcpy(text, made, sizeof text);
+    return text;
+}
+
 td_status td_gpu_enumerate(td_device_info **out, int32_t *n_out, td_error *err) {
     int n = 0, driver = 0;
+    pthread_once(&order_once, order_by_pci);
     cudaError_t cu = cudaGetDeviceCount(&n);
     /* The same code says "no driver" and "a driver that is too old". */
     if (cu == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) != cudaSuccess)

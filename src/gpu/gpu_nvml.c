@@ -50,6 +50,7 @@ static struct {
     int (*event_set_create)(nvml_event_set *);
     int (*register_events)(nvml_device, unsigned long long, nvml_event_set);
     int (*event_wait)(nvml_event_set, nvml_event_data *, unsigned);
+    int (*by_uuid)(const char *, nvml_device *);
 } nvml;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -81,6 +82,7 @@ static void load(void) {
         {(void **)&nvml.event_set_create, "nvmlEventSetCreate"},
         {(void **)&nvml.register_events, "nvmlDeviceRegisterEvents"},
         {(void **)&nvml.event_wait, "nvmlEventSetWait_v2"},
+        {(void **)&nvml.by_uuid, "nvmlDeviceGetHandleByUUID"},
     };
     void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     for (size_t i = 0; lib && i < sizeof symbols / sizeof symbols[0]; i++)
@@ -94,6 +96,17 @@ static void load(void) {
 static bool find(const td_device_info *info, nvml_device *out) {
     pthread_once(&once, load);
     return nvml.ok && nvml.by_pci(info->pci, out) == NVML_SUCCESS;
+}
+
+void td_gpu_nvml_uuid(char *uuid) {
+    nvml_device dev;
+    char slice[48];
+    pthread_once(&once, load);
+    if (!nvml.ok || nvml.by_uuid(uuid, &dev) == NVML_SUCCESS)
+        return;
+    snprintf(slice, sizeof slice, "MIG-%.43s", uuid + 4);
+    if (nvml.by_uuid(slice, &dev) == NVML_SUCCESS)
+        memcpy(uuid, "MIG-", 4);
 }
 
 bool td_gpu_nvml_memory(const td_device_info *info, uint64_t *free_bytes) {

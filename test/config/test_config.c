@@ -4,6 +4,7 @@
 #include "config/keys.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "device/device.h"
 
 static td_config load_ok(const char *text, const char *const overrides[4]) {
     td_config cfg;
@@ -242,7 +243,14 @@ Test(config, cpu_devices) {
     static const struct {
         const char *value;
         int32_t n;
-    } cases[] = {{"cpu", 1}, {"cpu*4", 4}, {"cpu * 2", 2}, {"cpu*256", 256}};
+    } cases[] = {{"cpu", 1},
+                 {"cpu*4", 4},
+                 {"cpu * 2", 2},
+                 {"cpu*256", 256},
+                 /* as tdgen devices prints them */
+                 {"cpu:0", 1},
+                 {"cpu:0,cpu:1", 2},
+                 {" cpu:2, cpu:0 ,cpu:1", 3}};
     for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
         char text[100];
         snprintf(text, sizeof text, "devices.gpus=%s", cases[i].value);
@@ -253,6 +261,80 @@ Test(config, cpu_devices) {
         cr_expect_null(c.devices.gpus);
         td_config_free(&c);
     }
+}
+
+/* A machine of the names that nvidia-smi, lspci and NVIDIA's documentation show. */
+static td_status find_here(const void *machine, const char *name, int32_t *number, td_error *err) {
+    return td_device_find(machine, 4, name, number, err);
+}
+
+Test(config, gpus_by_name) {
+    static const td_device_info machine[] = {
+        {.name = "cuda:0",
+         .uuid = "GPU-8f2e11aa-0000-0000-0000-000000000001",
+         .pci = "0000:17:00.0"},
+        {.name = "cuda:1",
+         .index = 1,
+         .uuid = "GPU-8f2f22bb-0000-0000-0000-000000000002",
+         .pci = "0000:65:00.0"},
+        {.name = "cuda:2",
+         .index = 2,
+         .uuid = "GPU-c0ffee00-0000-0000-0000-000000000003",
+         .pci = "0001:65:00.0"},
+        {.name = "cuda:3",
+         .index = 3,
+         .uuid = "MIG-ab000000-0000-0000-0000-000000000004",
+         .pci = "0001:ca:00.0"},
+    };
+    static const struct {
+        const char *gpus, *groups;
+        int32_t n, want[4];
+        const char *refused;
+    } cases[] = {
+        {"cuda:1,0", NULL, 2, {1, 0}, NULL},
+        {"GPU-8f2f,gpu-C0FFEE00-0000-0000-0000-000000000003", NULL, 2, {1, 2}, NULL},
+        {"0000:65:00.0, 17:00.0", NULL, 2, {1, 0}, NULL},
+        {"00000001:65:00.0,17:00,00000001:CA:00.0", NULL, 3, {2, 0, 3}, NULL},
+        {"MIG-ab, GPU-8f2e", NULL, 2, {3, 0}, NULL},
+        {"GPU-8f2e,2", "GPU-8f2e | cuda:2", 2, {0, 2}, NULL},
+        {"auto", "17:00.0 | GPU-8f2f,MIG-ab", 0, {0}, NULL},
+        {"GPU-8f2", NULL, 0, {0}, "GPU-8f2 is both cuda:0"},
+        {"65:00.0", NULL, 0, {0}, "65:00.0 is both cuda:1"},
+        {"GPU-dead", NULL, 0, {0}, "[devices] gpus: this machine shows no GPU GPU-dead"},
+        {"18:00.0", NULL, 0, {0}, "this machine shows no GPU 18:00.0"},
+        {"MIG-dead", NULL, 0, {0}, "one slice to a process"},
+        {"GPU-8f2f,0000:65:00.0", NULL, 0, {0}, "gpus names GPU 1 twice, under different names"},
+        {"1,65:00.0,GPU-8f2f", NULL, 0, {0}, "is both"},
+        {"GPU-8f2e", "17:00.0 | GPU-8f2f", 0, {0}, "groups names GPU 1, which is not in the list"},
+        {"auto", "0,17:00.0", 0, {0}, "a group of [devices] groups names GPU 0 twice"},
+    };
+    for (size_t i = 0; i < TD_ARRAY_LEN(cases); i++) {
+        char gpus[120], groups[120];
+        td_error err = {0};
+        snprintf(gpus, sizeof gpus, "devices.gpus=%s", cases[i].gpus);
+        snprintf(groups, sizeof groups, "devices.groups=%s", cases[i].groups);
+        td_config c =
+            load_ok(BASE_INI, (const char *[4]){gpus, cases[i].groups ? groups : NULL, NULL, NULL});
+        td_status rc = td_config_resolve_devices(&c, find_here, machine, &err);
+        if (cases[i].refused) {
+            cr_expect_neq(rc, TD_OK, "%s", gpus);
+            cr_expect(strstr(err.text, cases[i].refused), "%s: %s", gpus, err.text);
+        } else {
+            cr_assert_eq(rc, TD_OK, "%s: %s", gpus, err.text);
+            cr_expect_eq(c.devices.n_gpus, cases[i].n, "%s", gpus);
+            for (int32_t k = 0; k < cases[i].n; k++)
+                cr_expect_eq(c.devices.gpus[k], cases[i].want[k], "%s: %d", gpus,
+                             c.devices.gpus[k]);
+        }
+        td_config_free(&c);
+    }
+    td_error err;
+    td_config c = load_ok(BASE_INI, (const char *[4]){"devices.groups=17:00.0|GPU-8f2f,MIG-ab"});
+    cr_assert_eq(td_config_resolve_devices(&c, find_here, machine, &err), TD_OK, "%s", err.text);
+    cr_expect_eq(c.devices.group_device[0], 0);
+    cr_expect_eq(c.devices.group_device[1], 1);
+    cr_expect_eq(c.devices.group_device[2], 3);
+    td_config_free(&c);
 }
 
 Test(config, groups) {

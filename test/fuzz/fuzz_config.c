@@ -34,6 +34,9 @@ static const char *const pieces[] = {"[model]\n",
                                      "path = x\n",
                                      "gpus = cpu*3\n",
                                      "gpus = 0,1\n",
+                                     "gpus = GPU-8f2e,0000:65:00.0,cuda:1\n",
+                                     "gpus = cpu:0,cpu:1\n",
+                                     "groups = MIG-ab | 65:00.0\n",
                                      "groups = 0 | 1,2 | 0\n",
                                      "top_k = 7\n",
                                      "top_p = 0.5\n",
@@ -141,11 +144,14 @@ static const char *broken_promise(const td_config *c) {
         return "fields contradict each other";
     if (c->devices.gpus_kind == TD_GPUS_LIST && (c->devices.n_gpus < 1 || !c->devices.gpus))
         return "the list of GPUs is empty";
+    for (int32_t i = 0; c->devices.gpus && i < c->devices.n_gpus; i++)
+        if (c->devices.gpus[i] < -c->devices.n_names)
+            return "a GPU has a name that is not there";
     if ((c->devices.n_groups > 0) != (c->devices.n_group_entries > 0))
         return "groups and entries disagree";
     for (int32_t i = 0; i < c->devices.n_group_entries; i++)
         if (c->devices.group_of[i] < 0 || c->devices.group_of[i] >= c->devices.n_groups ||
-            c->devices.group_device[i] < 0)
+            c->devices.group_device[i] < -c->devices.n_names)
             return "a group entry is out of range";
     for (int32_t i = 0; i < c->capture.n_temperatures; i++)
         if (!(c->capture.temperatures[i] > 0))

@@ -3,6 +3,7 @@
  *
  *   TDGEN_PRETEND_GPUS     "NAME:CC:SMS:GIB[*COUNT],..." (default "Pretend H100:9.0:132:1"); "" or
  *                          "none": no device
+ *   CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES: as of CUDA; TDGEN_PRETEND_GPUS is in PCI order
  *   TDGEN_PRETEND_NO_PEER  1: no device reaches another's memory
  *   TDGEN_PRETEND_RUNTIME  what cudaRuntimeGetVersion says (default 13000, or 12090 when a device
  *                          older than 7.5 is there; 13000 has no kernels for those)
@@ -159,6 +160,48 @@ void make_devices(pretend_state *s) {
     }
 }
 
+std::string uuid_of(const pretend_device *d) {
+    char text[48];
+    const unsigned char *u = d->uuid;
+    snprintf(text, sizeof text,
+             "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
+             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14],
+             u[15]);
+    return text;
+}
+
+/* As CUDA orders and leaves out: CUDA_DEVICE_ORDER (the fastest first, unless it is PCI_BUS_ID), and
+ * from among those CUDA_VISIBLE_DEVICES, numbers or beginnings of UUIDs up to the first that is
+ * none. A MIG- name is that of a whole device here. Slots are PCI order. */
+void arrange_devices(pretend_state *s) {
+    std::vector<pretend_device *> &all = s->devices;
+    for (size_t i = 0; i < all.size(); i++)
+        all[i]->bus = 7 + 8 * (int)i;
+    const char *order = getenv("CUDA_DEVICE_ORDER"), *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (!order || strcmp(order, "PCI_BUS_ID") != 0)
+        std::stable_sort(all.begin(), all.end(), [](pretend_device *a, pretend_device *b) {
+            return a->capability * a->n_multiprocessors > b->capability * b->n_multiprocessors;
+        });
+    if (!visible)
+        return;
+    std::vector<pretend_device *> chosen;
+    for (const std::string &one : split(visible, ",")) {
+        pretend_device *found = nullptr;
+        char *end;
+        const long number = strtol(one.c_str(), &end, 10);
+        if (!*end && number >= 0 && (size_t)number < all.size())
+            found = all[(size_t)number];
+        for (pretend_device *d : all)
+            if (one.size() > 4 && (one.rfind("GPU-", 0) == 0 || one.rfind("MIG-", 0) == 0) &&
+                uuid_of(d).compare(4, one.size() - 4, one, 4) == 0)
+                found = d;
+        if (!found)
+            break;
+        chosen.push_back(found);
+    }
+    all = chosen;
+}
+
 pretend_device *device_at(int device) {
     pretend_state &s = pretend_machine();
     return device >= 0 && (size_t)device < s.devices.size() ? s.devices[(size_t)device] : nullptr;
@@ -170,6 +213,7 @@ pretend_state &pretend_machine() {
     static pretend_state *state = [] {
         pretend_state *s = new pretend_state;
         make_devices(s);
+        arrange_devices(s);
         return s;
     }();
     return *state;
@@ -388,7 +432,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device) {
     prop->multiProcessorCount = d->n_multiprocessors;
     prop->canMapHostMemory = prop->concurrentKernels = prop->unifiedAddressing = 1;
     prop->ECCEnabled = 1;
-    prop->pciBusID = 7 + 8 * device;
+    prop->pciBusID = d->bus;
     prop->asyncEngineCount = 2;
     prop->memoryBusWidth = 5120;
     prop->l2CacheSize = 40 << 20;
@@ -446,7 +490,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device) 
         *value = cudaComputeModeDefault;
         break;
     case cudaDevAttrPciBusId:
-        *value = 7 + 8 * device;
+        *value = d->bus;
         break;
     case cudaDevAttrL2CacheSize:
         *value = 40 << 20;
@@ -484,18 +528,19 @@ cudaError_t cudaDeviceGetPCIBusId(char *id, int size, int device) {
     PRETEND_ENTER("cudaDeviceGetPCIBusId", cudaErrorUnknown);
     if (!device_at(device))
         return pretend_failed(cudaErrorInvalidDevice);
-    if (snprintf(id, (size_t)size, "%04x:%02x:%02x.0", 0, 7 + 8 * device, 0) >= size)
+    if (snprintf(id, (size_t)size, "%04x:%02x:%02x.0", 0, device_at(device)->bus, 0) >= size)
         return pretend_failed(cudaErrorInvalidValue);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetByPCIBusId(int *device, const char *id) {
     PRETEND_ENTER("cudaDeviceGetByPCIBusId", cudaErrorUnknown);
     unsigned domain, bus;
-    if (sscanf(id, "%x:%x:", &domain, &bus) != 2 || domain || bus < 7 || (bus - 7) % 8 ||
-        !device_at((int)(bus - 7) / 8))
+    if (sscanf(id, "%x:%x:", &domain, &bus) != 2 || domain)
         return pretend_failed(cudaErrorInvalidDevice);
-    *device = (int)(bus - 7) / 8;
-    return cudaSuccess;
+    for (*device = 0; device_at(*device); ++*device)
+        if (device_at(*device)->bus == (int)bus)
+            return cudaSuccess;
+    return pretend_failed(cudaErrorInvalidDevice);
 }
 cudaError_t cudaSetDevice(int device) {
     PRETEND_ENTER("cudaSetDevice", cudaErrorUnknown);

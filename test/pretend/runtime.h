@@ -24,6 +24,7 @@ struct pretend_device {
     int capability, n_multiprocessors; /* 80 for 8.0 */
     size_t total_bytes;
     unsigned char uuid[16];
+    int bus; /* of its PCI id */
     /* state().lock */
     size_t used_bytes = 0, limit_bytes;
     std::set<int> peers; /* whose memory this device may reach */
