@@ -181,6 +181,8 @@ static int report(td_job *j, td_status rc, const td_run_summary *summary, bool q
     int code = conclude(j, rc, summary, quiet, out ? out : stdout);
     if (out)
         fclose(out);
+    if (text)
+        td_log_record(text + plan_bytes);
     if (text && !quiet)
         fwrite(text + plan_bytes, 1, n - plan_bytes, stdout);
     td_history_end(j, code, err, text);

@@ -254,6 +254,34 @@ td_status td_job_identity(td_job *j, td_identity *out, td_error *err) {
     return TD_OK;
 }
 
+/* Who this is, of how many, on what, and what it is going to do: the beginning of a run in
+ * tdgen.log. The lines "Worker 2/4" and CUDA_VISIBLE_DEVICES are the specification's. */
+static void record_beginning(const td_job *j) {
+    const td_plan *p = &j->plan;
+    char *text = NULL, host[80] = "";
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    size_t n = 0;
+    FILE *out = open_memstream(&text, &n);
+    if (!out)
+        return;
+    gethostname(host, sizeof host - 1);
+    fprintf(out, "Worker %d/%d\n", p->worker_id, p->total_workers);
+    if (visible && !p->inventory.is_cpu)
+        fprintf(out, "CUDA_VISIBLE_DEVICES: %s\n", visible);
+    fprintf(out, "tdgen " TDGEN_VERSION " on %s, process %ld\n", host, (long)getpid());
+    for (int32_t i = 0; i < p->inventory.n_devices; i++) {
+        const td_device_info *d = td_job_info_of(j, &p->inventory.devices[i]);
+        if (d)
+            fprintf(out, "Device %s: %s%s%s%s%s\n", d->name, d->model, d->uuid[0] ? ", " : "",
+                    d->uuid, d->pci[0] ? ", PCI " : "", d->pci);
+    }
+    td_plan_print_assignment(p, out);
+    td_plan_print_details(p, &j->model, 0, out);
+    if (fclose(out) == 0)
+        td_log_record(text);
+    free(text);
+}
+
 td_status td_job_open_output(td_job *j, td_error *err) {
     td_identity id;
     td_status rc = td_job_identity(j, &id, err);
@@ -268,6 +296,7 @@ td_status td_job_open_output(td_job *j, td_error *err) {
     rc = td_log_open_file(path, err);
     free(path);
     if (rc == TD_OK && j->argv) {
+        record_beginning(j);
         j->beat = td_beat_start(j->cfg, "the devices are being opened");
         td_history_begin(j, j->argv);
     }

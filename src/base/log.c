@@ -111,6 +111,21 @@ void td_log(td_log_level level, const char *fmt, ...) {
     td_strbuf_free(&clean);
 }
 
+void td_log_record(const char *lines) {
+    td_strbuf clean = {0};
+    pthread_mutex_lock(&g_log.lock);
+    while (g_log.file && *lines) {
+        const size_t n = strcspn(lines, "\n");
+        td_strbuf_clear(&clean);
+        td_text_printable(lines, n, &clean);
+        if (n > 0 && !clean.oom && clean.data)
+            write_stamped(g_log.file, "", clean.data);
+        lines += n + (lines[n] == '\n');
+    }
+    pthread_mutex_unlock(&g_log.lock);
+    td_strbuf_free(&clean);
+}
+
 bool td_log_is_live(void) {
     pthread_mutex_lock(&g_log.lock);
     bool live = g_log.level >= TD_LOG_INFO && isatty(STDERR_FILENO);

@@ -31,6 +31,9 @@ void td_log(td_log_level level, const char *fmt, ...) __attribute__((format(prin
 #define td_log_info(...) td_log(TD_LOG_INFO, __VA_ARGS__)
 #define td_log_debug(...) td_log(TD_LOG_DEBUG, __VA_ARGS__)
 
+/* Lines for the log file alone: what a person has seen on stdout. */
+void td_log_record(const char *lines);
+
 /* Replaces the terminal's progress line; nothing on a stderr that is no terminal, or when quiet. */
 void td_log_progress(const char *line);
 

@@ -1,5 +1,6 @@
 /* Token texts in a terminal's columns. See text.h. */
 #include "base/text.h"
+
 #include "base/memory.h"
 #include "base/strbuf.h"
 
@@ -162,4 +163,31 @@ bool td_text_shell_quote(const char *s, td_strbuf *out) {
             td_strbuf_append(out, s, 1);
     td_strbuf_puts(out, "'");
     return !out->oom;
+}
+
+/* Where the entry behind a line's name begins, or two columns behind the line's first character. */
+static int hanging_indent(const char *line) {
+    enum { MOST = 32 };
+    const int lead = (int)strspn(line, " ");
+    for (int i = lead; line[i] && i < MOST; i++) {
+        const int blanks = (int)strspn(line + i, " ");
+        if (blanks >= 2 && i + blanks <= MOST && line[i + blanks])
+            return i + blanks;
+    }
+    return lead < MOST ? lead + 2 : MOST;
+}
+
+void td_text_flow(const char *lines, int columns, FILE *out) {
+    td_strbuf line = {0};
+    while (*lines) {
+        const size_t n = strcspn(lines, "\n");
+        td_strbuf_clear(&line);
+        td_strbuf_append(&line, lines, n);
+        if (line.oom || !line.data)
+            fprintf(out, "%.*s\n", (int)n, lines);
+        else
+            td_text_wrap(line.data, columns, hanging_indent(line.data), out);
+        lines += n + (lines[n] == '\n');
+    }
+    td_strbuf_free(&line);
 }

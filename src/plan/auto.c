@@ -420,8 +420,8 @@ static td_status describe(const td_planner *pl, const int32_t *active, int32_t n
         }
         td_strbuf_printf(&text, "%s%d%s on %.*s", text.len ? ", " : "", same,
                          text.len    ? ""
-                         : same == 1 ? " worker"
-                                     : " workers",
+                         : same == 1 ? " group"
+                                     : " groups",
                          (int)g.len, g.data);
     }
     snprintf(buf, size, "%s", text.data ? text.data : "");

@@ -227,7 +227,7 @@ static td_status add_group(td_planner *pl, const int32_t *devices, int32_t n, bo
         }
     }
     if (!place.exact && !td_plan_warn(plan,
-                                      "Worker %d has too many different devices for an exact "
+                                      "Group %d has too many different devices for an exact "
                                       "placement: only their given order was tried.",
                                       plan->n_groups - 1))
         rc = td_error_nomem(pl->err, "the plan", 0);

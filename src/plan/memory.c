@@ -297,7 +297,9 @@ td_status td_plan_explain_no_fit(td_planner *pl) {
         td_strbuf_puts(&b, "; model.compute = bf16 or f16 for half the weights");
     if (plan->limits.max_tokens > 4 * TD_MAX(plan->stats.max_tokens, 1024))
         td_strbuf_puts(&b, "; a smaller data.max_length for less activation memory");
-    td_strbuf_puts(&b, ". Weights of 8 bits or less are not supported");
+    /* A checkpoint of 8 bits is no way to have less here. */
+    td_strbuf_printf(&b, ". Devices hold weights in %s; FP8 ones are dequantised as they are read",
+                     td_dtype_name(plan->compute));
     if (b.oom)
         rc = td_error_nomem(pl->err, "a message", b.len);
     else
@@ -322,7 +324,7 @@ td_status td_plan_explain_domain(td_planner *pl, int32_t domain) {
     else
         snprintf(
             advice, sizeof advice,
-            "Use fewer workers on this memory, a smaller data.max_length, or a device with more");
+            "Use fewer groups on this memory, a smaller data.max_length, or a device with more");
     return td_error_set(
         pl->err, TD_E_DEVICE,
         "the memory of %s %s is too small for the %d stage%s there: weights in %s take %s, "

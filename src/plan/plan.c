@@ -208,7 +208,7 @@ static td_status settle(td_planner *pl) {
             load[st->device]++;
         }
     }
-    /* Workers that share a device share its speed. */
+    /* Groups that share a device share its speed. */
     for (int32_t g = 0; pl->speeds_known && g < plan->n_groups; g++) {
         for (int32_t s = 0; s < plan->groups[g].n_stages; s++) {
             td_plan_stage *st = &plan->groups[g].stages[s];
@@ -246,11 +246,11 @@ static bool warn_empty_devices(const td_planner *pl, int32_t group) {
     td_plan_labels(plan, empty, n, labels, sizeof labels);
     if (g->n_devices > pl->n_items)
         return td_plan_warn(plan,
-                            "Worker %d has %d devices for the %d parts of the model (embedding, %d "
+                            "Group %d has %d devices for the %d parts of the model (embedding, %d "
                             "layers, lm_head): %s %s will be empty.",
                             group, g->n_devices, pl->n_items, pl->model->n_layers,
                             device_noun(plan, n), labels);
-    return td_plan_warn(plan, "Worker %d is fastest without %s %s, which will be empty.", group,
+    return td_plan_warn(plan, "Group %d is fastest without %s %s, which will be empty.", group,
                         device_noun(plan, n), labels);
 }
 
@@ -261,7 +261,7 @@ static td_status add_warnings(td_planner *pl) {
         if (!warn_empty_devices(pl, g))
             goto nomem;
     td_plan_labels(plan, plan->leftover, plan->n_leftover, labels, sizeof labels);
-    if (plan->n_leftover && !td_plan_warn(plan, "Left over: no worker uses %s %s.",
+    if (plan->n_leftover && !td_plan_warn(plan, "Left over: no group uses %s %s.",
                                           device_noun(plan, plan->n_leftover), labels))
         goto nomem;
     if (plan->compute == TD_F16 && pl->model->weight_dtype != TD_F16 &&

@@ -211,7 +211,9 @@ double td_cost_stage_seconds(const td_plan *p, int32_t group, int32_t stage, con
 /* Of the slowest stage: what a micro-batch adds to the group's time when the pipeline is full. */
 double td_cost_group_seconds(const td_plan *p, int32_t group, const td_work_size *w);
 
-/* The assignment block of the specification (banner, Configuration, Worker GPU assignments). */
+/* The assignment block: of one process on GPUs the specification's, to the letter (banner,
+ * Configuration, Worker GPU assignments); of one of run.total_workers processes "Worker 2/4" and its
+ * groups; on CPU devices without a word of GPUs. */
 void td_plan_print_assignment(const td_plan *p, FILE *out);
 /* Then the details: per group layers per device, memory, micro-batch, output size against
  * free_bytes of the output's disk (0 = unknown), estimated rate and time. */

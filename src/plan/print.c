@@ -1,5 +1,7 @@
-/* The plan on paper. The assignment block is the specification's, to the letter; the details are
- * tables for a person, with workers that are alike printed once. */
+/* The plan on paper. The assignment block of one process on GPUs is the specification's, to the
+ * letter, and calls the copies of the model workers. Everywhere else a worker is a process, of
+ * run.total_workers, and a copy of the model is a group. The details are tables for a person, with
+ * groups that are alike printed once. Lines have at most TD_TEXT_COLUMNS columns. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,18 +10,26 @@
 #include "base/format.h"
 #include "base/memory.h"
 #include "base/strbuf.h"
+#include "base/text.h"
 
-enum { MAX_TITLE_TYPES = 4, LINE = 100 };
+enum { MAX_TITLE_TYPES = 4, LINE = TD_TEXT_COLUMNS };
 
 /* --- assignment ------------------------------------------------------------------------------- */
 
-static void print_labels(const td_plan *p, const int32_t *devices, int32_t n, FILE *out) {
-    for (int32_t i = 0; i < n; i++)
-        fprintf(out, "%s%s", i ? "," : "", p->inventory.devices[devices ? devices[i] : i].label);
+/* "0,1,2", broken behind commas; `column` is where it begins, and one place is left behind it. */
+static void print_labels(const td_plan *p, const int32_t *devices, int32_t n, int column,
+                         FILE *out) {
+    for (int32_t i = 0; i < n; i++) {
+        const char *label = p->inventory.devices[devices ? devices[i] : i].label;
+        const int width = (int)strlen(label) + 1;
+        if (i && column + width > LINE)
+            column = fprintf(out, "\n%*s", 4, "") - 1;
+        column += fprintf(out, "%s%s", label, i + 1 < n ? "," : "");
+    }
 }
 
 /* "2", or "1 (4 workers), 2 (2 workers)" where widths differ, in order of first appearance. */
-static void print_widths(const td_plan *p, FILE *out) {
+static void print_widths(const td_plan *p, const char *noun, FILE *out) {
     if (p->gpus_per_model) {
         fprintf(out, "%d", p->gpus_per_model);
         return;
@@ -34,25 +44,31 @@ static void print_widths(const td_plan *p, FILE *out) {
         }
         if (!first)
             continue;
-        fprintf(out, "%s%d (%d worker%s)", sep, width, n, n == 1 ? "" : "s");
+        fprintf(out, "%s%d (%d %s%s)", sep, width, n, noun, n == 1 ? "" : "s");
         sep = ", ";
     }
 }
 
 void td_plan_print_assignment(const td_plan *p, FILE *out) {
-    fputs("==================================================\n"
-          "Multi-GPU Teacher Logits Generation\n"
-          "==================================================\n"
-          "Configuration:\n",
-          out);
-    fprintf(out, "  Total GPUs available: %d (", p->inventory.n_devices);
-    print_labels(p, NULL, p->inventory.n_devices, out);
-    fputs(")\n  GPUs per model: ", out);
-    print_widths(p, out);
-    fprintf(out, "\n  Number of workers: %d\n\nWorker GPU assignments:\n", p->n_groups);
+    const bool cpu = p->inventory.is_cpu, alone = p->total_workers <= 1;
+    const char *noun = alone ? "worker" : "group", *title = alone ? "Worker" : "Group";
+    const char *devices = cpu ? "devices" : "GPUs", *device = cpu ? "device" : "GPU";
+    fprintf(out,
+            "==================================================\n"
+            "%sTeacher Logits Generation\n"
+            "==================================================\n"
+            "Configuration:\n",
+            cpu ? "" : "Multi-GPU ");
+    if (!alone)
+        fprintf(out, "  Worker %d/%d\n", p->worker_id, p->total_workers);
+    int column = fprintf(out, "  Total %s available: %d (", devices, p->inventory.n_devices);
+    print_labels(p, NULL, p->inventory.n_devices, column, out);
+    fprintf(out, ")\n  %s per model: ", cpu ? "Devices" : "GPUs");
+    print_widths(p, noun, out);
+    fprintf(out, "\n  Number of %ss: %d\n\n%s %s assignments:\n", noun, p->n_groups, title, device);
     for (int32_t g = 0; g < p->n_groups; g++) {
-        fprintf(out, "  Worker %d: GPUs ", g);
-        print_labels(p, p->groups[g].devices, p->groups[g].n_devices, out);
+        column = fprintf(out, "  %s %d: %s", title, g, cpu ? "" : "GPUs ");
+        print_labels(p, p->groups[g].devices, p->groups[g].n_devices, column, out);
         fputc('\n', out);
     }
 }
@@ -125,9 +141,9 @@ static const char *format_number(double v, char *buf, size_t size) {
 static void print_group_title(const td_plan *p, int32_t first, int32_t n, FILE *out) {
     const td_plan_group *g = &p->groups[first];
     if (n == 1)
-        fprintf(out, "\nWorker %d on ", first);
+        fprintf(out, "\nGroup %d on ", first);
     else
-        fprintf(out, "\nWorkers %d-%d, each on ", first, first + n - 1);
+        fprintf(out, "\nGroups %d-%d, each on ", first, first + n - 1);
     int32_t runs = 0;
     for (int32_t i = 0; i < g->n_devices; i += run_of_type(p, g, i))
         runs++;
@@ -143,7 +159,7 @@ static void print_group_title(const td_plan *p, int32_t first, int32_t n, FILE *
     fputs(":\n", out);
 }
 
-/* Table of the workers [first, first + n), which are alike. */
+/* Table of the groups [first, first + n), which are alike. */
 static void print_groups(const td_plan *p, const td_model_config *model, int32_t first, int32_t n,
                          FILE *out) {
     const td_plan_group *g = &p->groups[first];
@@ -208,13 +224,9 @@ static void print_alternatives(const td_plan *p, FILE *out) {
             continue;
         }
         double d = 100 * (a->tokens_per_s / p->tokens_per_s - 1);
-        int n = fprintf(out, "  %-20s  %s tokens/s (%+.*f%%): ", a->what,
-                        td_human_count(a->tokens_per_s, rate, sizeof rate), fabs(d) < 1 ? 1 : 0, d);
-        int room = LINE - TD_MAX(n, 0);
-        if ((int)strlen(a->groups) <= room)
-            fprintf(out, "%s\n", a->groups);
-        else
-            fprintf(out, "%.*s...\n", TD_MAX(room - 3, 0), a->groups);
+        fprintf(out, "  %-20s  %s tokens/s (%+.*f%%): %s\n", a->what,
+                td_human_count(a->tokens_per_s, rate, sizeof rate), fabs(d) < 1 ? 1 : 0, d,
+                a->groups);
     }
 }
 
@@ -231,7 +243,7 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
         for (int32_t j = 0; j < p->inventory.n_devices; j++) {
             const td_plan_device *dev = &p->inventory.devices[j];
             if (dev->domain == d->domain) {
-                fprintf(out, "%s%s%s", sep, p->inventory.is_cpu ? "" : "the workers on GPU ",
+                fprintf(out, "%s%s%s", sep, p->inventory.is_cpu ? "" : "the groups on GPU ",
                         dev->label);
                 sep = ",";
             }
@@ -353,39 +365,23 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("Estimated rate:  unknown, as the speed of the devices is not known\n", out);
 }
 
-/* One list entry, broken between words. */
-static void print_wrapped(const char *text, FILE *out) {
-    enum { WIDTH = 98 };
-    size_t column = 3;
-    fputs("  -", out);
-    while (*text) {
-        size_t n = strcspn(text, " ");
-        if (column + 1 + n > WIDTH) {
-            fputs("\n   ", out);
-            column = 3;
-        }
-        fprintf(out, " %.*s", (int)n, text);
-        column += 1 + n;
-        text += n + (text[n] == ' ');
-    }
-    fputc('\n', out);
-}
-
-void td_plan_print_details(const td_plan *p, const td_model_config *model, uint64_t free_bytes,
-                           FILE *out) {
+static void print_details(const td_plan *p, const td_model_config *model, uint64_t free_bytes,
+                          FILE *out) {
     char x[2][24];
     fprintf(out, "\nModel:           %s, %d layers, %s parameters\n", model->architecture,
             model->n_layers, td_human_count((double)model->n_params, x[0], sizeof x[0]));
+    fprintf(out, "Groups:          %d, each with one copy of the model%s\n", p->n_groups,
+            p->total_workers > 1 ? "" : " (the workers above)");
     fprintf(out, "Computed in:     %s (%s)\n", td_dtype_name(p->compute), p->compute_why);
     fprintf(out,
-            "Micro-batch:     %d tokens, up to %d in flight per worker, lm_head over %d rows at a "
+            "Micro-batch:     %d tokens, up to %d in flight per group, lm_head over %d rows at a "
             "time\n",
             p->batch_tokens, p->limits.n_slots, p->limits.capture_rows);
     if (p->limits.max_tokens > p->batch_tokens)
         fprintf(out, "                 (a longer sample, up to %d tokens, is one of its own)\n",
                 p->limits.max_tokens);
     if (td_capture_is_dense(p->capture.mode))
-        fprintf(out, "Host memory:     %s per worker for the rows of micro-batches in flight\n",
+        fprintf(out, "Host memory:     %s per group for the rows of micro-batches in flight\n",
                 td_human_bytes(td_session_host_bytes(&p->limits, &p->capture), x[0], sizeof x[0]));
     if (p->tokens_per_s > 0)
         fprintf(out, "Stage times:     for a mean micro-batch of %lld tokens, %s TFLOP\n",
@@ -406,15 +402,24 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
         return;
     fputs("\nWarnings:\n", out);
     for (int32_t i = 0; i < p->n_warnings; i++)
-        print_wrapped(p->warnings[i], out);
+        fprintf(out, "  - %s\n", p->warnings[i]);
     if (full) {
-        char text[256];
-        snprintf(text, sizeof text,
-                 "The output does not fit on its disk: %s %s are needed, %s are free. Lower "
-                 "capture.top_k or data.max_samples, or choose another output.dir.",
-                 p->bytes_at_most ? "at most" : "about",
-                 td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
-                 td_human_bytes(free_bytes, x[1], sizeof x[1]));
-        print_wrapped(text, out);
+        fprintf(out,
+                "  - The output does not fit on its disk: %s %s are needed, %s are free. Lower "
+                "capture.top_k or data.max_samples, or choose another output.dir.\n",
+                p->bytes_at_most ? "at most" : "about",
+                td_human_bytes(p->output_bytes, x[0], sizeof x[0]),
+                td_human_bytes(free_bytes, x[1], sizeof x[1]));
     }
+}
+
+void td_plan_print_details(const td_plan *p, const td_model_config *model, uint64_t free_bytes,
+                           FILE *out) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *lines = open_memstream(&text, &n);
+    print_details(p, model, free_bytes, lines ? lines : out);
+    if (lines && fclose(lines) == 0)
+        td_text_flow(text, TD_TEXT_COLUMNS, out);
+    free(text);
 }

@@ -2,8 +2,10 @@
 #include "run/run.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include "base/format.h"
 #include "base/memory.h"
+#include "base/text.h"
 
 /* Shares of the devices' busy time; nothing without TDGEN_PROFILE=1. */
 static void print_profile(const double op_s[TD_OP_COUNT], FILE *out) {
@@ -22,13 +24,12 @@ static void print_profile(const double op_s[TD_OP_COUNT], FILE *out) {
 static void print_group(const td_run_summary *s, const td_plan *plan, int32_t g, FILE *out) {
     const td_group_summary *grp = &s->groups[g];
     const td_plan_group *pg = &plan->groups[g];
-    char tokens[16], devices[64];
-    int at = 0;
-    devices[0] = '\0';
-    for (int32_t i = 0; i < pg->n_devices && at >= 0 && at < (int)sizeof devices; i++)
-        at += snprintf(devices + at, sizeof devices - (size_t)at, "%s%s", i ? "," : "",
-                       plan->inventory.devices[pg->devices[i]].label);
-    fprintf(out, "  group %-3d %-16s %8s tokens %5.1f%%   idle %5.1f%%   busy", g, devices,
+    char tokens[16];
+    int width = fprintf(out, "  group %-3d ", g);
+    const int column = width + 16;
+    for (int32_t i = 0; i < pg->n_devices; i++)
+        width += fprintf(out, "%s%s", i ? "," : "", plan->inventory.devices[pg->devices[i]].label);
+    fprintf(out, "%*s %8s tokens %5.1f%%   idle %5.1f%%   busy", TD_MAX(column - width, 0), "",
             td_human_count((double)grp->n_tokens, tokens, sizeof tokens),
             s->n_tokens ? 100.0 * (double)grp->n_tokens / (double)s->n_tokens : 0.0,
             s->wall_s > 0
@@ -79,7 +80,7 @@ static void print_device(const td_device_summary *d, FILE *out) {
     fputc('\n', out);
 }
 
-void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
+static void print_summary(const td_run_summary *s, const td_plan *plan, td_output *output,
                           FILE *out) {
     char a[32], b[32], c[32], d[32];
     td_output_totals t;
@@ -115,4 +116,15 @@ void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_outpu
     if (t.n_skipped || s->n_bad_samples)
         fprintf(out, "Skipped samples: %lld in this run, %lld in the folder\n",
                 (long long)s->n_bad_samples, (long long)t.n_skipped);
+}
+
+void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
+                          FILE *out) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *lines = open_memstream(&text, &n);
+    print_summary(s, plan, output, lines ? lines : out);
+    if (lines && fclose(lines) == 0)
+        td_text_flow(text, TD_TEXT_COLUMNS, out);
+    free(text);
 }

@@ -61,6 +61,6 @@ refused 0 'Total GPUs available: 3 \(0,1,2\)' devices.gpus=0,GPU-8f2e,65:00.0
 expect 5 'names GPU GPU-8f2e, but there is no GPU' "$TDGEN" -c "$TMP/run.ini" devices.gpus=GPU-8f2e
 # cpu:0 is what tdgen devices prints.
 expect 0 '^cpu:0 ' "$TDGEN" devices
-expect 0 'available: 2 \(cpu:0,cpu:1\)' "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=cpu:0,cpu:1
+expect 0 'Total devices available: 2 \(cpu:0,cpu:1\)' "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=cpu:0,cpu:1
 expect 0 'Worker 0: .*cpu:1' "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus='cpu*2' devices.groups=cpu:1
 finish

@@ -33,12 +33,12 @@ check "the log does not tell of the new start" grep -q 'starting anew without cp
 check "status.json does not name the lost device" grep -q '"cpu:1"' "$TMP/l2/status.json"
 check "temp files left" [ -z "$(find "$TMP/l2" -name '*.tmp*')" ]
 expect 0 '' "$TDGEN" verify "$TMP/l2"
-faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 100 lost" 7 'Total GPUs available: 3 .cpu:0,cpu:2,cpu:3' "$TMP/l3" \
+faulty TDGEN_DEBUG_FAIL_OP="cpu:1 gemm 100 lost" 7 'Total devices available: 3 .cpu:0,cpu:2,cpu:3' "$TMP/l3" \
     devices.gpus=cpu*4 devices.gpus_per_model=2
 cp "$TMP/out" "$TMP/l3.out"
 same_shards "$ref" "$TMP/l3"
-check "the device that was left over is not named" grep -q 'no worker uses device cpu:3' "$TMP/l3.out"
-faulty TDGEN_DEBUG_FAIL_OP="cpu:0 gemm 100 lost" 7 'Worker 1: GPUs cpu:3' "$TMP/l4" devices.gpus=cpu*4 \
+check "the device that was left over is not named" grep -q 'no group uses device cpu:3' "$TMP/l3.out"
+faulty TDGEN_DEBUG_FAIL_OP="cpu:0 gemm 100 lost" 7 'Worker 1: cpu:3' "$TMP/l4" devices.gpus=cpu*4 \
     'devices.groups=0,1|2|3'
 cp "$TMP/out" "$TMP/l4.out"
 same_shards "$ref" "$TMP/l4"

@@ -63,7 +63,7 @@ expect 5 'does not fit on 8 x A100-80GB.*What would fit: [0-9]+ x A100-80GB' "$T
 expect 2 '9' "$TDGEN" -c "$TMP/run.ini" --dry-run model.path=test/fixtures/configs/llama-7b \
     devices.inventory=conf/inventory/8xa100-80gb.ini devices.gpus_per_model=9
 # Devices left over are reported.
-expect 0 'Left over: no worker uses GPUs 6,7' "$TDGEN" -c "$TMP/run.ini" --dry-run \
+expect 0 'Left over: no group uses GPUs 6,7' "$TDGEN" -c "$TMP/run.ini" --dry-run \
     model.path=test/fixtures/configs/llama-7b devices.inventory=conf/inventory/8xa100-80gb.ini \
     devices.gpus_per_model=3
 # More devices than layers to place: the surplus stays empty, with a warning.

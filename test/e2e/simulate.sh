@@ -30,7 +30,7 @@ check "last line: $last" grep -qE '^makespan_over_ideal=[0-9.]+ static_over_idea
 check "static is worse: $last" awk -F '[ =]' '{ exit !($2 < $4) }' <<<"$last"
 check 'a folder was made' test ! -e "$TMP/none"
 
-expect 0 'Left over: no worker uses GPUs 6,7' sim devices.gpus_per_model=3
+expect 0 'Left over: no group uses GPUs 6,7' sim devices.gpus_per_model=3
 
 sim simulate.seed=7 simulate.failures=2 >"$TMP/a"
 sim simulate.seed=7 simulate.failures=2 >"$TMP/b"

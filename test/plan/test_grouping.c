@@ -181,7 +181,7 @@ Test(grouping, v100s_in_pairs_where_one_a100_is_enough) {
     expect_contains(f.text, "gpus_per_model = auto: these groups for ");
     expect_contains(f.text, "  gpus_per_model = 1    does not fit on 1 x V100-32GB\n");
     expect_contains(f.text, "  without V100-32GB ");
-    expect_contains(f.text, "%): 4 workers on 1 x A100-80GB\n");
+    expect_contains(f.text, "%): 4 groups on 1 x A100-80GB\n");
     cr_expect_leq(f.plan.n_alternatives, 6);
     for (int32_t i = 0; i < f.plan.n_alternatives; i++) {
         const td_plan_alternative *a = &f.plan.alternatives[i];

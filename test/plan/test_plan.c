@@ -43,7 +43,7 @@ Test(scenario, s1_small_model_eight_workers) {
                                           "  Worker 6: GPUs 6\n"
                                           "  Worker 7: GPUs 7\n");
     /* Equal workers are printed once. */
-    expect_contains(pf_details(&f, 0), "Workers 0-7, each on 1 x A100-80GB:\n");
+    expect_contains(pf_details(&f, 0), "Groups 0-7, each on 1 x A100-80GB:\n");
     expect_contains(f.text, "embed + layers 0-31 + lm_head");
     expect_no_wide_line(f.text);
     pf_close(&f);
@@ -129,7 +129,7 @@ Test(scenario, s4_one_worker_of_eight) {
                                           "Worker GPU assignments:\n"
                                           "  Worker 0: GPUs 0,1,2,3,4,5,6,7\n");
     cr_expect_eq(f.plan.groups[0].n_stages, 8);
-    expect_contains(pf_details(&f, 0), "Worker 0 on 8 x H100-80GB:\n");
+    expect_contains(pf_details(&f, 0), "Group 0 on 8 x H100-80GB:\n");
     pf_close(&f);
 }
 
@@ -191,8 +191,8 @@ Test(scenario, mixed_machine_in_one_run) {
     cr_expect_eq(f.plan.gpus_per_model, 0);
     cr_expect_eq(f.plan.compute, TD_F16);
     cr_expect_eq(f.plan.limits.n_slots, 3);
-    expect_contains(pf_details(&f, 0), "Workers 0-3, each on 1 x A100-80GB:\n");
-    expect_contains(f.text, "Workers 4-5, each on 2 x V100-32GB:\n");
+    expect_contains(pf_details(&f, 0), "Groups 0-3, each on 1 x A100-80GB:\n");
+    expect_contains(f.text, "Groups 4-5, each on 2 x V100-32GB:\n");
     expect_contains(f.text, "device 4 (V100-32GB) lacks");
     expect_no_wide_line(f.text);
     pf_close(&f);
@@ -242,7 +242,7 @@ Test(scenario, auto_mixes_types_when_none_is_enough_alone) {
     pf_make(&f);
     expect_contains(pf_assignment(&f), "  Worker 0: GPUs 0,4,5,6,7\n");
     cr_expect_eq(f.plan.groups[0].n_stages, 5);
-    expect_contains(pf_details(&f, 0), "Worker 0 on 1 x A100-80GB + 4 x V100-32GB:\n");
+    expect_contains(pf_details(&f, 0), "Group 0 on 1 x A100-80GB + 4 x V100-32GB:\n");
     pf_close(&f);
 }
 
@@ -254,11 +254,11 @@ Test(request, leftover_devices_are_reported) {
     expect_contains(pf_assignment(&f), "  Number of workers: 2\n");
     cr_assert_eq(f.plan.n_leftover, 2);
     cr_expect_eq(f.plan.leftover[0], 6);
-    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPUs 6,7.");
+    expect_contains(pf_details(&f, 0), "Left over: no group uses GPUs 6,7.");
     pf_groups(&f, "0,1,2 | 7");
     pf_make(&f);
     cr_expect_eq(f.plan.n_leftover, 4);
-    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPUs 3,4,5,6.");
+    expect_contains(pf_details(&f, 0), "Left over: no group uses GPUs 3,4,5,6.");
     pf_close(&f);
 }
 
@@ -281,7 +281,7 @@ Test(request, a_leftover_device_of_unknown_speed_does_not_count) {
     cr_expect_eq(f.plan.tokens_per_s, rate);
     cr_expect_gt(td_cost_group_seconds(&f.plan, 0, &f.plan.micro_batch), 0);
     cr_expect_eq(f.plan.n_alternatives, 0); /* what it would give cannot be said */
-    expect_contains(pf_details(&f, 0), "Left over: no worker uses GPU 4.");
+    expect_contains(pf_details(&f, 0), "Left over: no group uses GPU 4.");
     pf_close(&f);
 }
 
@@ -350,7 +350,7 @@ Test(request, surplus_devices_of_a_group_are_a_warning) {
     expect_contains(pf_assignment(&f), "  Worker 0: GPUs 0,1,2,3,4,5,6,7\n");
     cr_expect_leq(f.plan.groups[0].n_stages, 4);
     cr_expect_eq(f.plan.limits.n_slots, f.plan.groups[0].n_stages + 1);
-    expect_contains(pf_details(&f, 0), "Worker 0 has 8 devices for the 4 parts of the model");
+    expect_contains(pf_details(&f, 0), "Group 0 has 8 devices for the 4 parts of the model");
     pf_close(&f);
 }
 

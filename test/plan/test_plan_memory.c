@@ -118,8 +118,8 @@ Test(memory, cpu_devices_keep_weights_once) {
     cr_assert_eq(f.plan.domains[0].activation_bytes,
                  2 * (f.plan.groups[0].stages[0].memory.activation_bytes +
                       f.plan.groups[0].stages[1].memory.activation_bytes));
-    expect_contains(pf_assignment(&f), "  Total GPUs available: 4 (cpu:0,cpu:1,cpu:2,cpu:3)\n");
-    expect_contains(f.text, "  Worker 1: GPUs cpu:2,cpu:3\n");
+    expect_contains(pf_assignment(&f), "  Total devices available: 4 (cpu:0,cpu:1,cpu:2,cpu:3)\n");
+    expect_contains(f.text, "  Worker 1: cpu:2,cpu:3\n");
     expect_contains(pf_details(&f, 0), "Memory shared by cpu:0,cpu:1,cpu:2,cpu:3:\n");
     expect_contains(f.text, "Estimated rate:  unknown");
     cr_assert_eq(f.plan.limits.capture_rows, 256);
@@ -148,7 +148,7 @@ Test(memory, two_workers_on_one_gpu) {
                  2 * f.plan.groups[0].stages[0].memory.activation_bytes);
     /* They share its speed. */
     double together = f.plan.tokens_per_s;
-    expect_contains(pf_details(&f, 0), "Memory shared by the workers on GPU 0:\n");
+    expect_contains(pf_details(&f, 0), "Memory shared by the groups on GPU 0:\n");
     pf_groups(&f, "0");
     cr_assert_eq(pf_make(&f), TD_OK);
     cr_assert_float_eq(f.plan.tokens_per_s, together, 1e-6 * together);
@@ -312,7 +312,7 @@ Test(predict, a_slow_link_counts_for_the_stage_behind_it) {
         f.inv.devices[i].link_gbs = 0.5;
     cr_assert_eq(pf_make(&f), TD_OK);
     cr_assert_eq(f.plan.groups[0].n_stages, 1);
-    expect_contains(pf_details(&f, 0), "Worker 0 is fastest without GPU 1, which will be empty.");
+    expect_contains(pf_details(&f, 0), "Group 0 is fastest without GPU 1, which will be empty.");
     pf_close(&f);
 }
 
@@ -352,7 +352,7 @@ Test(memory, nearly_equal_devices_are_interchangeable_and_the_least_is_the_limit
     f.cfg.devices.gpus_per_model = 2;
     cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
     check_invariants(&f);
-    expect_contains(pf_details(&f, 0), "Workers 0-3, each on 2 x A100-80GB:\n");
+    expect_contains(pf_details(&f, 0), "Groups 0-3, each on 2 x A100-80GB:\n");
     /* Around the size at which the model just fits, the smaller one is never overfilled. */
     int fitted = 0;
     for (int32_t i = 0; i < 60; i++) {
@@ -385,7 +385,7 @@ Test(memory, many_different_devices_are_placed_in_their_order_with_a_warning) {
     f.cfg.devices.gpus_per_model = n;
     cr_assert_eq(pf_make(&f), TD_OK, "%s", f.err.text);
     check_invariants(&f);
-    expect_contains(pf_details(&f, 0), "Worker 0 on 16 devices of several types:\n");
+    expect_contains(pf_details(&f, 0), "Group 0 on 16 devices of several types:\n");
     expect_contains(f.text, "too many different devices for an exact placement");
     pf_close(&f);
 }
