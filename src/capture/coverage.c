@@ -100,15 +100,15 @@ void td_coverage_print(const td_coverage *c, FILE *out) {
     double n = (double)c->n_rows;
     double p1 = td_coverage_tail_quantile(c, 0.01), p5 = td_coverage_tail_quantile(c, 0.05),
            p50 = td_coverage_tail_quantile(c, 0.5);
-    fprintf(out,
-            "Truncation: the (at most) %d candidates cover %s of the probability on average "
-            "(median %s, 5%% "
-            "of the\n  positions below %s, 1%% below %s); renormalised targets differ from the "
-            "teacher by\n  KL = -log(mass covered): %.3g nats on average (median %.3g, 95%% below "
-            "%.3g, 99%% below %.3g)\n",
-            c->top_k, mass_text(c->sum_tail / n, a, sizeof a), mass_text(p50, b, sizeof b),
-            mass_text(p5, d, sizeof d), mass_text(p1, e, sizeof e), c->sum_kl / n, kl_of(p50),
-            kl_of(p5), kl_of(p1));
+    fprintf(
+        out,
+        "Truncation: the (at most) %d candidates cover %s of the probability on average (median "
+        "%s, 5%% of the positions below %s, 1%% below %s); renormalised targets differ from the "
+        "teacher by KL = -log(mass covered): %.3g nats on average (median %.3g, 95%% below %.3g, "
+        "99%% below %.3g)\n",
+        c->top_k, mass_text(c->sum_tail / n, a, sizeof a), mass_text(p50, b, sizeof b),
+        mass_text(p5, d, sizeof d), mass_text(p1, e, sizeof e), c->sum_kl / n, kl_of(p50),
+        kl_of(p5), kl_of(p1));
     if (c->n_level_rows && c->n_levels) {
         fprintf(out, "  fewer candidates:");
         for (int32_t i = 0; i < TD_MIN(c->n_levels, 3); i++)

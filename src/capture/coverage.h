@@ -40,7 +40,8 @@ void td_coverage_merge(td_coverage *into, const td_coverage *from);
 /* The mass that the fraction `share` of the rows does not reach: 0.05 gives the 5th percentile of
  * covered mass. 0 < share < 1, n_rows > 0. As its complement, the tail, which keeps its digits. */
 double td_coverage_tail_quantile(const td_coverage *c, double share);
-/* A few lines for a person; nothing when no rows were counted. */
+/* A few statements for a person, each a line of any length (td_text_flow); nothing when no rows were
+ * counted. */
 void td_coverage_print(const td_coverage *c, FILE *out);
 
 #endif

@@ -238,16 +238,14 @@ static void print_shared_memory(const td_plan *p, FILE *out) {
         if (d->n_stages < 2)
             continue;
         uint64_t used = d->weight_bytes + d->activation_bytes + d->workspace_bytes;
-        fputs("\nMemory shared by ", out);
+        /* With blanks, at which a long line is broken. */
+        fprintf(out, "\nMemory shared by %s", p->inventory.is_cpu ? "" : "the groups on GPU ");
         const char *sep = "";
-        for (int32_t j = 0; j < p->inventory.n_devices; j++) {
-            const td_plan_device *dev = &p->inventory.devices[j];
-            if (dev->domain == d->domain) {
-                fprintf(out, "%s%s%s", sep, p->inventory.is_cpu ? "" : "the groups on GPU ",
-                        dev->label);
-                sep = ",";
+        for (int32_t j = 0; j < p->inventory.n_devices; j++)
+            if (p->inventory.devices[j].domain == d->domain) {
+                fprintf(out, "%s%s", sep, p->inventory.devices[j].label);
+                sep = ", ";
             }
-        }
         fprintf(out, ":\n  weights once %s + activations %s + workspace %s = %s, %.0f%% of %s\n",
                 td_human_bytes(d->weight_bytes, x[0], sizeof x[0]),
                 td_human_bytes(d->activation_bytes, x[1], sizeof x[1]),

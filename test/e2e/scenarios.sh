@@ -75,4 +75,28 @@ block 4 0,1,2,3 2 2 0,1 2,3 >"$TMP/want"
 "$TDGEN" -c "$TMP/run.ini" --dry-run devices.gpus=0,1,2,3 devices.gpus_per_model=2 2>/dev/null |
     head -n "$(wc -l <"$TMP/want")" >"$TMP/got"
 check "assignment without a GPU" cmp "$TMP/want" "$TMP/got"
+
+# --- "In worker log, you'll see: Worker 2/4", and what this worker has
+narrow() { awk 'length($0) > 100 { print; wide = 1 } END { exit wide }' "$1"; }
+config "$TMP/worker.ini" 'worker_id = 2' 'total_workers = 4'
+run=("$TDGEN" -c "$TMP/worker.ini" data.max_length=64 output.shard_samples=25)
+expect 0 'Done in' "${run[@]}" 'devices.gpus=cpu*4' devices.gpus_per_model=2
+check "the banner has no Worker 2/4" grep -qx '  Worker 2/4' "$TMP/out"
+check "the groups of the worker" grep -qx '  Group 1: cpu:2,cpu:3' "$TMP/out"
+check "a CPU is a GPU" eval "! grep -q GPU '$TMP/out'"
+check "lines over 100 columns: $(narrow "$TMP/out")" narrow "$TMP/out"
+log=$TMP/worker-out/tdgen.log
+for line in 'Worker 2/4' 'Device cpu:3: .+' '  Group 1: cpu:2,cpu:3' 'Groups: +2, .*' \
+    'This process: +worker 2 of 4, .*' 'Done in .*' 'Truncation: .*' 'Look at it with: .*'; do
+    check "tdgen.log has no \"$line\"" grep -qxE "[0-9TZ:-]{20} $line" "$log"
+done
+# It is there without a word on the terminal, and for one process too.
+expect 0 '' "${run[@]}" --quiet run.worker_id=0 run.total_workers=1 output.dir="$TMP/quiet"
+check "--quiet said something" [ ! -s "$TMP/out" ]
+check "tdgen.log of a quiet run" grep -qE ' Worker 0/1$' "$TMP/quiet/tdgen.log"
+expect 0 'devices available: 64' "$TDGEN" -c "$TMP/worker.ini" --dry-run 'devices.gpus=cpu*64' \
+    output.dir="$TMP/new"
+check "lines over 100 columns: $(narrow "$TMP/out")" narrow "$TMP/out"
+expect 5 'Devices hold weights in bf16; FP8 ones are dequantised' "$TDGEN" -c "$TMP/run.ini" --dry-run \
+    model.path=test/fixtures/configs/llama-405b devices.inventory=conf/inventory/8xa100-80gb.ini
 finish

@@ -121,7 +121,12 @@ const char *pf_assignment(pf *f) {
 
 const char *pf_details(pf *f, uint64_t free_bytes) {
     cr_assert_eq(f->status, TD_OK, "%s", f->err.text);
-    return print(f, true, free_bytes);
+    const char *text = print(f, true, free_bytes);
+    for (const char *line = text; *line; line += strcspn(line, "\n") + 1) {
+        int n = (int)strcspn(line, "\n");
+        cr_expect_leq(n, 100, "%d columns: %.*s", n, n, line);
+    }
+    return text;
 }
 
 void pf_close(pf *f) {

@@ -98,7 +98,7 @@ Test(scenario, s4_405b_on_eight_does_not_fit_and_what_would) {
     expect_contains(f.err.text, "756.0 GiB of it weights"); /* 405.85e9 parameters of 2 bytes */
     expect_contains(f.err.text, "624.8 GiB usable there: 142.3 GiB are missing");
     expect_contains(f.err.text, "11 x A100-80GB (gpus_per_model = 11)");
-    expect_contains(f.err.text, "8 bits or less are not supported");
+    expect_contains(f.err.text, "FP8 ones are dequantised as they are read");
     /* What the message says is true: eleven such devices do, ten do not. */
     td_inventory eight = f.inv;
     td_plan_device many[11];

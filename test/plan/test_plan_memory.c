@@ -119,8 +119,12 @@ Test(memory, cpu_devices_keep_weights_once) {
                  2 * (f.plan.groups[0].stages[0].memory.activation_bytes +
                       f.plan.groups[0].stages[1].memory.activation_bytes));
     expect_contains(pf_assignment(&f), "  Total devices available: 4 (cpu:0,cpu:1,cpu:2,cpu:3)\n");
+    expect_contains(f.text, "\nTeacher Logits Generation\n");
+    expect_contains(f.text, "  Devices per model: 2\n  Number of workers: 2\n\n"
+                            "Worker device assignments:\n  Worker 0: cpu:0,cpu:1\n");
     expect_contains(f.text, "  Worker 1: cpu:2,cpu:3\n");
-    expect_contains(pf_details(&f, 0), "Memory shared by cpu:0,cpu:1,cpu:2,cpu:3:\n");
+    cr_expect_null(strstr(f.text, "GPU"));
+    expect_contains(pf_details(&f, 0), "Memory shared by cpu:0, cpu:1, cpu:2, cpu:3:\n");
     expect_contains(f.text, "Estimated rate:  unknown");
     cr_assert_eq(f.plan.limits.capture_rows, 256);
     pf_close(&f);
@@ -270,6 +274,9 @@ Test(predict, output_size_rate_and_worker_share) {
     cr_assert_float_eq(f.plan.wall_s, wall / 4, 1e-9 * wall);
     expect_contains(pf_details(&f, f.plan.output_bytes - 1), "worker 1 of 4");
     expect_contains(f.text, "The output does not fit on its disk");
+    /* A worker is a process then, and its copies of the model are groups. */
+    expect_contains(pf_assignment(&f), "Configuration:\n  Worker 1/4\n  Total GPUs available: 8 (");
+    expect_contains(f.text, "  Number of groups: 8\n\nGroup GPU assignments:\n  Group 0: GPUs 0\n");
     pf_details(&f, f.plan.output_bytes + 1);
     cr_assert_null(strstr(f.text, "does not fit"));
     pf_close(&f);
