@@ -64,7 +64,7 @@ head -c 100000 demo/teacher/model.safetensors >"$TMP/m/model.safetensors"
 run 3 'model\.safetensors' model.path="$TMP/m" output.dir="$TMP/e1"
 rm "$TMP/m/model.safetensors"
 run 3 'safetensors' model.path="$TMP/m" output.dir="$TMP/e1"
-run 0 'Worker GPU assignments' model.path="$TMP/m" --dry-run
+run 0 'Worker device assignments' model.path="$TMP/m" --dry-run
 printf '{"metadata":{},"weight_map":{"model.norm.weight":"../../etc/passwd"}}' \
     >"$TMP/m/model.safetensors.index.json"
 run 3 'model.safetensors.index.json' model.path="$TMP/m" output.dir="$TMP/e1"
