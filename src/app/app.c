@@ -66,15 +66,21 @@ static const char HELP[] =
     "  tdgen -c run.ini --simulate simulate.lengths=lognormal:512:1:2048 "
     "simulate.n_samples=100000\n"
     "\n"
-    "exit codes\n"
-    "  0 done                      5 device\n"
-    "  1 internal error            6 output folder\n"
-    "  2 usage or configuration    7 finished, but with skipped samples, retired or lost devices, or\n"
-    "                                without any position recorded\n"
-    "  3 model                     8 verification failed\n"
-    "  4 data                      9 a device hung; everything committed is saved, run again\n"
-    "  10 (verify, status, readers) what is there is sound, but the run is not finished\n"
-    "  75 stopped by a signal; everything so far is saved, run again\n";
+    "exit codes\n";
+
+static void print_help(FILE *out) {
+    static const struct {
+        int code;
+        const char *text;
+    } codes[] = {
+#define EXIT_LINE(NAME, code, text) {code, text},
+        TD_EXIT_CODES(EXIT_LINE)
+#undef EXIT_LINE
+    };
+    fputs(HELP, out);
+    for (size_t i = 0; i < TD_ARRAY_LEN(codes); i++)
+        fprintf(out, "  %2d  %s\n", codes[i].code, codes[i].text);
+}
 
 typedef struct command {
     const char *name;
@@ -175,12 +181,12 @@ done:
 
 static int dispatch(int argc, char **argv) {
     if (argc < 2) {
-        fputs(HELP, stderr);
+        print_help(stderr);
         return TD_EXIT_CONFIG;
     }
     const char *first = argv[1];
     if (strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0 || strcmp(first, "help") == 0) {
-        fputs(HELP, stdout);
+        print_help(stdout);
         return TD_EXIT_OK;
     }
     if (strcmp(first, "--version") == 0) {

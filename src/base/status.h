@@ -40,21 +40,25 @@ typedef struct td_error {
     char text[1000]; /* NUL-terminated UTF-8; cut, never overrun */
 } td_error;
 
-/* Documented exit codes of the process. */
+/* The exit codes of the process, in the words of --help; docs/reliability.md has the same (a test
+ * compares them), and nothing else lists them all. */
+#define TD_EXIT_CODES(X)                                                                           \
+    X(OK, 0, "done")                                                                               \
+    X(INTERNAL, 1, "internal error")                                                               \
+    X(CONFIG, 2, "usage or configuration")                                                         \
+    X(MODEL, 3, "model")                                                                           \
+    X(DATA, 4, "data")                                                                             \
+    X(DEVICE, 5, "device")                                                                         \
+    X(OUTPUT, 6, "output folder")                                                                  \
+    X(PARTIAL, 7, "finished, but with skipped samples, devices that failed, or nothing recorded")  \
+    X(VERIFY, 8, "what is on disk is not what was written")                                        \
+    X(HUNG, 9, "a device hung; everything committed is saved, run again")                          \
+    X(UNFINISHED, 10, "what is there is sound, but the run is not finished")                       \
+    X(STOPPED, 75, "stopped by a signal; everything so far is saved, run again")
 enum {
-    TD_EXIT_OK = 0,
-    TD_EXIT_INTERNAL = 1,
-    TD_EXIT_CONFIG = 2,
-    TD_EXIT_MODEL = 3,
-    TD_EXIT_DATA = 4,
-    TD_EXIT_DEVICE = 5,
-    TD_EXIT_OUTPUT = 6,
-    TD_EXIT_PARTIAL = 7, /* finished, but with skipped samples, retired or lost devices, or nothing
-                            recorded */
-    TD_EXIT_VERIFY = 8,
-    TD_EXIT_HUNG = 9,        /* a device hung; everything committed is saved, run again */
-    TD_EXIT_UNFINISHED = 10, /* what is there is sound, but the run is not finished */
-    TD_EXIT_STOPPED = 75     /* stopped by a signal; everything so far is saved and resumable */
+#define TD_EXIT_ENUM(NAME, code, text) TD_EXIT_##NAME = code,
+    TD_EXIT_CODES(TD_EXIT_ENUM)
+#undef TD_EXIT_ENUM
 };
 
 /* Fills *err (if not NULL) and returns `code`, so that `return td_error_set(...)` reads well. */

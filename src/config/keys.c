@@ -91,7 +91,7 @@ const td_config_key td_config_keys[] = {
     {"devices", "gpus", TD_KEY_GPUS, 0, 0, 0, NULL, "auto", NULL,
      "auto: every GPU, or the CPU on a machine without one. A list of GPUs, each by its number in nvidia-smi (PCI order), its UUID or the beginning of it (GPU-8f2e), or its PCI id (65:00.0); MIG-... for a slice of a GPU. cpu, or cpu*N for N devices that split the cores. Any name that tdgen devices prints: cuda:0, cpu:0."},
     {"devices", "gpus_per_model", TD_KEY_INT32_AUTO, FIELD(devices.gpus_per_model), 1, 1024, NULL, "auto", NULL,
-     "Devices that hold one copy of the model. auto: the groups with the highest estimated rate, of those on which it fits; equal ones where no speed is known, of the fewest devices."},
+     "Devices that hold one copy of the model. auto: the groups with the highest predicted rate together; where speeds are unknown the fewest devices of each type on which it fits."},
     {"devices", "groups", TD_KEY_GROUPS, 0, 0, 0, NULL, NULL, "not set",
      "Explicit groups, one copy of the model each, of any width; wins over gpus_per_model. Devices are named as in gpus; with cpu*N the numbers are 0 to N-1. A device may be in several groups."},
     {"devices", "cpu_speeds", TD_KEY_CPU_SPEEDS, 0, 0, 0, NULL, NULL, "not set",
@@ -241,7 +241,7 @@ const char *td_config_key_expected(const td_config_key *key, char *buf, size_t b
                  TD_MAX_CPU_THREADS);
         break;
     case TD_KEY_TEMPERATURES:
-        snprintf(buf, buf_size, "up to %d different numbers above 0, separated by commas",
+        snprintf(buf, buf_size, "up to %d different numbers from 1e-6 to 1e6, separated by commas",
                  TD_MAX_TEMPERATURES);
         break;
     }

@@ -249,3 +249,63 @@ Test(text, words_of_a_shell) {
         td_strbuf_free(&b);
     }
 }
+
+Test(text, long_lines_flow) {
+    static const char lines[] = "Model:           short\n"
+                                "Dataset:         1 2 3 4 5 6 7 8 9 a b c d e f\n"
+                                "  group 0   cpu:0 1 2 3 4 5 6 7 8 9\n"
+                                "  - one two three four five six seven\n"
+                                "\n"
+                                "a_word_that_is_longer_than_a_line_stays_whole x\n";
+    static const char want[] = "Model:           short\n"
+                               "Dataset:         1 2 3 4 5 6 7\n"
+                               "                 8 9 a b c d e\n"
+                               "                 f\n"
+                               "  group 0   cpu:0 1 2 3 4 5 6\n"
+                               "            7 8 9\n"
+                               "  - one two three four five\n"
+                               "    six seven\n"
+                               "\n"
+                               "a_word_that_is_longer_than_a_line_stays_whole\n"
+                               "  x\n";
+    char *text = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&text, &n);
+    td_text_flow(lines, 30, out);
+    fclose(out);
+    cr_expect_str_eq(text, want);
+    free(text);
+}
+
+/* docs/reliability.md tells the exit codes in the words of the table that --help prints: all of them, and
+ * no other. */
+Test(status, exit_codes_are_documented_once) {
+    static const char *const rows[] = {
+#define ROW(NAME, code, text) "\n| " #code " | " text " |\n",
+        TD_EXIT_CODES(ROW)
+#undef ROW
+    };
+    char *docs, *readme;
+    size_t n;
+    td_error err;
+    cr_assert_eq(
+        td_file_read(TD_SOURCE_DIR "/docs/reliability.md", 1 << 20, TD_E_CONFIG, &docs, &n, &err),
+        TD_OK);
+    char *begin = strstr(docs, "## Exit codes\n");
+    cr_assert_not_null(begin);
+    char *end = strstr(begin, "\n## ");
+    cr_assert_not_null(end);
+    *end = '\0';
+    for (size_t i = 0; i < TD_ARRAY_LEN(rows); i++)
+        cr_expect(strstr(begin, rows[i]), "docs/reliability.md has no row%s", rows[i]);
+    int n_rows = 0;
+    for (char *at = begin; (at = strstr(at, "\n| ")); at++)
+        n_rows += at[3] >= '0' && at[3] <= '9';
+    cr_expect_eq(n_rows, (int)TD_ARRAY_LEN(rows));
+    /* The README sends the reader there, and has no list that could say something else. */
+    cr_assert_eq(td_file_read(TD_SOURCE_DIR "/README.md", 1 << 20, TD_E_CONFIG, &readme, &n, &err),
+                 TD_OK);
+    cr_expect_null(strstr(readme, "1 internal error"));
+    free(docs);
+    free(readme);
+}

@@ -61,6 +61,66 @@ static const char *find_line(char *text, const char *section, const char *lead, 
     return value;
 }
 
+/* The paragraph of [section] around "name = ", in `text`, which is left as it was. */
+static char *paragraph_of(char *text, const char *section, const char *lead, const char *name) {
+    char heading[40], line[200];
+    snprintf(heading, sizeof heading, "\n[%s]\n", section);
+    snprintf(line, sizeof line, "\n%s%s = ", lead, name);
+    char *at = strstr(strstr(text, heading), line), *begin = at;
+    while (begin > text && strncmp(begin, "\n\n", 2) != 0 && strncmp(begin, "]\n", 2) != 0)
+        begin--;
+    char *end = strstr(at + 1, "\n\n");
+    return strndup(begin, end ? (size_t)(end - begin) : strlen(begin));
+}
+
+/* Is `word` there, and not as a part of a longer one? */
+static bool says(const char *text, const char *word) {
+    const char *at = text;
+    size_t n = strlen(word);
+    if (n == 0)
+        return true;
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789_";
+    for (; (at = strstr(at, word)); at++)
+        if (!strchr(letters, at[-1]) && (!at[n] || !strchr(letters, at[n])))
+            return true;
+    return false;
+}
+
+/* The words beside a key in run.ini and the table's: choices, range, and whether a value is there by
+ * default. */
+static void check_words(const td_config_key *key, const char *paragraph) {
+    for (const td_key_choice *c = key->choices; c && c->name; c++)
+        cr_expect(says(paragraph, c->name), "conf/run.ini: [%s] %s does not tell of %s",
+                  key->section, key->name, c->name);
+    char low[32] = "", high[32] = "";
+    if (key->type == TD_KEY_INT32 || key->type == TD_KEY_INT32_AUTO ||
+        (key->type == TD_KEY_INT64 && key->max != INT64_MAX)) {
+        snprintf(low, sizeof low, "%lld", (long long)key->min);
+        snprintf(high, sizeof high, "%lld", (long long)key->max);
+    } else if (key->type == TD_KEY_DOUBLE) {
+        snprintf(low, sizeof low, "%g", (double)key->min / 1000);
+        snprintf(high, sizeof high, "%g", (double)key->max / 1000);
+    } else if (key->type == TD_KEY_BOOL) {
+        strcpy(low, "true");
+        strcpy(high, "false");
+    }
+    /* worker_id's range follows from total_workers, min_k's upper end is top_k. */
+    bool follows = !strcmp(key->name, "worker_id") || !strcmp(key->name, "min_k");
+    cr_expect(says(paragraph, low) && (follows || says(paragraph, high)),
+              "conf/run.ini: [%s] %s does not say %s to %s", key->section, key->name, low, high);
+    if (key->def_text && !strcmp(key->def_text, "required"))
+        cr_expect(strstr(paragraph, "Required."), "conf/run.ini: [%s] %s is required", key->section,
+                  key->name);
+    else
+        cr_expect_not(strstr(paragraph, "Required."), "conf/run.ini: [%s] %s is not required",
+                      key->section, key->name);
+    if (key->type == TD_KEY_GPUS)
+        for (const char *const *word =
+                 (const char *const[]){"auto", "cpu", "UUID", "PCI", "256", NULL};
+             *word; word++)
+            cr_expect(strstr(paragraph, *word), "conf/run.ini: gpus does not tell of %s", *word);
+}
+
 Test(config_examples, run_ini_documents_every_key) {
     char *text;
     size_t size_bytes;
@@ -81,16 +141,9 @@ Test(config_examples, run_ini_documents_every_key) {
         cr_expect_eq(td_config_set_value(&cfg, key, value, &err), TD_OK, "[%s] %s: %s",
                      key->section, key->name, err.text);
         td_config_free(&cfg);
-        /* The range is part of the text: its upper end appears in the file. */
-        if (key->type == TD_KEY_INT32 || key->type == TD_KEY_INT32_AUTO ||
-            (key->type == TD_KEY_INT64 && key->max != INT64_MAX)) {
-            char top[32];
-            snprintf(top, sizeof top, "%lld", (long long)key->max);
-            /* worker_id's range follows from total_workers. */
-            cr_expect(strstr(text, top) || !strcmp(key->name, "worker_id"),
-                      "conf/run.ini does not say that [%s] %s ends at %s", key->section, key->name,
-                      top);
-        }
+        char *paragraph = paragraph_of(text, key->section, required ? "" : ";", key->name);
+        check_words(key, paragraph);
+        free(paragraph);
     }
     free(text);
 }
