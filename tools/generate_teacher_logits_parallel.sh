@@ -13,8 +13,9 @@ Keeps the command lines of the old script that started one Python process per gr
 one tdgen process drives all groups; it takes work for the fast ones as they ask for it, and a rerun
 of the same command resumes.
 
-  gpus_per_model  GPUs that hold one copy of the model, or auto (the fewest on which it fits)
-  gpu_list        such as "0,1,2,3"; also auto, cpu, cpu*N. Without it every GPU is used
+  gpus_per_model  GPUs that hold one copy of the model, or auto (the groups with the highest predicted rate)
+  gpu_list        such as "0,1,2,3"; also UUIDs (GPU-8f2e), PCI ids (65:00.0), auto, cpu, cpu*N, as
+                  tdgen devices prints them. Without it every GPU is used
   overrides       section.key=value as tdgen takes them (tdgen --keys lists them). Old names:
                   distillation.dataset.max_samples=10, worker_id=0, total_workers=6 and their like
                   are translated; those without a counterpart are refused with what to use instead
@@ -139,8 +140,9 @@ while (($# > 0)); do
                 die "gpus_per_model is '$1'; expected a number of at least 1, or auto (see $self --help)"
             gpus_per_model=$1
         elif [[ -z $gpu_list ]]; then
-            [[ $1 =~ ^([0-9]+(,[0-9]+)*|auto|cpu|cpu\*[0-9]+)$ ]] ||
-                die "gpu_list is '$1'; expected GPU numbers such as 0,1,2,3, or auto, cpu, cpu*N"
+            name='((cuda:|cpu:)?[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f]+(:[0-9A-Fa-f]+)+(\.[0-7])?)'
+            [[ $1 =~ ^($name(,$name)*|auto|cpu|cpu\*[0-9]+)$ ]] ||
+                die "gpu_list is '$1'; expected GPUs such as 0,1,2,3, or auto, cpu, cpu*N"
             gpu_list=$1
         else
             die "unexpected argument '$1'; overrides have the form section.key=value"

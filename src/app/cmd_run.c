@@ -11,6 +11,7 @@
 #include "app/outdir.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/text.h"
 #include "base/strbuf.h"
 
 static td_status show_assignment(td_job *j, td_error *err) {
@@ -165,6 +166,19 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, bool
     return code;
 }
 
+/* A terminal's lines are broken to fit; not the command at the end, which is there to be copied. */
+static void show_report(char *text) {
+    char *command = strstr(text, "\nLook at it with:");
+    if (!command) {
+        td_text_flow(text, td_text_columns(stdout), stdout);
+        return;
+    }
+    *command = '\0';
+    td_text_flow(text, td_text_columns(stdout), stdout);
+    fputs(command + 1, stdout);
+    *command = '\n';
+}
+
 /* The closing report is for who waits, and for who comes back later: OUT/run.json keeps it, after the
  * plan that was executed. */
 static int report(td_job *j, td_status rc, const td_run_summary *summary, bool quiet,
@@ -184,7 +198,7 @@ static int report(td_job *j, td_status rc, const td_run_summary *summary, bool q
     if (text)
         td_log_record(text + plan_bytes);
     if (text && !quiet)
-        fwrite(text + plan_bytes, 1, n - plan_bytes, stdout);
+        show_report(text + plan_bytes);
     td_history_end(j, code, err, text);
     free(text);
     return code;

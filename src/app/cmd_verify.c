@@ -77,7 +77,7 @@ int td_cmd_verify(int argc, char **argv) {
                 td_log_error("tdgen verify: %s needs %s", a,
                              samples || seed ? "a whole number after it"
                              : against       ? "the teacher's folder"
-                                             : "auto, cpu or GPU numbers");
+                                             : "auto, cpu, cpu*N or GPUs");
                 return TD_EXIT_CONFIG;
             }
             i++;

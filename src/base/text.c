@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 /* One scalar value; returns its length in bytes, 0 where there is no valid UTF-8. */
 static size_t decode(const char *s, size_t n, uint32_t *cp) {
@@ -175,6 +177,15 @@ static int hanging_indent(const char *line) {
             return i + blanks;
     }
     return lead < MOST ? lead + 2 : MOST;
+}
+
+int td_text_columns(FILE *out) {
+    enum { LEAST = 40 };
+    struct winsize ws;
+    const int fd = fileno(out); /* -1: memory */
+    if (fd < 0 || !isatty(fd) || ioctl(fd, TIOCGWINSZ, &ws) != 0 || ws.ws_col >= TD_TEXT_COLUMNS)
+        return TD_TEXT_COLUMNS;
+    return ws.ws_col == 0 ? 80 : ws.ws_col < LEAST ? LEAST : ws.ws_col;
 }
 
 void td_text_flow(const char *lines, int columns, FILE *out) {

@@ -25,6 +25,10 @@ void td_text_cell(const char *s, int width, td_strbuf *out);
  * that is to be copied. */
 void td_text_wrap(const char *text, int columns, int indent, FILE *out);
 
+/* Columns for lines that go to `out`: a terminal's own where it is a narrow one, TD_TEXT_COLUMNS for
+ * wider ones and for files. */
+int td_text_columns(FILE *out);
+
 /* Writes lines, each broken at blanks where it has more columns. What follows of a line stands under
  * its first entry: behind the first two blanks in a row ("Dataset:   ..."), else two columns further
  * in than the line itself. */

@@ -102,7 +102,7 @@ const td_config_key td_config_keys[] = {
      "With --dry-run and --simulate: plan for the machine that this file describes (conf/inventory), not this one."},
 
     {"capture", "mode", TD_KEY_CHOICE, FIELD(capture.mode), 0, 0, mode_choices, "topk", NULL,
-     "What is recorded at each position. topk: the top_k most probable tokens. topp: as many of them as it takes to cover top_p. sample: n_draws tokens drawn from the teacher, which is unbiased where a cut is not. topk+sample: both. All these with the statistics of the whole distribution. full: every logit. hidden: the state before lm_head, from which tools/ makes the logits."},
+     "What is recorded at each position. topk: the top_k most probable tokens. topp: as many of them as it takes to cover top_p. sample: n_draws tokens drawn from the teacher, which is unbiased where a cut is not. topk+sample: both. All these with the statistics of the whole distribution. full: every logit. hidden: the state before lm_head, from which tdgen-logits makes the logits."},
     {"capture", "top_k", TD_KEY_INT32, FIELD(capture.top_k), 1, TD_MAX_TOP_K, NULL, "64", NULL,
      "topk, topk+sample: tokens stored per position. topp: the most that are stored."},
     {"capture", "top_p", TD_KEY_DOUBLE, FIELD(capture.top_p), 1, 1000, NULL, "0.98", NULL,

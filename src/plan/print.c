@@ -418,6 +418,6 @@ void td_plan_print_details(const td_plan *p, const td_model_config *model, uint6
     FILE *lines = open_memstream(&text, &n);
     print_details(p, model, free_bytes, lines ? lines : out);
     if (lines && fclose(lines) == 0)
-        td_text_flow(text, TD_TEXT_COLUMNS, out);
+        td_text_flow(text, td_text_columns(out), out);
     free(text);
 }

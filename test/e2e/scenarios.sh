@@ -97,6 +97,31 @@ check "tdgen.log of a quiet run" grep -qE ' Worker 0/1$' "$TMP/quiet/tdgen.log"
 expect 0 'devices available: 64' "$TDGEN" -c "$TMP/worker.ini" --dry-run 'devices.gpus=cpu*64' \
     output.dir="$TMP/new"
 check "lines over 100 columns: $(narrow "$TMP/out")" narrow "$TMP/out"
+# On a terminal of 80 columns nothing is broken within a word (but paths, which have none).
+cat >"$TMP/terminal.py" <<'E'
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if pid == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    os.execvp(sys.argv[1], sys.argv[1:])
+text = b""
+while True:
+    try:
+        piece = os.read(fd, 65536)
+    except OSError:
+        break
+    if not piece:
+        break
+    text += piece
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+lines = text.decode().replace("\r\n", "\n").split("\n")
+wide = [line for line in lines if "\r" not in line and len(line) > 80 and "/" not in line]
+print(*lines, *("WIDE: " + line for line in wide), sep="\n")
+sys.exit(code or (3 if wide else 0))
+E
+expect 0 '^Look at it with' python3 "$TMP/terminal.py" "${run[@]}" 'devices.gpus=cpu*4' output.dir="$TMP/tty"
+expect 0 'Estimated rate' python3 "$TMP/terminal.py" "${run[@]}" --dry-run 'devices.gpus=cpu*4' \
+    output.dir="$TMP/tty2" run.total_workers=1 run.worker_id=0
 expect 5 'Devices hold weights in bf16; FP8 ones are dequantised' "$TDGEN" -c "$TMP/run.ini" --dry-run \
     model.path=test/fixtures/configs/llama-405b devices.inventory=conf/inventory/8xa100-80gb.ini
 finish

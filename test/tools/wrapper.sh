@@ -89,6 +89,9 @@ refuses "gpus_per_model is '0'" 0
 refuses "gpus_per_model is '0,1'" "0,1"
 refuses "gpu_list is '0,,1'" 1 "0,,1"
 refuses "gpu_list is '0 1'" 1 "0 1"
+refuses "gpu_list is 'all'" 1 all
+runs 'devices.gpus=GPU-8f2e,0000:65:00.0,cuda:3 devices.gpus_per_model=1' 1 GPU-8f2e,0000:65:00.0,cuda:3
+runs 'devices.gpus=cpu:0,cpu:1 devices.gpus_per_model=1' 1 cpu:0,cpu:1
 refuses "unexpected argument '2'" 1 "0,1" 2
 refuses "unknown option '--dryrun'" 1 --dryrun
 refuses '-c needs the path' 1 -c
