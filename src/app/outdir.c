@@ -124,23 +124,25 @@ void td_outdir_describe(td_job *j, FILE *out) {
     td_error why = {0};
     char text[TD_FOLDER_STATE_TEXT_SIZE];
     const char *dir = j->cfg->output.dir;
+    fprintf(out, "Model folder:    %s\n", j->cfg->model.path);
+    fprintf(out, "Data:            %s\n", j->cfg->data.path);
     if (!td_path_exists(dir)) {
-        fprintf(out, "Output folder: %s, new\n", dir);
+        fprintf(out, "Output folder:   %s, new\n", dir);
         return;
     }
     if (!has_manifest(dir)) {
-        fprintf(out, "Output folder: %s, nothing recorded there yet\n", dir);
+        fprintf(out, "Output folder:   %s, nothing recorded there yet\n", dir);
         return;
     }
     td_status rc = look(j, &o, &state, &why);
     if (rc != TD_OK)
-        fprintf(out, "Output folder: the run would be REFUSED (exit %d): %s\n",
+        fprintf(out, "Output folder:   the run would be REFUSED (exit %d): %s\n",
                 td_status_exit_code(rc), why.text);
     else if (state.complete)
-        fprintf(out, "Output folder: %s is complete: %s; the run would only check it\n", dir,
+        fprintf(out, "Output folder:   %s is complete: %s; the run would only check it\n", dir,
                 td_folder_state_text(&state, text, sizeof text));
     else
-        fprintf(out, "Output folder: %s holds %s; the run continues it\n", dir,
+        fprintf(out, "Output folder:   %s holds %s; the run continues it\n", dir,
                 td_folder_state_text(&state, text, sizeof text));
     td_output_close(o);
     td_source_close(j->source);

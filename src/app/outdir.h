@@ -10,7 +10,7 @@
  * unchanged, nothing was written, a word is said on `out` (NULL: none) and *exit_code is that of the
  * execution that finished the folder. In doubt *complete is false, and the run finds out. */
 td_status td_outdir_complete(td_job *j, FILE *out, bool *complete, int *exit_code, td_error *err);
-/* For a dry run, likewise: what is there, what is left, and whether the run would be refused. */
+/* For a dry run, likewise: which paths the run reads and writes, once names and variables are in place; what is there, what is left, and whether the run would be refused. */
 void td_outdir_describe(td_job *j, FILE *out);
 /* --restart: moves DIR aside, to DIR.old-DATE, and says so. Only a folder that a run made, and that no
  * process uses; one that is not there is fine. Nothing is deleted. */

@@ -6,13 +6,31 @@
 #include "base/memory.h"
 #include "base/strbuf.h"
 
+/* What stands in front of a text with special tokens, and not without them. */
+static td_status find_bos(td_row_maker *m, td_error *err) {
+    td_ids plain = {0};
+    td_status rc = td_tokenizer_encode(m->tok, m->scratch, "a", 1, true, &m->ids, err);
+    if (rc == TD_OK)
+        rc = td_tokenizer_encode(m->tok, m->scratch, "a", 1, false, &plain, err);
+    if (rc == TD_OK && m->ids.n > plain.n && plain.n > 0 &&
+        memcmp(m->ids.ids + 1, plain.ids, plain.n * sizeof *plain.ids) == 0)
+        m->bos_id = m->ids.ids[0];
+    td_ids_free(&plain);
+    m->ids.n = 0;
+    return rc;
+}
+
 td_status td_row_maker_init(td_row_maker *m, const td_config *cfg, const td_tokenizer *tok,
                             const td_source_limits *lim, td_error *err) {
-    td_row_maker r = {.cfg = cfg, .tok = tok, .lim = *lim};
+    td_row_maker r = {.cfg = cfg, .tok = tok, .lim = *lim, .bos_id = -1};
     if (tok) {
         td_status rc = td_tok_scratch_create(tok, &r.scratch, err);
-        if (rc != TD_OK)
+        if (rc == TD_OK && cfg->data.add_special_tokens)
+            rc = find_bos(&r, err);
+        if (rc != TD_OK) {
+            td_row_maker_free(&r);
             return rc;
+        }
     }
     *m = r;
     return TD_OK;

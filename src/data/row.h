@@ -24,7 +24,8 @@ typedef struct td_row_maker {
     td_ids ids;     /* of the row */
     uint8_t *mask;  /* [ids.n] 1 = target */
     size_t mask_cap;
-    td_strbuf id; /* text of id_field */
+    td_strbuf id;   /* text of id_field */
+    int32_t bos_id; /* what the tokenizer puts in front of every text by itself; -1: nothing */
 } td_row_maker;
 
 td_status td_row_maker_init(td_row_maker *m, const td_config *cfg, const td_tokenizer *tok,

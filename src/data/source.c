@@ -39,6 +39,7 @@ struct td_source {
     bool silent, at_end, failed;
     td_rows *rows;
     char tokenizer_hash[64]; /* td_rows_look */
+    bool told_bos;
     td_row_maker maker;
     XXH3_state_t *hash;
     char *where; /* of the row in hand, for messages */
@@ -83,6 +84,21 @@ static uint64_t position(const td_source *s) {
     return s->rows->ops->position(s->rows);
 }
 
+/* A text that begins with the BOS which the tokenizer adds again: the teacher was not trained on that. Said
+ * once, with the row. */
+static void note_doubled_bos(td_source *s) {
+    const td_row_maker *m = &s->maker;
+    if (s->told_bos || s->silent || m->bos_id < 0 || m->ids.n < 2 || m->ids.ids[0] != m->bos_id ||
+        m->ids.ids[1] != m->bos_id)
+        return;
+    s->told_bos = true;
+    td_log_warn(
+        "%s: the text begins with the BOS token (id %d) that the tokenizer adds by itself, so "
+        "that the row has it twice; take it out of the data, or set "
+        "data.add_special_tokens = false",
+        s->where, (int)m->bos_id);
+}
+
 static td_status read_shard(td_source *s, bool tokenise, int64_t row_stop, td_shard_builder *b,
                             td_error *err) {
     td_rows *rows = s->rows;
@@ -98,9 +114,10 @@ static td_status read_shard(td_source *s, bool tokenise, int64_t row_stop, td_sh
             td_error e;
             rows->ops->where(rows, s->where, s->where_cap);
             rc = rows->ops->make(rows, &s->maker, s->where, &e);
-            if (rc == TD_OK)
+            if (rc == TD_OK) {
+                note_doubled_bos(s);
                 rc = td_shard_builder_add(b, &s->maker, s->next_row, &e);
-            else if (rc == TD_E_DATA && s->cfg->run.on_bad_sample == TD_BAD_SKIP) {
+            } else if (rc == TD_E_DATA && s->cfg->run.on_bad_sample == TD_BAD_SKIP) {
                 count_bad_row(s, b->shard, &e);
                 rc = TD_OK;
             }

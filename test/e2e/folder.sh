@@ -10,7 +10,7 @@ run() { "$TDGEN" -c "$TMP/one.ini" "$@"; }
 list() { find "$1" -type f -printf '%p %s %T@ %C@\n' | sort; }
 
 # --- a new folder, a finished one
-expect 0 "Output folder: $out, new" run --dry-run
+expect 0 "Output folder: +$out, new" run --dry-run
 expect 0 'Done in' run
 expect 0 'complete, 100% of 200 dataset rows \(7 of 7 shards\)' "$TDGEN" inspect "$out"
 expect 0 '^OK: ' "$TDGEN" verify "$out"

@@ -218,4 +218,10 @@ if kill -STOP "$pid" 2>/dev/null; then
     kill -CONT "$pid"
 fi
 wait "$pid"
+# A BOS in the text, and once more by the tokenizer: said once, with the row.
+printf '{"text":"one"}\n{"text":"<|bos|>two"}\n{"text":"<|bos|>three"}\n' >"$TMP/bos.jsonl"
+run 0 "bos.jsonl:2: the text begins with the BOS token \(id 0\) that the tokenizer adds" data.path="$TMP/bos.jsonl" output.dir="$TMP/bos"
+check "the second BOS is told of twice" [ "$(grep -c 'the BOS token' "$TMP/out")" = 1 ]
+run 0 '' data.path="$TMP/bos.jsonl" data.add_special_tokens=false output.dir="$TMP/bos2"
+check "a BOS that stands once is told of" [ "$(grep -c 'the BOS token' "$TMP/out")" = 0 ]
 finish

@@ -50,6 +50,11 @@ mkdir deep && cd deep || exit 1
 expect 0 'already complete' "$TDGEN" ../here/run.ini
 cd ..
 
+# --- a dry run says which paths it would take
+expect 0 "Model folder: +$job/teacher" "$TDGEN" "$job/run.ini" --dry-run
+expect 0 "Data: +$job/data/a.jsonl" "$TDGEN" "$job/run.ini" --dry-run
+expect 0 "Output folder: +out/one is complete" "$TDGEN" "$job/run.ini" --dry-run
+
 # --- pipes
 expect 0 'already complete' sh -c "cd '$job' && cat run.ini | '$TDGEN' -c - output.dir='$PWD/here'"
 expect 0 'already complete' bash -c "cd '$job' && '$TDGEN' -c <(cat run.ini) output.dir='$PWD/here'"
