@@ -3,7 +3,7 @@
  * A family whose parts exist is one entry at the end of this file: its tensor names, the keys and
  * defaults of its config.json, the constants of its architecture. What no field says goes into a
  * `finish` function. Beside the entry it needs a tiny checkpoint (test/fixtures/families/README.md)
- * and its line in README.md's table of models. A part that does not exist is first a tag and a
+ * and its line in docs/teachers.md. A part that does not exist is first a tag and a
  * member in model.h's td_mixer or td_ffn.
  *
  * Defaults are those of the configuration classes of transformers 4.57 and 5.x, names those of the
