@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "app/history.h"
 #include "app/job.h"
@@ -169,6 +170,10 @@ static int conclude(td_job *j, td_status rc, const td_run_summary *summary, bool
 /* A terminal's lines are broken to fit; not the command at the end, which is there to be copied. */
 static void show_report(char *text) {
     char *command = strstr(text, "\nLook at it with:");
+    if (!isatty(STDOUT_FILENO)) {
+        fputs(text, stdout);
+        return;
+    }
     if (!command) {
         td_text_flow(text, td_text_columns(stdout), stdout);
         return;

@@ -17,7 +17,6 @@
 #include "base/log.h"
 #include "base/file.h"
 #include "base/memory.h"
-#include "base/text.h"
 
 enum { MAX_FILE_BYTES = 64 << 20, VERSION = 1 };
 
@@ -220,7 +219,7 @@ td_status td_faults_blame_error(const td_suspect *s, const char *dir, td_error *
         (long long)s->row, (long long)s->start, devices_of(s, devices, sizeof devices), dir);
 }
 
-static void print_faults(const td_faults *f, FILE *out) {
+void td_faults_print(const td_faults *f, FILE *out) {
     char devices[256];
     for (int32_t i = 0; i < f->n_lost; i++)
         fprintf(out, "Lost device: %s%s%s%s at %s (%s); the others did its work\n", f->lost[i].name,
@@ -239,16 +238,6 @@ static void print_faults(const td_faults *f, FILE *out) {
     if (f->n_reexec)
         fprintf(out, "The program was started anew %d time%s without losing what was committed\n",
                 f->n_reexec, f->n_reexec == 1 ? "" : "s");
-}
-
-void td_faults_print(const td_faults *f, FILE *out) {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *lines = open_memstream(&text, &n);
-    print_faults(f, lines ? lines : out);
-    if (lines && fclose(lines) == 0)
-        td_text_flow(text, TD_TEXT_COLUMNS, out);
-    free(text);
 }
 
 /* --- file ------------------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "base/format.h"
 #include "base/memory.h"
 #include "base/text.h"
@@ -120,11 +121,17 @@ static void print_summary(const td_run_summary *s, const td_plan *plan, td_outpu
 
 void td_run_summary_print(const td_run_summary *s, const td_plan *plan, td_output *output,
                           FILE *out) {
-    char *text = NULL;
+    char *text = NULL, *line;
     size_t n = 0;
     FILE *lines = open_memstream(&text, &n);
     print_summary(s, plan, output, lines ? lines : out);
-    if (lines && fclose(lines) == 0)
-        td_text_flow(text, TD_TEXT_COLUMNS, out);
+    /* A message stays one line, to be found again; it may be long. */
+    char *rest = lines && fclose(lines) == 0 ? text : NULL;
+    while (rest && *rest && (line = strsep(&rest, "\n"))) {
+        if (strstr(line, "retired: "))
+            fprintf(out, "%s\n", line);
+        else
+            td_text_flow(*line ? line : "\n", TD_TEXT_COLUMNS, out);
+    }
     free(text);
 }
