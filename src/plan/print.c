@@ -321,7 +321,7 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputs("\nDataset:         not there, so there is no estimate of output size and time\n",
               out);
         if (p->tokens_per_s > 0)
-            fprintf(out, "Estimated rate:  %s tokens/s (speeds: %s)\n",
+            fprintf(out, "Estimated rate:  %s tokens/s\n                 (speeds: %s)\n",
                     td_human_count(p->tokens_per_s, x[0], sizeof x[0]), speed_source(p));
         return;
     }
@@ -354,7 +354,7 @@ static void print_output(const td_plan *p, uint64_t free_bytes, FILE *out) {
         fputc('\n', out);
     }
     if (p->tokens_per_s > 0)
-        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all (speeds: %s)\n",
+        fprintf(out, "Estimated rate:  %s%s tokens/s, %s%s in all\n                 (speeds: %s)\n",
                 p->inventory.from_file ? "" : "at most ",
                 td_human_count(p->tokens_per_s, x[0], sizeof x[0]),
                 p->inventory.from_file ? "" : "at least ",
