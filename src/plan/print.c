@@ -296,8 +296,7 @@ static void print_overflow(const td_plan *p, FILE *out) {
     const td_dataset_stats *st = &p->stats;
     char x[2][24];
     if (st->n_overflow_rows) {
-        fprintf(out,
-                "Too long:        %s%s rows have more than data.max_length = %d tokens and are %s",
+        fprintf(out, "Too long:        %s%s rows exceed data.max_length = %d and are %s",
                 st->estimated ? "about " : "",
                 td_human_count((double)st->n_overflow_rows, x[0], sizeof x[0]), p->max_length,
                 verbs[p->overflow]);
