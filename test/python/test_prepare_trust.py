@@ -51,6 +51,15 @@ def check_extras(d):
         print("SKIPPED: ../shared is absent: tools and template variables were tried with our own template only")
         return
     tok = transformers.AutoTokenizer.from_pretrained(folder)
+    load_auto, prep.load_auto = prep.load_auto, lambda path: tok if path == folder else load_auto(path)  # once: it takes seconds
+    try:
+        check_extras_of(d, folder, tok)
+    finally:
+        prep.load_auto = load_auto
+
+
+def check_extras_of(d, folder, tok):
+    encoder = prep.Encoder(folder, special=False)
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {
         "name": "get_weather", "arguments": {"city": "Paris", "unit": None}}}]}
     answer = [{"role": "user", "content": "Paris?"}, call, {"role": "tool", "content": "21"},
@@ -109,7 +118,7 @@ def check_extras(d):
     documents, n, differ = [{"title": "T", "text": "x < y"}], 0, 0
     for name in sorted(os.listdir(os.path.join(SHARED, "chat", "templates"))):
         file = os.path.join(SHARED, "chat", "templates", name)
-        ours = prep.Chats(folder, file, auto=tok)
+        ours = prep.Chats(folder, file, encoder, auto=tok)
         for messages in map(chat, CHATS):
             for tools in (None, [WEATHER, TIME]):
                 for more in ({}, {"enable_thinking": False}, {"thinking": True, "xml_tools": [WEATHER], "date_string": "x"}):
@@ -221,7 +230,7 @@ def check_hostile(d):
             teacher.update(model_type="evil", auto_map={"AutoConfig": "evil.Evil", "AutoTokenizer": "evil.Evil"})
             json.dump(teacher, open(f"{folder}/config.json", "w"))
         for more in ((), ("--tokenizer-from", "auto")):
-            done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "prepare"), "--quiet", "--model", folder, "--out",
+            done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "prepare"), "--quiet", "--overwrite", "--model", folder, "--out",
                                    f"{d}/x.safetensors", *more, rows], capture_output=True, text=True, timeout=120,
                                   stdin=subprocess.DEVNULL, env={**os.environ, "HF_DATASETS_TRUST_REMOTE_CODE": "1"})
             assert not os.path.exists(mark), "the folder's code was run"
@@ -234,7 +243,7 @@ def check_hostile(d):
         assert rows_of(f"{d}/x.safetensors") == [exact.encode("In the beginning").ids]
     # A folder of data with a script of its name.
     shutil.copy(rows, f"{folder}/data.jsonl")
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "prepare"), "--quiet", "--model", TEACHER, "--out",
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "tools", "prepare"), "--quiet", "--overwrite", "--model", TEACHER, "--out",
                            f"{d}/x.safetensors", folder], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert not os.path.exists(mark) and done.returncode == 4, done
 

@@ -459,11 +459,15 @@ def _too_slow(*_):
     raise TimeoutError(f"not done within {RENDER_SECONDS} s")
 
 
-def added_bos(model_dir, auto=None):
-    """The one token that the tokenizer puts in front of every text by itself, or None."""
-    ids = Encoder(model_dir, special=True, auto=auto).encode("a")
-    plain = Encoder(model_dir, special=False, auto=auto).encode("a")
-    return ids[0] if len(ids) > len(plain) and ids[1 : 1 + len(plain)] == plain else None
+def added_bos(tokenizer):
+    """The token that a tokenizer.json, parsed, puts in front of every text by itself, or None."""
+    step = tokenizer.get("post_processor") or {}
+    for part in step.get("processors", [step]):
+        if part.get("type") == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][0]:
+            return part["special_tokens"][part["single"][0]["SpecialToken"]["id"]]["ids"][0]
+        if part.get("type") in ("BertProcessing", "RobertaProcessing"):
+            return part["cls"][1]
+    return None
 
 
 class Encoder:
@@ -482,6 +486,7 @@ class Encoder:
             parsed = json.loads(data if auto is None else auto.backend_tokenizer.to_str())
             parsed["truncation"] = parsed["padding"] = None
             self.text = json.dumps(parsed)
+            self.bos = added_bos(parsed)
             if not special:
                 # What it adds are special tokens only; but it also cuts blanks off the offsets.
                 parsed["post_processor"] = None

@@ -126,7 +126,7 @@ class Converter:
         self.encoder = prep.Encoder(a.model, special=not self.chat and not a.no_special_tokens, auto=own)
         if auto is not None:
             self.compare(auto)
-        self.bos = prep.added_bos(a.model, own)
+        self.bos = None if a.no_special_tokens else self.encoder.bos
         if self.chat:
             self.chats = prep.Chats(a.model, a.chat_template, self.encoder, auto)
             self.template_hash = self.chats.hash
