@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# check_install.sh BUILD - the wheel of BUILD's program in a bare Debian root, as container/install.sh puts it
+# check_install.sh BUILD - the wheel of BUILD's program and its Debian package in a bare Debian root, as container/install.sh puts it
 # there: the program, a run, and its record in Python. Slow: debootstrap, and packages from PyPI. As root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -29,5 +29,15 @@ inside tdgen /job/conf/demo.ini --quiet
 inside tdgen verify /job/out/demo | grep -q '^OK: '
 inside /opt/tdgen/bin/python -c 'import tdgen; run = tdgen.open("/job/out/demo"); print(run); assert len(run) == 200'
 inside tdgen export --help >/dev/null
+# The Debian package beside it: apt finds what it depends on.
+cmake --build "$build" --target man >/dev/null
+(cd "$build" && cpack -G DEB -B package) >/dev/null
+cp "$build"/package/tdgen_*.deb "$root/job/tdgen.deb"
 [[ -z $(ls "$root"/usr/lib/x86_64-linux-gnu/libdnnl* 2>/dev/null) ]] # the program brought its own
+inside apt-get update -q >/dev/null
+inside apt-get install -y -q --no-install-recommends /job/tdgen.deb >/dev/null
+inside /usr/bin/tdgen -c /job/conf/demo.ini | grep -q 'is already complete' # the same bits as the wheel's
+inside sh -c 'test -s /usr/share/man/man1/tdgen.1.gz || test -s /usr/share/man/man1/tdgen.1'
+inside apt-get purge -y -q tdgen >/dev/null
+[[ ! -e $root/usr/bin/tdgen ]]
 echo "OK"
