@@ -172,8 +172,11 @@ static td_status repair_index(td_output *o, const int64_t *numbers, size_t n, td
     if (n_added)
         td_log_info("%s: %zu finished shard%s added to the index again", o->dir, n_added,
                     n_added == 1 ? "" : "s");
-    if (o->reading)
+    if (o->reading) { /* a run would write it anew */
+        o->index_dirty = n_dropped || faults.missing || faults.out_of_order || faults.n_doubled ||
+                         faults.n_damaged;
         return TD_OK;
+    }
     if (n_added || n_dropped || faults.missing || faults.out_of_order || faults.n_doubled ||
         faults.n_damaged)
         rc = td_index_rewrite(o->dir, &o->index, err);
@@ -311,6 +314,7 @@ void td_output_state(td_output *o, td_folder_state *out) {
     if (!td_extent_same_share(&x, &mine))
         x = mine;
     td_folder_state_of(&x, &o->index, out);
+    out->complete = out->complete && !o->index_dirty;
     pthread_mutex_unlock(&o->mutex);
 }
 

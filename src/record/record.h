@@ -79,7 +79,8 @@ td_status td_output_open_locked(const td_config *cfg, const td_capture_spec *spe
  * and close. */
 td_status td_output_open_reading(const td_config *cfg, const td_capture_spec *spec,
                                  const td_identity *id, td_output **out, td_error *err);
-/* How much of what this run is for is there, by the index. Any thread. */
+/* How much of what this run is for is there, by the index; not complete where the index is to be
+ * repaired. Any thread. */
 typedef struct td_folder_state td_folder_state; /* extent.h */
 void td_output_state(td_output *o, td_folder_state *out);
 /* Descriptor of the lock, -1 where the file system has none. Close-on-exec; still the output's. */

@@ -51,7 +51,7 @@ struct td_beat {
     bool threaded;
     td_lock lock;
     const char *step; /* Protected by lock, like all below. */
-    bool ended;
+    bool ended, gone; /* asked to end; its thread did */
 };
 
 static void write_step(const td_beat *b, const char *step) {
@@ -78,6 +78,8 @@ static void *beat_main(void *arg) {
         }
         td_lock_wait_ms(&b->lock, 1000);
     }
+    b->gone = true;
+    td_lock_notify(&b->lock);
     td_lock_release(&b->lock);
     return NULL;
 }
@@ -114,6 +116,17 @@ void td_beat_stop(td_beat *b, const td_error *failed) {
     td_lock_acquire(&b->lock);
     b->ended = true;
     td_lock_notify(&b->lock);
+    const double since_s = td_time_s();
+    bool told = false;
+    while (b->threaded && !b->gone) {
+        td_lock_wait_ms(&b->lock, 500);
+        if (!told && td_time_s() - since_s >= td_run_patience_s()) {
+            told = true;
+            td_log_warn("status.json is being written for %.0f s now; the file system does not "
+                        "answer, or is very slow",
+                        td_time_s() - since_s);
+        }
+    }
     td_lock_release(&b->lock);
     if (b->threaded)
         pthread_join(b->thread, NULL);

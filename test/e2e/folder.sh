@@ -30,6 +30,14 @@ assert e["exit_code"] == 0 and "-c" in e["command"] and e["ended"] and e["host"]
 assert "Worker 0:" in e["report"] and "Done in" in e["report"] and "Memory" not in e["command"]
 P
 
+# --- an index that is to be repaired is repaired, though every shard is there
+cp -r "$out" "$TMP/twice"
+cat "$out/shards.jsonl" >>"$TMP/twice/shards.jsonl"
+expect 8 'more than once' "$TDGEN" verify "$TMP/twice"
+expect 0 'complete already: nothing was computed' run output.dir="$TMP/twice"
+expect 0 '^OK: ' "$TDGEN" verify "$TMP/twice"
+check "the index was not mended" cmp "$out/shards.jsonl" "$TMP/twice/shards.jsonl"
+
 # --- damage is found by a rerun, and other weights too, though the folder is complete
 cp -r "$out" "$TMP/hurt"
 printf X | dd of="$TMP/hurt/shard-000002.safetensors" bs=1 seek=20000 conv=notrunc 2>/dev/null

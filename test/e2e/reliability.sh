@@ -147,9 +147,11 @@ expect 3 'evil/model.safetensors: .*(cut short|shorter)' shim TD_SHIM_CUT="$TMP/
 # --- a disk that does not answer is named, and waited for
 expect 0 'shard 0: it is being written to disk for [0-9]+ s' shim TD_SHIM_SLOW=3 TDGEN_DEBUG_WATCHDOG_S=2 \
     "$TDGEN" -c "$TMP/one.ini" --quiet output.dir="$TMP/slow" data.max_samples=8
-expect 0 'main thread is held for [0-9]+ s now: status.json' shim TD_SHIM_SLOW_STATUS=4 TDGEN_DEBUG_WATCHDOG_S=2 \
+expect 0 'main thread is held for [0-9]+ s now: status.json' shim TD_SHIM_SLOW_STATUS="4 4" TDGEN_DEBUG_WATCHDOG_S=2 \
     "$TDGEN" -c "$TMP/one.ini" --quiet output.dir="$TMP/slow2" devices.cpu_speeds=0.2
 same_shards "$TMP/one-out" "$TMP/slow2"
+expect 0 'status.json is being written for [0-9]+ s now' shim TD_SHIM_SLOW_STATUS="4 1" TDGEN_DEBUG_WATCHDOG_S=2 \
+    "$TDGEN" -c "$TMP/one.ini" --quiet output.dir="$TMP/slow3" data.max_samples=8
 
 # --- no locks: the holder's file. One that is gone is replaced, one elsewhere is not.
 expect 0 '' shim TD_SHIM_NOLOCK=1 "$TDGEN" -c "$TMP/one.ini" --quiet output.dir="$TMP/nolock"

@@ -7,7 +7,8 @@
  *   TD_SHIM_NOMEMFD=1    memfd_create fails
  *   TD_SHIM_UNREADABLE=S opening a path that contains S fails with EMFILE
  *   TD_SHIM_SLOW=N       fsync takes N seconds
- *   TD_SHIM_SLOW_STATUS=N the first rename to status.json takes N seconds
+ *   TD_SHIM_SLOW_STATUS="N K"  the K-th rename to status.json takes N seconds: the first is of a heartbeat, the
+ *                        later ones are the main thread's
  *   TD_SHIM_CUT=PATH     PATH is cut to 8192 bytes when the program first advises the kernel of a mapping
  */
 #include <dlfcn.h>
@@ -93,12 +94,12 @@ int flock(int fd, int op) {
 }
 
 int renameat(int a, const char *from, int b, const char *to) {
-    static int done;
+    static int count;
+    int seconds, which;
     const char *s = getenv("TD_SHIM_SLOW_STATUS");
-    if (s && !done && strstr(to, "status.json")) {
-        done = 1;
-        sleep((unsigned)atoi(s));
-    }
+    if (s && sscanf(s, "%d %d", &seconds, &which) == 2 && strstr(to, "status.json") &&
+        __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED) == which)
+        sleep((unsigned)seconds);
     return (int)syscall(SYS_renameat, a, from, b, to);
 }
 
