@@ -233,7 +233,7 @@ def accumulation(tmp, run, student):
     args = transformers.TrainingArguments(tmp + "/hard", report_to="none")
     hard = KDTrainer(model, args, train_dataset=data, hard_weight=1.0).compute_loss(model, batch)
     own = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    assert abs(float(hard) - float(own)) < 1e-5, (float(hard), float(own))
+    assert abs(hard.item() - own.item()) < 1e-5, (hard, own)
     print(f"   KDMixin: updates of 4 x 2 samples within {apart:.0e} of those of 8, logged loss {losses[0]:.2f}")
 
 
@@ -306,7 +306,7 @@ def main():
             os.makedirs(f"{tmp}/{name}")
             return f"{tmp}/{name}"
 
-        for part in (typed,):
+        for part in (same_as_numpy, edges, truncation, expectation, typed):
             part(own(part.__name__))
         teacher_is_student(own("same"), program)
         generate(program, tmp + "/demo", "data.max_samples=100")
