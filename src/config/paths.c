@@ -245,7 +245,7 @@ td_status td_config_place_paths(td_config_load_state *st, td_error *err) {
     for (int k = 0; rc == TD_OK && k < td_config_n_keys; k++) {
         const td_config_key *key = &td_config_keys[k];
         const char *from = st->origin[k].override ? NULL : folder;
-        char **field = (char **)((char *)&st->cfg + key->offset);
+        void *field = (char *)&st->cfg + key->offset; /* a char * where the type is a path */
         if (!st->origin[k].line && !st->origin[k].override)
             continue;
         if (key->type == TD_KEY_INPUT)
@@ -322,7 +322,8 @@ td_status td_config_write_effective(td_config_load_state *st, td_error *err) {
     td_status rc = TD_OK;
     for (int k = 0; rc == TD_OK && k < td_config_n_keys; k++) {
         const td_config_key *key = &td_config_keys[k];
-        const char *value = *(char **)((char *)&st->cfg + key->offset);
+        const void *field =
+            (const char *)&st->cfg + key->offset; /* a char * where the type is a path */
         if (!st->given[k])
             continue;
         if (strcmp(section, key->section) != 0)
@@ -330,8 +331,9 @@ td_status td_config_write_effective(td_config_load_state *st, td_error *err) {
         section = key->section;
         td_strbuf_printf(&out, "%s = ", key->name);
         if (key->type == TD_KEY_INPUTS) {
-            rc = put_list(value, &out, err);
+            rc = put_list(*(char *const *)field, &out, err);
         } else if (key->type == TD_KEY_INPUT || key->type == TD_KEY_OUTPUT) {
+            const char *value = *(char *const *)field;
             char *whole = absolute(value, key->type == TD_KEY_OUTPUT);
             if (whole)
                 put_path(whole, &out);
